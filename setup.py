@@ -1,0 +1,29 @@
+"""Builds the three engine extensions; everything else is in pyproject.toml."""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("KMM_DEBUG") == "1"
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": DEBUG,
+    "embedsignature": True,
+}
+FLAGS = ["-O1", "-g", "-DKMM_DEBUG=1"] if DEBUG else ["-O3"]
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(f"kmm.{name}", [f"src/kmm/{name}.pyx"], extra_compile_args=FLAGS)
+            for name in ("_memmap", "_buddy", "_scan")
+        ],
+        compiler_directives=DIRECTIVES,
+        include_path=["src"],
+        compile_time_env=None,
+    )
+)

@@ -1,0 +1,41 @@
+from kmm._types cimport *
+
+
+cdef class MemMap:
+    cdef mem_t mem
+    cdef object pages_buffer, blocks_buffer, sections_buffer, zone_refs
+    cdef void set_zone(self, int index, zone_t *zone, object owner)
+
+
+cdef inline int page_kind(const page_t *page) noexcept nogil:
+    return (page.flags & PF_KIND) >> PF_KIND_SHIFT
+
+
+cdef inline int page_order(const page_t *page) noexcept nogil:
+    return (page.flags & PF_ORDER) >> PF_ORDER_SHIFT
+
+
+cdef inline int page_mt(const page_t *page) noexcept nogil:
+    return (page.flags & PF_MT) >> PF_MT_SHIFT
+
+
+cdef inline int get_pageblock_migratetype(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    cdef uint64_t bit = ((pfn & (SECTION_PAGES - 1)) >> PAGEBLOCK_ORDER) * 4
+    return (mem.sections[pfn >> SECTION_PFN_SHIFT].pageblock_flags[bit >> 6] >> (bit & 63)) & 7
+
+
+cdef inline void set_pageblock_migratetype(mem_t *mem, pfn_t pfn, int mt) noexcept nogil:
+    cdef uint64_t bit = ((pfn & (SECTION_PAGES - 1)) >> PAGEBLOCK_ORDER) * 4
+    cdef uint64_t *word = &mem.sections[pfn >> SECTION_PFN_SHIFT].pageblock_flags[bit >> 6]
+    if mem.grouping_disabled and mt < MIGRATE_HIGHATOMIC:
+        mt = MIGRATE_UNMOVABLE
+    word[0] = (word[0] & ~(<uint64_t>7 << (bit & 63))) | (<uint64_t>mt << (bit & 63))
+
+
+cdef inline bint section_online(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    return (mem.sections[pfn >> SECTION_PFN_SHIFT].flags & SECTION_IS_ONLINE) != 0
+
+
+cdef inline zone_t *page_zone(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    cdef int zone = mem.blocks[pfn >> PAGEBLOCK_ORDER].zone
+    return mem.zones[zone - 1] if zone else NULL

@@ -1,0 +1,245 @@
+"""Page, pageblock and section records: the memmap that the rest of the engine works on.
+
+Models mm/sparse.c and the memmap part of mm/mm_init.c over buffers that the machine hands
+in.  A page that was never touched costs nothing: free blocks of order 9 and 10 live in the
+pageblock records (16 bytes for 512 pages), smaller ones in the page records.
+"""
+import numpy as np
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+cdef page_t _page
+cdef pageblock_t _block
+cdef section_t _section
+
+#: NumPy dtypes of the engine's records, derived from the C structs.
+page_dtype = np.asarray(<page_t[:1]> &_page).dtype
+pageblock_dtype = np.asarray(<pageblock_t[:1]> &_block).dtype
+section_dtype = np.asarray(<section_t[:1]> &_section).dtype
+
+KPF_LRU = 1 << 5
+KPF_SLAB = 1 << 7
+KPF_BUDDY = 1 << 10
+KPF_COMPOUND_HEAD = 1 << 15
+KPF_HWPOISON = 1 << 19
+KPF_NOPAGE = 1 << 20
+KPF_OFFLINE = 1 << 23
+KPF_RESERVED = 1 << 32
+KPF_OWNER_PRIVATE = 1 << 37
+
+
+cdef class MemMap:
+    """The three record arrays of a machine and the table of its zones."""
+
+    def __cinit__(self, page_t[::1] pages, pageblock_t[::1] blocks, section_t[::1] sections,
+                  int nr_zones):
+        if pages.shape[0] == 0 or blocks.shape[0] == 0 or sections.shape[0] == 0:
+            raise ValueError("MemMap: empty buffer")
+        if (blocks.shape[0] != pages.shape[0] >> PAGEBLOCK_ORDER
+                or sections.shape[0] != pages.shape[0] >> SECTION_PFN_SHIFT):
+            raise ValueError("MemMap: the three buffers describe different numbers of pages")
+        self.pages_buffer, self.blocks_buffer, self.sections_buffer = pages, blocks, sections
+        self.mem.pages = &pages[0]
+        self.mem.blocks = &blocks[0]
+        self.mem.sections = &sections[0]
+        self.mem.nr_pages = pages.shape[0]
+        self.mem.nr_zones = nr_zones
+        self.mem.zones = <zone_t **> calloc(nr_zones, sizeof(zone_t *))
+        if self.mem.zones == NULL:
+            raise MemoryError("MemMap: zone table")
+        self.zone_refs = [None] * nr_zones
+
+    def __dealloc__(self):
+        free(self.mem.zones)
+
+    cdef void set_zone(self, int index, zone_t *zone, object owner):
+        self.mem.zones[index] = zone
+        self.zone_refs[index] = owner
+
+    @property
+    def nr_pages(self):
+        """Pages that the records can describe."""
+        return self.mem.nr_pages
+
+    @property
+    def grouping_disabled(self):
+        """The kernel's page_group_by_mobility_disabled."""
+        return bool(self.mem.grouping_disabled)
+
+    @grouping_disabled.setter
+    def grouping_disabled(self, bint value):
+        self.mem.grouping_disabled = value
+
+    def get_pageblock_migratetype(self, pfn_t pfn):
+        """Return the migratetype (0..4) of the pageblock that holds pfn."""
+        return get_pageblock_migratetype(&self.mem, pfn)
+
+    def set_pageblock_migratetype(self, pfn_t pfn, int mt):
+        """Set the migratetype (0..4) of the pageblock that holds pfn."""
+        set_pageblock_migratetype(&self.mem, pfn, mt)
+
+    def memmap_init_range(self, pfn_t start, pfn_t nr, int zone_index, int mt, int fill):
+        """Forget what the pages were: put them into a zone, their pageblocks to mt.
+
+        :param start: first pfn, a multiple of 512.
+        :param nr: pages, a multiple of 512.
+        :param zone_index: index into the zone table, or -1 for no zone.
+        :param mt: migratetype of the pageblocks.
+        :param fill: pageblock_fill value for the pages' initial state.
+        :return: whether page records of the range had been written (they are zero now).
+        """
+        cdef bint dirty
+        with nogil:
+            dirty = memmap_init_range(&self.mem, start, nr, zone_index, mt, fill)
+        return dirty
+
+    def set_page_state(self, pfn_t pfn, uint32_t flags, int32_t refcount):
+        """Write one page record's flag bits and reference count (boot and fault injection)."""
+        self.mem.blocks[pfn >> PAGEBLOCK_ORDER].state |= 0x80
+        self.mem.pages[pfn].flags = flags
+        self.mem.pages[pfn].refcount = refcount
+
+    def shrink_search(self, pfn_t start, pfn_t end, int zone_index, bint upward, int nid):
+        """Find where a zone's span ends after a range left it.
+
+        Looks in steps of 512 pages for an online page of the zone: the first one at or above
+        start when upward, else the last one below end (end included as pfn end).
+
+        :return: the pfn, or -1 if there is none (find_smallest/biggest_section_pfn).
+        """
+        cdef int64_t found
+        with nogil:
+            found = shrink_search(&self.mem, start, end, zone_index, upward)
+        return found
+
+    def kpageflags(self, pfn_t start, uint64_t[::1] out):
+        """Fill out with the /proc/kpageflags words of the pages from start on."""
+        cdef pfn_t count = out.shape[0]
+        if count:
+            with nogil:
+                kpageflags(&self.mem, start, count, &out[0])
+
+    def dirty_blocks(self, pfn_t start, pfn_t nr):
+        """Count pageblocks of a range whose page records were written."""
+        cdef pfn_t b, n = 0
+        for b in range(start >> PAGEBLOCK_ORDER, (start + nr) >> PAGEBLOCK_ORDER):
+            n += (self.mem.blocks[b].state & 0x80) != 0
+        return n
+
+
+cdef bint memmap_init_range(mem_t *mem, pfn_t start, pfn_t nr, int zone_index, int mt,
+                            int fill) noexcept nogil:
+    cdef pfn_t b, first = start >> PAGEBLOCK_ORDER, last = (start + nr) >> PAGEBLOCK_ORDER
+    cdef bint dirty = False
+    for b in range(first, last):
+        if mem.blocks[b].state & 0x80:
+            dirty = True
+            memset(&mem.pages[b << PAGEBLOCK_ORDER], 0, PAGEBLOCK_PAGES * sizeof(page_t))
+    memset(&mem.blocks[first], 0, (last - first) * sizeof(pageblock_t))
+    for b in range(first, last):
+        mem.blocks[b].zone = zone_index + 1
+        mem.blocks[b].state = fill
+        set_pageblock_migratetype(mem, b << PAGEBLOCK_ORDER, mt)
+    return dirty
+
+
+cdef int64_t shrink_search(const mem_t *mem, pfn_t start, pfn_t end, int zone_index,
+                           bint upward) noexcept nogil:
+    # Sections are either wholly offline or looked at pageblock by pageblock: a terabyte of
+    # offline sections costs one test each.
+    cdef pfn_t pfn
+    if upward:
+        pfn = start
+        while pfn < end:
+            if not section_online(mem, pfn):
+                pfn = (pfn | (SECTION_PAGES - 1)) + 1
+                continue
+            if mem.blocks[pfn >> PAGEBLOCK_ORDER].zone == zone_index + 1:
+                return pfn
+            pfn += PAGEBLOCK_PAGES
+        return -1
+    pfn = end
+    while pfn >= start:
+        if section_online(mem, pfn):
+            if mem.blocks[pfn >> PAGEBLOCK_ORDER].zone == zone_index + 1:
+                return pfn
+            if pfn < PAGEBLOCK_PAGES:
+                break
+            pfn -= PAGEBLOCK_PAGES
+        else:
+            if (pfn >> SECTION_PFN_SHIFT) == 0:
+                break
+            # Stay on the kernel's 512-page grid, which ends at `end`.
+            pfn = pfn - (((pfn & (SECTION_PAGES - 1)) >> PAGEBLOCK_ORDER) + 1) * PAGEBLOCK_PAGES
+    return -1
+
+
+cdef uint64_t _page_word(const page_t *page, int fill) noexcept nogil:
+    cdef uint64_t word = 0
+    if page.flags == 0 and page.refcount == 0:
+        if fill == FILL_RESERVED:
+            return <uint64_t> 1 << 32
+        if fill == FILL_VMEMMAP:
+            return (<uint64_t> 1 << 32) | (<uint64_t> 1 << 37)
+        return 0
+    if page.flags & PF_RESERVED:
+        word |= <uint64_t> 1 << 32
+    if page.flags & PF_OWNER_PRIV:
+        word |= <uint64_t> 1 << 37
+    if page.flags & PF_SLAB:
+        word |= 1 << 7
+    if page.flags & PF_LRU:
+        word |= 1 << 5
+    if page.flags & PF_HWPOISON:
+        word |= 1 << 19
+    if page.flags & PF_OFFLINE:
+        word |= 1 << 23
+    return word
+
+
+cdef void kpageflags(const mem_t *mem, pfn_t start, pfn_t count, uint64_t *out) noexcept nogil:
+    cdef pfn_t i = 0, j, n, pfn
+    cdef const pageblock_t *block
+    cdef const page_t *page
+    while i < count:
+        pfn = start + i
+        n = PAGEBLOCK_PAGES - (pfn & (PAGEBLOCK_PAGES - 1))
+        if n > count - i:
+            n = count - i
+        if pfn >= mem.nr_pages or not section_online(mem, pfn):
+            for j in range(i, i + n):
+                out[j] = 1 << 20
+            i += n
+            continue
+        block = &mem.blocks[pfn >> PAGEBLOCK_ORDER]
+        if block.kind == KIND_BUDDY or _upper_half_of_max_order(mem, pfn):
+            for j in range(i, i + n):
+                out[j] = 1 << 10
+            i += n
+            continue
+        _kpageflags_block(mem, pfn, n, &out[i])
+        i += n
+
+
+cdef bint _upper_half_of_max_order(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    cdef pfn_t b = pfn >> PAGEBLOCK_ORDER
+    return (b & 1) and mem.blocks[b - 1].kind == KIND_BUDDY and mem.blocks[b - 1].order == 10
+
+
+cdef void _kpageflags_block(const mem_t *mem, pfn_t pfn, pfn_t count, uint64_t *out) noexcept nogil:
+    # From the pageblock's start, because a free block's tail pages show as free too.
+    cdef pfn_t base = pfn & ~<pfn_t>(PAGEBLOCK_PAGES - 1), p = base, q, end = pfn + count
+    cdef int fill = mem.blocks[pfn >> PAGEBLOCK_ORDER].state & 0x7F
+    cdef const page_t *page
+    cdef uint64_t word
+    while p < end:
+        page = &mem.pages[p]
+        if page_kind(page) == KIND_BUDDY:
+            word, q = 1 << 10, p + (<pfn_t> 1 << page_order(page))
+        else:
+            word, q = _page_word(page, fill), p + 1
+        while p < q and p < end:
+            if p >= pfn:
+                out[p - pfn] = word
+            p += 1

@@ -1,0 +1,150 @@
+"""Scanners over ranges of pages: isolation, and what stands in its way (mm/page_isolation.c)."""
+from kmm._buddy cimport (BuddyZone, del_page_from_free_list, free_one_page, is_free_head,
+                         move_freepages)
+from kmm._memmap cimport (MemMap, get_pageblock_migratetype, page_kind, page_order,
+                          section_online, set_pageblock_migratetype)
+from kmm._types cimport *
+
+cdef enum:
+    EBUSY = 16
+
+
+cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
+                                 bint zone_movable) noexcept nogil:
+    """The first page of the range that can neither move nor go, or -1."""
+    cdef pfn_t pfn = start
+    cdef int order = 0, kind, fill
+    cdef const pageblock_t *block
+    cdef uint32_t flags
+    while pfn < end:
+        block = &mem.blocks[pfn >> PAGEBLOCK_ORDER]
+        fill = block.state & 0x7F
+        kind = block.kind
+        if is_free_head(mem, pfn, &order):
+            pfn += <pfn_t> 1 << order
+            continue
+        if (pfn & (PAGEBLOCK_PAGES - 1)) == 0 and (kind == KIND_PCP or kind == KIND_ALLOCATED):
+            if kind == KIND_ALLOCATED and not zone_movable:
+                return <int64_t> pfn
+            pfn += <pfn_t> 1 << block.order
+            continue
+        if not block.state & 0x80 and fill == FILL_NONE:
+            pfn = (pfn | (PAGEBLOCK_PAGES - 1)) + 1
+            continue
+        flags = mem.pages[pfn].flags
+        if flags & PF_RESERVED or (flags == 0 and fill in (FILL_RESERVED, FILL_VMEMMAP)):
+            return <int64_t> pfn
+        if not zone_movable:
+            if flags == 0 and fill == FILL_KERNEL:
+                return <int64_t> pfn
+            if (mem.pages[pfn].refcount > 0
+                    and not flags & (PF_LRU | PF_MOVABLE_OPS | PF_HWPOISON | PF_OFFLINE)):
+                return <int64_t> pfn
+        pfn += 1
+    return -1
+
+
+cdef int64_t isolate_pageblock(mem_t *mem, zone_t *zone, pfn_t pfn) noexcept nogil:
+    """Isolate one pageblock; -1, or the page that forbids it."""
+    cdef int64_t blocked, moved
+    if get_pageblock_migratetype(mem, pfn) == MIGRATE_ISOLATE:
+        return <int64_t> pfn
+    blocked = has_unmovable_pages(mem, pfn, pfn + PAGEBLOCK_PAGES, zone.zone_idx == 3)
+    if blocked >= 0:
+        return blocked
+    set_pageblock_migratetype(mem, pfn, MIGRATE_ISOLATE)
+    zone.nr_isolate_pageblock += 1
+    moved = move_freepages(mem, zone, pfn, pfn + PAGEBLOCK_PAGES, MIGRATE_ISOLATE, NULL)
+    zone.nr_free_pages -= moved
+    return -1
+
+
+cdef void unisolate_pageblock(mem_t *mem, zone_t *zone, pfn_t pfn, int mt) noexcept nogil:
+    cdef int order = 0, other = 0
+    cdef pfn_t buddy
+    if get_pageblock_migratetype(mem, pfn) != MIGRATE_ISOLATE:
+        return
+    buddy = pfn ^ PAGEBLOCK_PAGES
+    if (is_free_head(mem, pfn, &order) and order == PAGEBLOCK_ORDER
+            and is_free_head(mem, buddy, &other) and other == PAGEBLOCK_ORDER
+            and mem.blocks[buddy >> PAGEBLOCK_ORDER].zone == zone.index + 1
+            and get_pageblock_migratetype(mem, buddy) != MIGRATE_ISOLATE):
+        # Freed anew, it merges with its neighbour.
+        del_page_from_free_list(mem, zone, pfn, order)
+        set_pageblock_migratetype(mem, pfn, mt)
+        zone.nr_isolate_pageblock -= 1
+        free_one_page(mem, zone, pfn, order, mt, FPI_TO_TAIL)
+        return
+    zone.nr_free_pages += move_freepages(mem, zone, pfn, pfn + PAGEBLOCK_PAGES, mt, NULL)
+    set_pageblock_migratetype(mem, pfn, mt)
+    zone.nr_isolate_pageblock -= 1
+
+
+def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end):
+    """Isolate the pageblocks of a range: the first, the last, then the rest upward.
+
+    A refusal puts the pageblocks that were isolated back as Movable.
+
+    :param start: first pfn; end: pfn behind the last, both multiples of 512.
+    :return: -1, or the pfn of the page that is in the way.
+    """
+    cdef mem_t *mem = &zone.memmap.mem
+    cdef pfn_t pfn, last = end - PAGEBLOCK_PAGES
+    cdef int64_t blocked
+    with nogil:
+        blocked = isolate_pageblock(mem, &zone.z, start)
+        if blocked < 0 and last != start:
+            blocked = isolate_pageblock(mem, &zone.z, last)
+            if blocked >= 0:
+                unisolate_pageblock(mem, &zone.z, start, MIGRATE_MOVABLE)
+        if blocked < 0:
+            for pfn in range(start + PAGEBLOCK_PAGES, last, 512):
+                blocked = isolate_pageblock(mem, &zone.z, pfn)
+                if blocked >= 0:
+                    break
+            if blocked >= 0:
+                undo_isolate(mem, &zone.z, start, pfn, MIGRATE_MOVABLE)
+                unisolate_pageblock(mem, &zone.z, last, MIGRATE_MOVABLE)
+    return blocked
+
+
+cdef void undo_isolate(mem_t *mem, zone_t *zone, pfn_t start, pfn_t end, int mt) noexcept nogil:
+    cdef pfn_t pfn
+    for pfn in range(start, end, 512):
+        unisolate_pageblock(mem, zone, pfn, mt)
+
+
+def undo_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end, int mt):
+    """Give the isolated pageblocks of a range back to mt, upward; pfns, multiples of 512."""
+    with nogil:
+        undo_isolate(&zone.memmap.mem, &zone.z, start, end, mt)
+
+
+def test_pages_isolated(MemMap memmap, pfn_t start, pfn_t end):
+    """Whether every page of an isolated range is free: -1, or the first pfn that is not."""
+    cdef mem_t *mem = &memmap.mem
+    cdef pfn_t pfn
+    cdef int order = 0
+    cdef int64_t found = -1
+    with nogil:
+        for pfn in range(start, end, 512):
+            if section_online(mem, pfn) and get_pageblock_migratetype(mem, pfn) != MIGRATE_ISOLATE:
+                found = <int64_t> pfn
+                break
+        pfn = start
+        while found < 0 and pfn < end:
+            if is_free_head(mem, pfn, &order):
+                pfn += <pfn_t> 1 << order
+            elif mem.pages[pfn].flags & PF_HWPOISON:
+                pfn += 1
+            else:
+                found = <int64_t> pfn
+    return found
+
+
+def first_unmovable(MemMap memmap, pfn_t start, pfn_t end, bint zone_movable):
+    """The first page of a range that memory offlining cannot get rid of, or -1."""
+    cdef int64_t pfn
+    with nogil:
+        pfn = has_unmovable_pages(&memmap.mem, start, end, zone_movable)
+    return pfn

@@ -1,0 +1,151 @@
+# The only C types of the project: page frame numbers, the page, pageblock and section
+# records, a zone's free lists and the per-CPU lists.  All zero bytes is a valid state of
+# every record, so a fresh reservation of virtual memory is a valid memmap.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+ctypedef uint64_t pfn_t
+
+cdef enum:
+    MAX_ORDER = 11                  # orders 0..10
+    PAGEBLOCK_ORDER = 9
+    PAGEBLOCK_PAGES = 512
+    MAX_ORDER_PAGES = 1024
+    SECTION_PFN_SHIFT = 15
+    SECTION_PAGES = 32768
+    MIGRATE_TYPES = 5
+    PCP_LISTS = 14
+    NR_ZONES = 5
+    BLOCKS_PER_SECTION = 64
+
+cdef enum:
+    MIGRATE_UNMOVABLE = 0
+    MIGRATE_MOVABLE = 1
+    MIGRATE_RECLAIMABLE = 2
+    MIGRATE_HIGHATOMIC = 3
+    MIGRATE_ISOLATE = 4
+
+# What a record's `kind` says of the block of pages that starts there.
+cdef enum:
+    KIND_NONE = 0                   # tail, or no block starts here
+    KIND_BUDDY = 1                  # free, on a zone's list
+    KIND_PCP = 2                    # free, on a per-CPU list
+    KIND_ALLOCATED = 3              # handed out
+
+# page_t.flags: links reach 2^34 pages (64 TiB), so each carries two more bits here.
+cdef enum:
+    PF_NEXT_HI = 0x3
+    PF_PREV_HI = 0xC
+    PF_PREV_HI_SHIFT = 2
+    PF_ORDER_SHIFT = 4
+    PF_ORDER = 0xF0
+    PF_MT_SHIFT = 8
+    PF_MT = 0x700
+    PF_KIND_SHIFT = 11
+    PF_KIND = 0x1800
+    PF_RESERVED = 1 << 13
+    PF_SLAB = 1 << 14
+    PF_COMPOUND = 1 << 15
+    PF_LRU = 1 << 16
+    PF_OWNER_PRIV = 1 << 17
+    PF_HWPOISON = 1 << 18
+    PF_OFFLINE = 1 << 19
+    PF_MOVABLE_OPS = 1 << 20
+
+# pageblock_t.fill: what the pages of the block are whose own record is still zero.
+cdef enum:
+    FILL_NONE = 0
+    FILL_RESERVED = 1               # boot memory that was never freed
+    FILL_VMEMMAP = 2                # memmap that describes its own memory block
+    FILL_KERNEL = 3                 # handed out by the kernel before the machine's story begins
+
+cdef enum:
+    SECTION_MARKED_PRESENT = 1
+    SECTION_HAS_MEM_MAP = 2
+    SECTION_IS_ONLINE = 4
+    SECTION_IS_EARLY = 8
+    SECTION_TAINT_ZONE_DEVICE = 16
+
+cdef enum:
+    FPI_NONE = 0
+    FPI_SKIP_REPORT_NOTIFY = 1
+    FPI_TO_TAIL = 2
+
+cdef enum:
+    ALLOC_OOM = 0x08
+    ALLOC_NON_BLOCK = 0x10
+    ALLOC_MIN_RESERVE = 0x20
+    ALLOC_NOFRAGMENT = 0x100
+    ALLOC_HIGHATOMIC = 0x200
+    ALLOC_KSWAPD = 0x800
+
+cdef struct page_t:
+    uint32_t next                   # low half of the next pfn on the list, 0 ends it
+    uint32_t prev
+    uint32_t flags
+    int32_t refcount
+
+cdef struct pageblock_t:
+    uint32_t next                   # next block of order 9 or 10 on the list, pfn >> 9, 0 ends it
+    uint32_t prev
+    uint16_t zone                   # index into the zone table plus one, 0: in no zone
+    uint16_t nr_heads               # free blocks below order 9 that start in this pageblock
+    uint8_t kind
+    uint8_t order
+    uint8_t mt                      # the list that this block is on, or came from
+    uint8_t state                   # fill in bits 0..3, 0x80: page records below were written
+
+cdef struct section_t:
+    uint64_t subsection_map
+    uint64_t pageblock_flags[4]
+    uint16_t flags
+    uint16_t nid
+    uint32_t reserved32
+    uint64_t memmap_pfn             # first pfn of the pages that hold this section's memmap
+    uint64_t reserved64
+
+cdef struct free_list_t:
+    uint64_t head
+    uint64_t tail
+    uint64_t count
+
+cdef struct per_cpu_pages_t:
+    int32_t count
+    int32_t high
+    int32_t batch
+    int32_t free_factor
+    free_list_t lists[PCP_LISTS]
+
+cdef struct zone_t:
+    uint64_t zone_start_pfn
+    uint64_t spanned_pages
+    int64_t present_pages
+    int64_t present_early_pages
+    int64_t managed_pages
+    int64_t nr_free_pages
+    int64_t nr_isolate_pageblock
+    int64_t nr_reserved_highatomic
+    int64_t watermark_min
+    int64_t watermark_low
+    int64_t watermark_high
+    int64_t watermark_boost
+    int64_t lowmem_reserve[NR_ZONES]
+    int64_t pageset_high            # what the per-CPU lists were last set to
+    int64_t pageset_batch
+    int64_t stat_threshold
+    int64_t boosted                 # ZONE_BOOSTED_WATERMARK
+    int64_t nr_free[MAX_ORDER]
+    free_list_t free_area[MAX_ORDER][MIGRATE_TYPES]
+    int32_t index                   # in the zone table
+    int32_t zone_idx                # DMA 0 ... Device 4
+    int32_t nr_cpus
+    int32_t boost_factor            # vm.watermark_boost_factor
+    per_cpu_pages_t *pcp            # nr_cpus of them
+
+cdef struct mem_t:
+    page_t *pages                   # indexed by pfn
+    pageblock_t *blocks             # indexed by pfn >> 9
+    section_t *sections             # indexed by pfn >> 15
+    zone_t **zones
+    uint64_t nr_pages               # addressable
+    int32_t nr_zones
+    int32_t grouping_disabled       # page_group_by_mobility_disabled

@@ -1,0 +1,107 @@
+"""The platform below the kernel: DIMM slots, what it refuses, what its tables say (QEMU's q35)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kmm.errors import FirmwareRefused
+from kmm.params import GiB, MiB, MachineConfig
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+DIMM_ALIGN = 2 * MiB
+LOW_RAM_MAX, LOW_RAM_SPLIT = 0xB0000000, 2 * GiB
+
+
+@dataclass(slots=True, eq=False)
+class Dimm:
+    """A DIMM in a slot; bytes. ``crs`` overrides its one address range, as (start, length)."""
+
+    dimm_id: str
+    node: int
+    addr: int
+    size: int
+    slot: int
+    crs: tuple[tuple[int, int], ...] | None = None
+    present: bool = True
+
+
+def ram_layout(config: MachineConfig) -> tuple[int, int]:
+    """Return the bytes of RAM below and above 4 GiB."""
+    if config.memory >= LOW_RAM_MAX:
+        return LOW_RAM_SPLIT, config.memory - LOW_RAM_SPLIT
+    return config.memory, 0
+
+
+def device_memory(config: MachineConfig) -> tuple[int, int]:
+    """Return start and length in bytes of the address range for DIMMs."""
+    above = ram_layout(config)[1]
+    base = -(-(4 * GiB + above) // GiB) * GiB
+    return base, config.maxmem - config.memory + config.slots * GiB
+
+
+def pxm_to_node_map(config: MachineConfig) -> dict[int, int]:
+    """Return node ids by proximity domain, as the kernel gives them out while reading the SRAT.
+
+    CPU entries come first, then memory; QEMU announces the hot-pluggable area for the last
+    domain only, so a domain in the middle without CPUs and memory has no node at all.
+    """
+    order: list[int] = []
+    by_cpu = {cpu: pxm for pxm, node in enumerate(config.nodes) for cpu in node.cpus}
+    order.extend(by_cpu[cpu] for cpu in sorted(by_cpu))
+    order.extend(pxm for pxm, node in enumerate(config.nodes) if node.memory)
+    if config.maxmem > config.memory:
+        order.append(len(config.nodes) - 1)
+    if config.srat == "full":
+        order.extend(range(len(config.nodes)))
+    return {pxm: nid for nid, pxm in enumerate(dict.fromkeys(order))}
+
+
+def check_plug(m: Machine, dimm_id: str, node: int, addr: int, size: int) -> int:
+    """Return the slot for a new DIMM.
+
+    :raises FirmwareRefused: where QEMU refuses to create the device, in its words.
+    """
+    if dimm_id in m.dimm_backends:
+        raise FirmwareRefused(
+            f"attempt to add duplicate property 'be-{dimm_id}' to object (type 'container')"
+        )
+    m.dimm_backends.add(dimm_id)
+    nr = len(m.config.nodes)
+    if node >= nr:
+        raise FirmwareRefused(
+            f"'DIMM property node has value {node}' which exceeds the number of numa nodes: {nr}"
+        )
+    used_slots = {d.slot for d in m.dimms.values()}
+    slot = next((s for s in range(m.config.slots) if s not in used_slots), None)
+    if slot is None:
+        raise FirmwareRefused("no free slots available")
+    in_use = sum(d.size for d in m.dimms.values())
+    total = m.config.maxmem - m.config.memory
+    if in_use + size > total:
+        raise FirmwareRefused(
+            f"not enough space, currently {in_use:#x} in use of total space for memory devices "
+            f"{total:#x}"
+        )
+    _check_address(m, addr, size)
+    return slot
+
+
+def _check_address(m: Machine, addr: int, size: int) -> None:
+    if addr % DIMM_ALIGN:
+        raise FirmwareRefused(f"address must be aligned to {DIMM_ALIGN:#x} bytes")
+    if size % DIMM_ALIGN or not size:
+        raise FirmwareRefused(f"backend memory size must be multiple of {DIMM_ALIGN:#x}")
+    base, length = device_memory(m.config)
+    if addr < base or addr + size > base + length:
+        raise FirmwareRefused(
+            f"can't add memory device [{addr:#x}:{size:#x}], usable range for memory devices "
+            f"[{base:#x}:{length:#x}]"
+        )
+    for other in sorted(m.dimms.values(), key=lambda d: d.addr):
+        if addr < other.addr + other.size and other.addr < addr + size:
+            raise FirmwareRefused(
+                f"address range conflicts with memory device id='{other.dimm_id}'"
+            )

@@ -1,0 +1,170 @@
+"""Puts free blocks where a recorded machine may have had them.
+
+Files tell how many free blocks of each order and migratetype a zone has, not where.  This
+lays them out so that the counts are exact, no two of them would have merged, and what is in
+use lies where a kernel puts it: at its image and at the top of the zone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kmm.boot import KERNEL_END, mark_used
+from kmm.errors import ConfigError
+from kmm.mmzone import Zone
+from kmm.params import (
+    MAX_ORDER,
+    MIGRATE_MOVABLE,
+    MIGRATE_TYPES,
+    MIGRATETYPE_NAMES,
+    PAGE_SHIFT,
+    PAGEBLOCK_NR_PAGES,
+)
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+TOP = MAX_ORDER - 1
+Piece = tuple[int, int, bool]  # order, pfn, whether its buddy was handed out at this order
+
+
+def parse_counts(files: Mapping[str, str], zone: Zone) -> list[list[int]] | None:
+    """Return free blocks per migratetype and order from pagetypeinfo, else from buddyinfo."""
+    rows: dict[str, list[int]] = {}
+    pattern = rf"Node +{zone.nid}, zone +{zone.name}, type +(\w+) +((?:>?\d+ *)+)$"
+    for match in re.finditer(pattern, files.get("/proc/pagetypeinfo", ""), re.M):
+        rows[match[1]] = [int(n.lstrip(">")) for n in match[2].split()]
+    if rows and all(len(r) == MAX_ORDER for r in rows.values()):
+        return [rows.get(name, [0] * MAX_ORDER) for name in MIGRATETYPE_NAMES]
+    match_ = re.search(
+        rf"^Node +{zone.nid}, zone +{zone.name} +((?:\d+ *)+)$",
+        files.get("/proc/buddyinfo", ""), re.M,
+    )  # fmt: skip
+    if not match_:
+        return None
+    counts = [int(n) for n in match_[1].split()]
+    if len(counts) != MAX_ORDER:
+        raise ConfigError(
+            f"/proc/buddyinfo: node {zone.nid} zone {zone.name}: {len(counts)} orders; "
+            f"allowed: {MAX_ORDER}"
+        )
+    out = [[0] * MAX_ORDER for _ in range(MIGRATE_TYPES)]
+    out[MIGRATE_MOVABLE] = counts
+    return out
+
+
+def parse_block_counts(files: Mapping[str, str], zone: Zone) -> list[int] | None:
+    """Return pageblocks per migratetype from pagetypeinfo."""
+    match = re.search(
+        rf"^Node {zone.nid}, zone +{zone.name} +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) *$",
+        files.get("/proc/pagetypeinfo", ""), re.M,
+    )  # fmt: skip
+    return [int(match[i]) for i in range(1, 6)] if match else None
+
+
+def _pieces(zone: Zone) -> list[Piece]:
+    """Cut the zone's ranges into the largest aligned blocks."""
+    out: list[Piece] = []
+    for start, end in zone.early_ranges:
+        pfn = start
+        while pfn < end:
+            order = TOP
+            while order and (pfn & ((1 << order) - 1) or pfn + (1 << order) > end):
+                order -= 1
+            out.append((order, pfn, False))
+            pfn += 1 << order
+    return out
+
+
+def _by_preference(pieces: list[Piece]) -> list[Piece]:
+    """Order whole blocks: those between the kernel image and the top of the zone come first."""
+    image_end = KERNEL_END >> PAGE_SHIFT
+    return sorted(pieces, key=lambda p: (p[1] < image_end, p[1]))
+
+
+def _take(pool: dict[int, list[Piece]], order: int) -> tuple[int, list[Piece]] | None:
+    """Take a block of an order out of the pool; return its pfn and what is left of its piece."""
+    for o in range(order, MAX_ORDER):
+        for i, piece in enumerate(pool[o]):
+            if o == order and piece[2]:
+                continue
+            del pool[o][i]
+            pfn, left = piece[1], []
+            while o > order:
+                # Keep the lower half for later; the last one must not be handed out whole.
+                o -= 1
+                left.append((o, pfn, o == order))
+                pfn += 1 << o
+            return pfn, left
+    return None
+
+
+def lay_out(
+    m: Machine, zone: Zone, counts: list[list[int]], block_counts: list[int] | None
+) -> None:
+    """Fill a zone's free lists with the given numbers of blocks and mark the rest used.
+
+    :param counts: free blocks per migratetype and order.
+    :param block_counts: pageblocks per migratetype, None if unknown.
+    :raises ConfigError: if so many blocks do not fit into the zone.
+    """
+    pool: dict[int, list[Piece]] = {o: [] for o in range(MAX_ORDER)}
+    for piece in _by_preference(_pieces(zone)):
+        pool[piece[0]].append(piece)
+    for order in range(TOP, -1, -1):
+        if order == TOP - 1:
+            # Smaller blocks lie near the top, where the kernel allocates.
+            for pieces in pool.values():
+                pieces.sort(key=lambda p: -p[1])
+        for mt in range(MIGRATE_TYPES):
+            for _ in range(counts[mt][order]):
+                found = _take(pool, order)
+                if found is None:
+                    raise ConfigError(
+                        f"/proc/buddyinfo: node {zone.nid} zone {zone.name}: its free blocks of "
+                        f"order {order} do not fit into its {zone.present_pages} pages"
+                    )
+                for piece in found[1]:
+                    pool[piece[0]].append(piece)
+                _place(m, zone, found[0], order, mt)
+    used = sorted((pfn, 1 << o) for o, pieces in pool.items() for o, pfn, _ in pieces)
+    _mark(m, zone, used)
+    if block_counts is not None:
+        _retype(m, zone, block_counts, used)
+
+
+def _place(m: Machine, zone: Zone, pfn: int, order: int, mt: int) -> None:
+    for block in range(pfn, pfn + (1 << order), PAGEBLOCK_NR_PAGES):
+        m.memmap_engine.set_pageblock_migratetype(block, mt)
+    zone.add_free_block(pfn, order, mt)
+
+
+def _mark(m: Machine, zone: Zone, used: list[tuple[int, int]]) -> None:
+    reserved = zone.present_pages - zone.managed_pages
+    for pfn, count in used:
+        part = min(reserved, count)
+        if part:
+            mark_used(m, pfn, pfn + part, 1)
+        if part < count:
+            mark_used(m, pfn + part, pfn + count, 3)
+        reserved -= part
+
+
+def _retype(m: Machine, zone: Zone, want: list[int], used: list[tuple[int, int]]) -> None:
+    """Give used pageblocks the types that the counts ask for."""
+    from kmm.procfs import pageblock_counts
+
+    missing = [w - h for w, h in zip(want, pageblock_counts(m, zone), strict=True)]
+    for pfn, count in used:
+        first = -(-pfn // PAGEBLOCK_NR_PAGES) * PAGEBLOCK_NR_PAGES
+        for block in range(first, pfn + count - PAGEBLOCK_NR_PAGES + 1, PAGEBLOCK_NR_PAGES):
+            have = m.memmap_engine.get_pageblock_migratetype(block)
+            short = next((t for t, n in enumerate(missing) if n > 0), None)
+            if short is None:
+                return
+            if missing[have] < 0:
+                m.memmap_engine.set_pageblock_migratetype(block, short)
+                missing[have] += 1
+                missing[short] -= 1

@@ -1,0 +1,433 @@
+"""A machine: all state in one place, and thin methods over it."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kmm import _memmap
+from kmm.acpi_memhotplug import (
+    ACPI_NOTIFY_DEVICE_CHECK,
+    ACPI_NOTIFY_EJECT_REQUEST,
+    AcpiDevice,
+    acpi_device_hotplug,
+)
+from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
+from kmm.errors import FirmwareRefused, KernelError
+from kmm.firmware import Dimm, check_plug, pxm_to_node_map
+from kmm.memory_block import MemoryBlock, MemoryNotifier
+from kmm.memory_hotplug import memory_block_offline, memory_block_online
+from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
+from kmm.page_alloc import GFP_KERNEL, __alloc_pages, __free_pages, alloc_pages_bulk
+from kmm.params import (
+    DEFAULT_LOWMEM_RESERVE_RATIO,
+    LOCAL_DISTANCE,
+    MAX_NR_ZONES,
+    MiB,
+    NR_PAGES_MAX,
+    PAGE_SHIFT,
+    PFN_SECTION_SHIFT,
+    PMD_SIZE,
+    REMOTE_DISTANCE,
+    MachineConfig,
+)
+from kmm.resource import ResourceTree
+from kmm.trace import Kprobes
+
+if TYPE_CHECKING:
+    from kmm.sparse import VmemAltmap
+
+
+@dataclass(slots=True)
+class VmSysctl:
+    """The tunables of /proc/sys/vm that the model works with."""
+
+    min_free_kbytes: int = 1024
+    user_min_free_kbytes: int = -1
+    watermark_scale_factor: int = 10
+    watermark_boost_factor: int = 15000
+    lowmem_reserve_ratio: list[int] = field(
+        default_factory=lambda: list(DEFAULT_LOWMEM_RESERVE_RATIO)
+    )
+    percpu_pagelist_high_fraction: int = 0
+    user_reserve_kbytes: int = 131072
+    admin_reserve_kbytes: int = 8192
+    thp_enabled: str = "always"
+    thp_available: bool = True
+
+
+@dataclass(slots=True)
+class Ops:
+    """Where code that the kernel calls upward plugs in (arch hooks, the block device driver)."""
+
+    arch_add_memory: Callable[[Machine, int, int, int, VmemAltmap | None], None]
+    arch_remove_memory: Callable[[Machine, int, int], None]
+    memory_block_online: Callable[[Machine, MemoryBlock], None]
+    memory_block_offline: Callable[[Machine, MemoryBlock], None]
+
+
+def _reserve(nbytes: int) -> mmap.mmap:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    return mmap.mmap(-1, nbytes, flags=flags)
+
+
+class Machine:
+    """A modelled computer with its firmware, its kernel and its memory.
+
+    :param config: a MachineConfig; the machine boots at once.
+    """
+
+    def __init__(self, config: MachineConfig | None = None) -> None:
+        self._prepare(config or MachineConfig())
+        from kmm.boot import boot
+
+        boot(self)
+
+    @classmethod
+    def from_files(
+        cls, files: Mapping[str, str], config: MachineConfig | Mapping[str, Any] | None = None
+    ) -> Machine:
+        """Build the machine that texts of /proc and /sys describe.
+
+        :param files: path to text, at least /proc/iomem, zoneinfo, buddyinfo, pagetypeinfo.
+        :param config: what files do not tell (DIMM slots, distances of absent nodes, kernel
+            parameters): a MachineConfig or the ``machine`` object of a recording.
+        :raises ConfigError: naming the file and what is wrong in it.
+        """
+        from kmm.from_files import boot_from_files
+
+        m = cls.__new__(cls)
+        boot_from_files(m, files, config)
+        return m
+
+    def _prepare(self, config: MachineConfig) -> None:
+        self.config = config
+        self.kprobes: Kprobes | None = None
+        self.ops = Ops(arch_add_memory, arch_remove_memory, memory_block_online,
+                       memory_block_offline)  # fmt: skip
+        self.this_cpu = 0
+        self.nr_cpus = config.cpus
+        self.clock_ns = 0
+        self.log: list[str] = []
+        self.uevents: list[str] = []
+        self.swallowed: list[tuple[str, KernelError]] = []
+        self._prepare_parameters(config)
+        self._prepare_records(config)
+        self._prepare_devices(config)
+
+    def _prepare_parameters(self, config: MachineConfig) -> None:
+        self.vm = VmSysctl()
+        self.mhp_default_online_type = 0
+        self.memmap_on_memory = False
+        self.online_policy = "contig-zones"
+        self.auto_movable_ratio = 301
+        self.auto_movable_numa_aware = True
+        self.movable_node_enabled = False
+        self.acpi_memhotplug = True
+        self.acpi_memory_enabled = True
+        self.block_size = 128 * MiB
+
+    def _prepare_records(self, config: MachineConfig) -> None:
+        nr_sections = NR_PAGES_MAX >> PFN_SECTION_SHIFT
+        self._maps = [
+            _reserve(NR_PAGES_MAX * _memmap.page_dtype.itemsize),
+            _reserve((NR_PAGES_MAX >> 9) * _memmap.pageblock_dtype.itemsize),
+            _reserve(nr_sections * _memmap.section_dtype.itemsize),
+        ]
+        self.memmap = np.frombuffer(self._maps[0], dtype=_memmap.page_dtype)
+        self.pageblocks = np.frombuffer(self._maps[1], dtype=_memmap.pageblock_dtype)
+        self.sections = np.frombuffer(self._maps[2], dtype=_memmap.section_dtype)
+        self.pxm_to_node = pxm_to_node_map(config)
+        nr_nodes = max(self.pxm_to_node.values(), default=0) + 1
+        self.memmap_engine = _memmap.MemMap(
+            self.memmap, self.pageblocks, self.sections, nr_nodes * MAX_NR_ZONES
+        )
+        nr_chunks = (NR_PAGES_MAX * config.struct_page_size) // PMD_SIZE
+        self.vmemmap_pfn: npt.NDArray[np.uint64] = np.zeros(nr_chunks, dtype=np.uint64)
+        self.vmemmap_users: npt.NDArray[np.uint32] = np.zeros(nr_chunks, dtype=np.uint32)
+        self.vmemmap_tables: dict[int, list[int]] = {}
+        self.vmemmap_basepages: dict[int, list[int]] = {}
+        self.nodes: dict[int, PgData] = {nid: self._new_pgdat(nid) for nid in range(nr_nodes)}
+        self._zones = [z for p in self.nodes.values() for z in p.zones]
+        self._cpus_of_node: dict[int, tuple[int, ...]] = {
+            nid: config.nodes[pxm].cpus for pxm, nid in self.pxm_to_node.items()
+        }
+        self._prepare_globals()
+
+    def _new_pgdat(self, nid: int) -> PgData:
+        return PgData(
+            nid,
+            [
+                Zone(self.memmap_engine, zone_index(nid, i), i, self.nr_cpus, nid)
+                for i in range(MAX_NR_ZONES)
+            ],
+        )
+
+    def _prepare_globals(self) -> None:
+        self.n_online: set[int] = set()
+        self.n_normal_memory: set[int] = set()
+        self.n_memory: set[int] = set()
+        self.node_load: dict[int, int] = {}
+        self.policy_zone = 0
+        self.vm_total_pages = 0
+        self.totalram_pages = 0
+        self.totalreserve_pages = 0
+        self.ratelimit_pages = 32
+        self.max_pfn = 0
+        self.numa_meminfo: list[tuple[int, int, int]] = [(0, 0, 0)]
+        self.kthreads: set[str] = set()
+        self.iomem_resource = ResourceTree()
+
+    def _prepare_devices(self, config: MachineConfig) -> None:
+        self.memory_blocks: dict[int, MemoryBlock] = {}
+        self.memory_groups: dict[int, MemoryGroup] = {}
+        self.memory_notifiers: list[MemoryNotifier] = []
+        self.notifier_errors: dict[str, int] = {}
+        self.node_devices: set[int] = set()
+        self.top_cpuset_mems: set[int] = set()
+        self.firmware_map: dict[int, tuple[int, int, str]] = {}
+        self.firmware_map_next = 0
+        self.dimms: dict[str, Dimm] = {}
+        self.dimm_backends: set[str] = set()
+        self.ost_events: list[tuple[str, int, int]] = []
+        self.acpi_devices: list[AcpiDevice] = [
+            AcpiDevice(f"PNP0C80:{slot:02x}") for slot in range(config.slots)
+        ]
+        self.sysfs_values: dict[str, str] = {}
+
+    # -- what everybody asks ----------------------------------------------------------
+
+    def all_zones(self) -> list[Zone]:
+        """Every zone of every possible node, by node and index."""
+        return self._zones
+
+    def cpus_of_node(self, nid: int) -> tuple[int, ...]:
+        """The CPUs of a node."""
+        return self._cpus_of_node.get(nid, ())
+
+    def this_node(self) -> int:
+        """The node of the CPU that runs."""
+        for nid, cpus in self._cpus_of_node.items():
+            if self.this_cpu in cpus:
+                return nid
+        return 0
+
+    def node_distance(self, a: int, b: int) -> int:
+        """The SLIT distance of two nodes."""
+        pxm = {nid: p for p, nid in self.pxm_to_node.items()}
+        if self.config.distances and a in pxm and b in pxm:
+            return self.config.distances[pxm[a]][pxm[b]]
+        return LOCAL_DISTANCE if a == b else REMOTE_DISTANCE
+
+    @property
+    def block_pages(self) -> int:
+        """Pages of a memory block."""
+        return self.block_size >> PAGE_SHIFT
+
+    def section_flags(self, pfn: int) -> int:
+        """The SECTION_* flags of the section that holds a page."""
+        return int(self.sections["flags"][pfn >> PFN_SECTION_SHIFT])
+
+    def page_zone(self, pfn: int) -> Zone | None:
+        """The zone that a page was last put into."""
+        index = int(self.pageblocks["zone"][pfn >> 9])
+        return self._zones[index - 1] if index else None
+
+    # -- what the kernel says ---------------------------------------------------------
+
+    def printk(self, line: str) -> None:
+        """Write a line to the kernel log."""
+        self.log.append(line)
+
+    def uevent(self, action: str, devpath: str, subsystem: str) -> None:
+        """Send a uevent to user space."""
+        self.uevents.append(f"{action} {devpath} {subsystem}")
+
+    def note_swallowed(self, where: str, error: KernelError) -> None:
+        """Keep an error that the kernel drops, for those who want to know why."""
+        self.swallowed.append((where, error))
+
+    def dump_page(self, pfn: int, reason: str) -> None:
+        """Log the page that stands in the way, as dump_page does."""
+        zone = self.page_zone(pfn)
+        node, idx = (zone.nid, zone.zone_idx) if zone is not None else (0, 0)
+        word = np.zeros(1, dtype=np.uint64)
+        self.memmap_engine.kpageflags(pfn, word)
+        reserved = bool(int(word[0]) >> 32 & 1)
+        name, bit = ("reserved", 12) if reserved else ("slab", 9)
+        flags = node << 54 | idx << 51 | 0x1FFFFF << 30 | 1 << bit
+        names = f"{name}|node={node}|zone={idx}|lastcpupid=0x1fffff"
+        self.printk(
+            "page:(____ptrval____) refcount:1 mapcount:0 mapping:0000000000000000 "
+            f"index:0x0 pfn:{pfn:#x}"
+        )
+        self.printk(f"flags: {flags:#x}({names})")
+        self.printk(f"page dumped because: {reason}")
+
+    def ost(self, device: AcpiDevice, source: int, status: int) -> None:
+        """Give firmware an _OST answer."""
+        name = device.dimm.dimm_id if device.dimm is not None else ""
+        self.ost_events.append((name, source, status))
+
+    # -- small state that has no mechanism of its own ----------------------------------
+
+    def firmware_map_add(self, start: int, end: int, kind: str) -> None:
+        """Add an entry to /sys/firmware/memmap; numbers are never used twice."""
+        self.firmware_map[self.firmware_map_next] = (start, end, kind)
+        self.firmware_map_next += 1
+
+    def firmware_map_remove(self, start: int, end: int, kind: str) -> None:
+        """Remove the entry that matches exactly, if there is one."""
+        for number, entry in list(self.firmware_map.items()):
+            if entry == (start, end, kind):
+                del self.firmware_map[number]
+                return
+
+    def forget_pages(self, pfn: int, nr_pages: int) -> None:
+        """Zero the records of pages that are gone and give their host memory back."""
+        dirty = self.memmap_engine.dirty_blocks(pfn, nr_pages)
+        first, last = pfn >> 9, (pfn + nr_pages) >> 9
+        self.pageblocks[first:last] = np.zeros(1, dtype=_memmap.pageblock_dtype)
+        if dirty:
+            size = _memmap.page_dtype.itemsize
+            self._maps[0].madvise(mmap.MADV_DONTNEED, pfn * size, nr_pages * size)
+
+    # -- firmware events --------------------------------------------------------------
+
+    def plug(
+        self,
+        dimm_id: str,
+        nid: int,
+        start: int,
+        size: int,
+        crs: tuple[tuple[int, int], ...] | None = None,
+    ) -> int:
+        """Put a DIMM into a slot and notify the kernel.
+
+        :param nid: proximity domain; start, size: bytes; crs: ranges that its _CRS lists, if
+            not the one.
+        :return: the _OST status (0 even where the memory could not be added, as the kernel).
+        :raises FirmwareRefused: if the platform does not take the DIMM.
+        """
+        slot = check_plug(self, dimm_id, nid, start, size)
+        dimm = Dimm(dimm_id, nid, start, size, slot, crs)
+        self.dimms[dimm_id] = dimm
+        device = self.acpi_devices[slot]
+        device.dimm = dimm
+        return acpi_device_hotplug(self, device, ACPI_NOTIFY_DEVICE_CHECK)
+
+    def unplug(self, dimm_id: str) -> int:
+        """Ask for a DIMM's ejection.
+
+        :return: the final _OST status: 0 gone, 0x80 not supported, 0x82 busy.
+        :raises FirmwareRefused: if there is no such DIMM.
+        """
+        dimm = self.dimms.get(dimm_id)
+        if dimm is None:
+            raise FirmwareRefused(f"Device '{dimm_id}' not found")
+        device = self.acpi_devices[dimm.slot]
+        return acpi_device_hotplug(self, device, ACPI_NOTIFY_EJECT_REQUEST)
+
+    def eject_dimm(self, dimm: Dimm) -> None:
+        """The platform's part of _EJ0: the slot is empty."""
+        self.dimms.pop(dimm.dimm_id, None)
+
+    # -- files ------------------------------------------------------------------------
+
+    def read(self, path: str) -> str:
+        """Return the text of a file of /proc or /sys.
+
+        :raises KernelError: ENOENT, EACCES, EISDIR as the kernel.
+        """
+        from kmm.sysfs import read
+
+        return read(self, path)
+
+    def write(self, path: str, value: str) -> None:
+        """Write a value (a newline is added) to a file of /proc or /sys.
+
+        :raises KernelError: the errno that the writer would see.
+        """
+        from kmm.sysfs import write
+
+        write(self, path, value)
+
+    def listdir(self, path: str) -> list[str]:
+        """Return the names in a directory of /proc or /sys, sorted."""
+        from kmm.sysfs import listdir
+
+        return listdir(self, path)
+
+    # -- pages ------------------------------------------------------------------------
+
+    def alloc_pages(self, order: int = 0, gfp: int = GFP_KERNEL, nid: int | None = None) -> int:
+        """Allocate a block of 2^order pages, from a node's zonelist; return its pfn.
+
+        :raises OutOfMemory: if no zone has one.
+        """
+        return _alloc_pages_of(self, gfp, order, self._nid(nid))
+
+    def free_pages(self, pfn: int, order: int = 0) -> None:
+        """Free a block; misuse raises (see page_alloc.__free_pages)."""
+        _free_pages_of(self, pfn, order)
+
+    def alloc_pages_bulk(
+        self,
+        n: int,
+        order: int = 0,
+        gfp: int = GFP_KERNEL,
+        nid: int | None = None,
+        out: npt.NDArray[np.uint64] | None = None,
+    ) -> npt.NDArray[np.uint64]:
+        """Allocate up to n blocks; return the pfns of those there were.
+
+        :param out: a uint64 array of at least n to fill; a part of it is returned.
+        """
+        room = np.empty(n, dtype=np.uint64) if out is None else out[:n]
+        return room[: alloc_pages_bulk(self, room, order, gfp, self._nid(nid))]
+
+    def free_pages_bulk(self, pfns: npt.ArrayLike, order: int = 0) -> None:
+        """Free many blocks of one order; if one of them cannot be freed, none is.
+
+        :raises KernelError: naming the first pfn that cannot be freed.
+        """
+        from kmm import _buddy
+        from kmm.errors import check
+
+        array = np.ascontiguousarray(pfns, dtype=np.uint64)
+        code, index = _buddy.free_pages_bulk(self.memmap_engine, array, order, self.this_cpu)
+        if code:
+            check(code, f"free of pfn {int(array[index]):#x} (index {index}), order {order}")
+
+    def _nid(self, nid: int | None) -> int:
+        if nid is None:
+            return self.this_node()
+        if nid not in self.nodes:
+            from kmm.errors import kernel_error
+
+            raise kernel_error(-22, f"nid: {nid}; allowed: {sorted(self.nodes)}")
+        return nid
+
+    def trace(self, recording: bool = True) -> Kprobes:
+        """Start recording call chains and return the recorder; its ``calls`` fill up."""
+        self.kprobes = Kprobes(recording)
+        return self.kprobes
+
+    def validate(self) -> None:
+        """Recount everything the slow way.
+
+        :raises ValidationError: at the first disagreement.
+        """
+        from kmm.validate import validate
+
+        validate(self)
+
+
+# A class body would mangle the leading underscores.
+_alloc_pages_of = __alloc_pages
+_free_pages_of = __free_pages

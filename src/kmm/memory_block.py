@@ -1,0 +1,255 @@
+"""Memory blocks as devices: state, online type, the sysfs writes (drivers/base/memory.c, core.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kmm.errors import KernelError, bug, kernel_error
+from kmm.mmzone import MemoryGroup, Zone
+from kmm.params import ONLINE_TYPES, PAGES_PER_SECTION
+from kmm.trace import traced
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+MEM_ONLINE, MEM_GOING_OFFLINE, MEM_OFFLINE = 1, 2, 4
+MEM_GOING_ONLINE, MEM_CANCEL_ONLINE, MEM_CANCEL_OFFLINE = 8, 16, 32
+ACTION_NAMES = {
+    MEM_ONLINE: "MEM_ONLINE",
+    MEM_GOING_OFFLINE: "MEM_GOING_OFFLINE",
+    MEM_OFFLINE: "MEM_OFFLINE",
+    MEM_GOING_ONLINE: "MEM_GOING_ONLINE",
+    MEM_CANCEL_ONLINE: "MEM_CANCEL_ONLINE",
+    MEM_CANCEL_OFFLINE: "MEM_CANCEL_OFFLINE",
+}
+MMOP_OFFLINE, MMOP_ONLINE, MMOP_ONLINE_KERNEL, MMOP_ONLINE_MOVABLE = range(4)
+
+
+@dataclass(slots=True, eq=False)
+class MemoryNotify:
+    """What a memory notifier is told; pfn and pages, node ids or -1 for no change."""
+
+    start_pfn: int
+    nr_pages: int
+    status_change_nid_normal: int = -1
+    status_change_nid: int = -1
+
+
+@dataclass(slots=True, eq=False)
+class MemoryBlock:
+    """One memory block device (struct memory_block)."""
+
+    block_id: int
+    state: str
+    nid: int = -1
+    online_type: int = MMOP_OFFLINE
+    zone: Zone | None = None
+    nr_vmemmap_pages: int = 0
+    group: MemoryGroup | None = None
+    nodes: tuple[int, ...] = ()
+    firmware_node: str | None = None
+
+    @property
+    def devpath(self) -> str:
+        """The device's path in uevents."""
+        return f"/devices/system/memory/memory{self.block_id}"
+
+
+@traced
+def memory_notify(m: Machine, action: int, arg: MemoryNotify) -> None:
+    """Call the memory notifiers, highest priority first.
+
+    :param action: a MEM_* value; arg: the range and what changes.
+    :raises KernelError: what the first notifier that refuses gave (EPERM for NOTIFY_BAD).
+    """
+    for notifier in list(m.memory_notifiers):
+        code = notifier.call(m, action, arg)
+        if code:
+            raise kernel_error(code, f"{ACTION_NAMES[action]} refused by {notifier.name}")
+
+
+@traced
+def walk_memory_blocks(
+    m: Machine, start: int, size: int, func: Callable[[MemoryBlock], None]
+) -> None:
+    """Call a function for each existing block of a range of bytes, upward."""
+    first, last = start // m.block_size, (start + size - 1) // m.block_size
+    for block_id in range(first, last + 1) if size else ():
+        block = m.memory_blocks.get(block_id)
+        if block is not None:
+            func(block)
+
+
+@traced
+def add_memory_block(
+    m: Machine, block_id: int, state: str, nr_vmemmap_pages: int, group: MemoryGroup | None
+) -> MemoryBlock:
+    """Create and announce one block device.
+
+    :raises AlreadyExists: if a block has this id.
+    """
+    if block_id in m.memory_blocks:
+        raise kernel_error(-17, f"memory{block_id} exists")
+    block = MemoryBlock(block_id, state, nr_vmemmap_pages=nr_vmemmap_pages, group=group)
+    m.memory_blocks[block_id] = block
+    if group is not None:
+        group.blocks.add(block_id)
+    m.uevent("add", block.devpath, "memory")
+    return block
+
+
+def remove_memory_block(m: Machine, block: MemoryBlock) -> None:
+    """Take a block device away again."""
+    if block.state != "offline":
+        bug("remove_memory_block", f"memory{block.block_id} is {block.state}")
+    if block.group is not None:
+        block.group.blocks.discard(block.block_id)
+        block.group = None
+    del m.memory_blocks[block.block_id]
+    m.uevent("remove", block.devpath, "memory")
+
+
+@traced
+def create_memory_block_devices(
+    m: Machine, start: int, size: int, vmemmap_pages: int, group: MemoryGroup | None
+) -> None:
+    """Create the offline block devices of a range of bytes; all or none."""
+    first, last = start // m.block_size, (start + size) // m.block_size
+    made: list[MemoryBlock] = []
+    try:
+        for block_id in range(first, last):
+            made.append(add_memory_block(m, block_id, "offline", vmemmap_pages, group))
+    except KernelError:
+        for block in made:
+            remove_memory_block(m, block)
+        raise
+
+
+@traced
+def remove_memory_block_devices(m: Machine, start: int, size: int) -> None:
+    """Unlink and remove the block devices of a range of bytes."""
+    for block_id in range(start // m.block_size, (start + size) // m.block_size):
+        block = m.memory_blocks.get(block_id)
+        if block is not None:
+            unregister_memory_block_under_nodes(m, block)
+            remove_memory_block(m, block)
+
+
+@traced
+def unregister_memory_block_under_nodes(m: Machine, block: MemoryBlock) -> None:
+    """Drop the links between a block and its node."""
+    block.nid = -1
+    block.nodes = ()
+
+
+def block_range(m: Machine, block: MemoryBlock) -> tuple[int, int]:
+    """Return a block's first pfn and its number of pages."""
+    nr = m.block_pages
+    return block.block_id * nr, nr
+
+
+def sections_of(m: Machine, block: MemoryBlock) -> range:
+    """Return the numbers of a block's sections."""
+    start, nr = block_range(m, block)
+    return range(start // PAGES_PER_SECTION, (start + nr) // PAGES_PER_SECTION)
+
+
+def memory_block_change_state(m: Machine, block: MemoryBlock, to: str, frm: str) -> None:
+    """Run the online or offline action; a failure leaves the state as it was.
+
+    :raises InvalidArgument: if the block is not in the state ``frm``.
+    """
+    if block.state != frm:
+        raise kernel_error(-22, f"memory{block.block_id} is {block.state}, not {frm}")
+    if to == "offline":
+        block.state = "going-offline"
+    try:
+        action = m.ops.memory_block_online if to == "online" else m.ops.memory_block_offline
+        action(m, block)
+    except KernelError:
+        block.state = frm
+        raise
+    block.state = to
+
+
+@traced
+def memory_subsys_online(m: Machine, block: MemoryBlock) -> None:
+    """Online a block with its stored online type, which is spent by the attempt."""
+    if block.state == "online":
+        return
+    if block.online_type == MMOP_OFFLINE:
+        block.online_type = MMOP_ONLINE
+    try:
+        memory_block_change_state(m, block, "online", "offline")
+    finally:
+        block.online_type = MMOP_OFFLINE
+
+
+@traced
+def memory_subsys_offline(m: Machine, block: MemoryBlock) -> None:
+    """Offline a block."""
+    if block.state == "offline":
+        return
+    memory_block_change_state(m, block, "offline", "online")
+
+
+def device_online(m: Machine, block: MemoryBlock) -> int:
+    """Bring a block online; 1 if it was online already, 0 after doing it."""
+    if block.state == "online":
+        return 1
+    memory_subsys_online(m, block)
+    m.uevent("online", block.devpath, "memory")
+    return 0
+
+
+def device_offline(m: Machine, block: MemoryBlock) -> int:
+    """Take a block offline; 1 if it was offline already, 0 after doing it."""
+    if block.state == "offline":
+        return 1
+    memory_subsys_offline(m, block)
+    m.uevent("offline", block.devpath, "memory")
+    return 0
+
+
+def state_store(m: Machine, block: MemoryBlock, word: str) -> None:
+    """Write to a block's ``state`` file.
+
+    A word that does not fit an online block is refused, but its online type stays behind for
+    the next ``1`` written to ``online``, as in the kernel.
+
+    :raises InvalidArgument: for another word, or if the block is in that state already.
+    """
+    if word not in ONLINE_TYPES:
+        raise kernel_error(-22, f"state: {word!r}; allowed: {', '.join(ONLINE_TYPES)}")
+    if word == "offline":
+        same = device_offline(m, block)
+    else:
+        block.online_type = ONLINE_TYPES.index(word)
+        same = device_online(m, block)
+    if same:
+        raise kernel_error(-22, f"memory{block.block_id} is {block.state} already")
+
+
+@dataclass(slots=True, eq=False)
+class MemoryNotifier:
+    """A subscriber of the memory notifier chain.
+
+    ``call(m, action, arg)`` returns 0 to agree or a negative errno to refuse.
+    """
+
+    name: str
+    call: Callable[[Machine, int, MemoryNotify], int]
+    priority: int = 0
+
+
+def register_memory_notifier(m: Machine, notifier: MemoryNotifier) -> None:
+    """Subscribe to the chain; equal priorities are called in order of registration."""
+    m.memory_notifiers.append(notifier)
+    m.memory_notifiers.sort(key=lambda n: -n.priority)
+
+
+def unregister_memory_notifier(m: Machine, notifier: MemoryNotifier) -> None:
+    """Leave the chain."""
+    m.memory_notifiers.remove(notifier)

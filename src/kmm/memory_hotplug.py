@@ -1,0 +1,864 @@
+"""The whole story: adding, onlining, offlining and removing memory (mm/memory_hotplug.c).
+
+Read from top to bottom, the functions stand in the order in which the kernel calls them.
+Every step that can fail raises a KernelError after undoing what was done before it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kmm import resource as res_
+from kmm.errors import KernelError, bug, kernel_error
+from kmm.memory_block import (
+    MEM_CANCEL_OFFLINE,
+    MEM_CANCEL_ONLINE,
+    MEM_GOING_OFFLINE,
+    MEM_GOING_ONLINE,
+    MEM_OFFLINE,
+    MEM_ONLINE,
+    MMOP_ONLINE,
+    MMOP_ONLINE_KERNEL,
+    MMOP_ONLINE_MOVABLE,
+    MemoryBlock,
+    MemoryNotify,
+    block_range,
+    create_memory_block_devices,
+    device_offline,
+    device_online,
+    memory_notify,
+    remove_memory_block_devices,
+    walk_memory_blocks,
+)
+from kmm.mmzone import MemoryGroup, PgData, Zone
+from kmm.node import (
+    __register_one_node,
+    kcompactd_run,
+    kcompactd_stop,
+    kswapd_run,
+    kswapd_stop,
+    register_memory_blocks_under_node,
+    unregister_one_node,
+)
+from kmm.page_alloc import FPI_TO_TAIL, zone_pcp_disable, zone_pcp_enable
+from kmm.page_isolation import (
+    start_isolate_page_range,
+    test_pages_isolated,
+    undo_isolate_page_range,
+)
+from kmm.params import (
+    MIGRATE_ISOLATE,
+    MIGRATE_UNMOVABLE,
+    ONLINE_TYPES,
+    PAGE_SHIFT,
+    PAGEBLOCK_NR_PAGES,
+    PAGES_PER_SECTION,
+    PAGES_PER_SUBSECTION,
+    PHYSMEM_END,
+    PMD_SIZE,
+    ZONE_DEVICE,
+    ZONE_MOVABLE,
+    ZONE_NORMAL,
+)
+from kmm.sparse import (
+    SECTION_IS_EARLY,
+    SECTION_IS_ONLINE,
+    VmemAltmap,
+    offline_mem_sections,
+    online_mem_sections,
+    sparse_add_section,
+    sparse_remove_section,
+)
+from kmm.trace import note, traced
+from kmm.watermarks import (
+    init_per_zone_wmark_min,
+    setup_zone_pageset,
+    writeback_set_ratelimit,
+    zone_pcp_reset,
+)
+from kmm.zonelists import build_all_zonelists
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+    from kmm.resource import Resource
+
+MHP_NONE, MHP_MERGE_RESOURCE, MHP_MEMMAP_ON_MEMORY, MHP_NID_IS_MGID = 0, 1, 2, 4
+
+FILL_NONE, FILL_VMEMMAP = 0, 2
+
+# -- adding -----------------------------------------------------------------------------
+
+
+def mhp_range_allowed(m: Machine, start: int, size: int) -> None:
+    """Check that a range of bytes lies where the kernel can map memory.
+
+    :raises ArgumentTooBig: with the kernel's log line.
+    """
+    end = start + size
+    if end <= 1 << 64 and start < end and end - 1 <= PHYSMEM_END:
+        return
+    m.printk(
+        f"Hotplug memory [{start:#x}-{end & 0xFFFFFFFFFFFFFFFF:#x}] exceeds maximum addressable "
+        f"range [0x0-{PHYSMEM_END:#x}]"
+    )
+    raise kernel_error(-7, f"range {start:#x}+{size:#x} is beyond {PHYSMEM_END:#x}")
+
+
+@traced
+def register_memory_resource(m: Machine, start: int, size: int, name: str) -> Resource:
+    """Enter a range of bytes into the resource tree.
+
+    :raises ArgumentTooBig: beyond the mappable range; AlreadyExists: whatever else is wrong.
+    """
+    flags = res_.IORESOURCE_SYSTEM_RAM | res_.IORESOURCE_BUSY
+    if name != "System RAM":
+        flags |= res_.IORESOURCE_SYSRAM_DRIVER_MANAGED
+    mhp_range_allowed(m, start, size)
+    return res_.__request_region(m.iomem_resource, start, size, name, flags, 0)
+
+
+def release_memory_resource(m: Machine, res: Resource) -> None:
+    """Take back what register_memory_resource entered, after a failed add."""
+    res_.release_resource(res)
+
+
+def check_hotplug_memory_range(m: Machine, start: int, size: int) -> None:
+    """Check that a range of bytes consists of whole memory blocks.
+
+    :raises InvalidArgument: with the kernel's log line.
+    """
+    if not size or start % m.block_size or size % m.block_size:
+        m.printk(
+            f"Block size [{m.block_size:#x}] unaligned hotplug range: start {start:#x}, "
+            f"size {size:#x}"
+        )
+        raise kernel_error(-22, f"{start:#x}+{size:#x} is not whole blocks of {m.block_size:#x}")
+
+
+@traced
+def free_area_init_core_hotplug(m: Machine, pgdat: PgData) -> None:
+    """Make an offline node's zones empty again."""
+    for zone in pgdat.zones:
+        zone.managed_pages = 0
+        zone.pageset_reset()
+    pgdat.nr_zones = 0
+    pgdat.node_start_pfn = 0
+    pgdat.vmstat.clear()
+
+
+@traced
+def hotadd_init_pgdat(m: Machine, nid: int) -> PgData:
+    """Prepare the pgdat of a node that gets its first memory; builds its own zonelists."""
+    pgdat = m.nodes[nid]
+    free_area_init_core_hotplug(m, pgdat)
+    build_all_zonelists(m, pgdat)
+    for zone in pgdat.zones:
+        zone.managed_pages = 0
+        zone.present_pages = 0
+    pgdat.node_present_pages = 0
+    return pgdat
+
+
+@traced
+def __try_online_node(m: Machine, nid: int) -> bool:
+    """Prepare a node unless it is online; whether that was needed."""
+    if nid in m.n_online:
+        return False
+    try:
+        hotadd_init_pgdat(m, nid)
+    except KernelError:
+        m.printk(f"Cannot online node {nid} due to NULL pgdat")
+        raise
+    return True
+
+
+def mhp_supports_memmap_on_memory(m: Machine, size: int) -> bool:
+    """Whether a range of this many bytes may hold its own memmap: one block, whole PMDs."""
+    vmemmap_size = (size >> PAGE_SHIFT) * m.config.struct_page_size
+    return (
+        m.memmap_on_memory
+        and size == m.block_size
+        and vmemmap_size % PMD_SIZE == 0
+        and (size - vmemmap_size) % (PAGEBLOCK_NR_PAGES << PAGE_SHIFT) == 0
+    )
+
+
+def _check_pfn_span(pfn: int, nr_pages: int, what: str) -> None:
+    if pfn % PAGES_PER_SUBSECTION or nr_pages % PAGES_PER_SUBSECTION:
+        raise kernel_error(
+            -22, f"Misaligned {what} start: {pfn:#x} end: {pfn + nr_pages - 1:#x}"
+        )
+
+
+def _section_chunks(pfn: int, nr_pages: int) -> list[tuple[int, int]]:
+    end, out = pfn + nr_pages, []
+    while pfn < end:
+        stop = min(end, (pfn // PAGES_PER_SECTION + 1) * PAGES_PER_SECTION)
+        out.append((pfn, stop - pfn))
+        pfn = stop
+    return out
+
+
+@traced
+def __add_pages(
+    m: Machine, nid: int, pfn: int, nr_pages: int, altmap: VmemAltmap | None = None
+) -> None:
+    """Add sections for a range of pages.
+
+    The kernel leaves the sections before a failing one behind; kmm takes them back.
+
+    :param pfn: first pfn; nr_pages: pages, both multiples of 512.
+    :raises InvalidArgument: for a misaligned range; AlreadyExists: if a section exists;
+        OutOfMemory: if there is no page for a memmap.
+    """
+    _check_pfn_span(pfn, nr_pages, "add")
+    if altmap is not None and (altmap.base_pfn != pfn or altmap.free > nr_pages):
+        raise kernel_error(-22, "memory add fail, invalid altmap")
+    done: list[tuple[int, int]] = []
+    try:
+        for start, count in _section_chunks(pfn, nr_pages):
+            sparse_add_section(m, nid, start, count, altmap)
+            done.append((start, count))
+    except KernelError:
+        for start, count in reversed(done):
+            sparse_remove_section(m, start, count)
+        raise
+
+
+def add_memory_resource(m: Machine, nid: int, res: Resource, mhp_flags: int = MHP_NONE) -> None:
+    """Add the memory of a resource that is in the tree already.
+
+    :param nid: node, or memory group id with MHP_NID_IS_MGID.
+    :raises KernelError: the kernel's errno; everything is as before then.
+    """
+    start, size = res.start, res.end - res.start + 1
+    check_hotplug_memory_range(m, start, size)
+    group: MemoryGroup | None = None
+    if mhp_flags & MHP_NID_IS_MGID:
+        group = m.memory_groups.get(nid)
+        if group is None:
+            raise kernel_error(-22, f"no memory group {nid}")
+        nid = group.nid
+    if nid not in m.nodes:
+        m.printk(f"node {nid} was absent from the node_possible_map")
+        raise kernel_error(-22, f"node {nid} is not possible")
+    new_node = __try_online_node(m, nid)
+    altmap: VmemAltmap | None = None
+    if mhp_flags & MHP_MEMMAP_ON_MEMORY:
+        if not mhp_supports_memmap_on_memory(m, size):
+            raise kernel_error(-22, f"memmap on memory needs one block, not {size:#x} bytes")
+        pages = size >> PAGE_SHIFT
+        altmap = VmemAltmap(start >> PAGE_SHIFT, pages * m.config.struct_page_size >> PAGE_SHIFT)
+    m.ops.arch_add_memory(m, nid, start, size, altmap)
+    try:
+        create_memory_block_devices(m, start, size, altmap.alloc if altmap else 0, group)
+    except KernelError:
+        m.ops.arch_remove_memory(m, start, size)
+        raise
+    if new_node:
+        m.n_online.add(nid)
+        __register_one_node(m, nid)
+    register_memory_blocks_under_node(m, nid, start, size)
+    if res.name == "System RAM":
+        m.firmware_map_add(start, start + size - 1, "System RAM")
+    if mhp_flags & MHP_MERGE_RESOURCE:
+        res_.merge_system_ram_resource(m.iomem_resource, res)
+    if m.mhp_default_online_type:
+        _auto_online(m, start, size)
+
+
+def _auto_online(m: Machine, start: int, size: int) -> None:
+    def online(block: MemoryBlock) -> None:
+        block.online_type = m.mhp_default_online_type
+        device_online(m, block)
+
+    try:
+        walk_memory_blocks(m, start, size, online)
+    except KernelError as e:
+        # The memory stays added; nobody hears of the failure in the kernel either.
+        m.note_swallowed("auto-online", e)
+
+
+add_memory_resource = traced(add_memory_resource)
+
+
+@traced
+def __add_memory(m: Machine, nid: int, start: int, size: int, mhp_flags: int = MHP_NONE) -> None:
+    """Add a range of bytes as System RAM; the caller holds the hot-plug lock.
+
+    :param nid: node, or memory group id with MHP_NID_IS_MGID.
+    :raises KernelError: E2BIG, EEXIST, EINVAL or ENOMEM; everything is as before then.
+    """
+    res = register_memory_resource(m, start, size, "System RAM")
+    try:
+        add_memory_resource(m, nid, res, mhp_flags)
+    except KernelError:
+        release_memory_resource(m, res)
+        raise
+
+
+@traced
+def add_memory(m: Machine, nid: int, start: int, size: int, mhp_flags: int = MHP_NONE) -> None:
+    """Add a range of bytes as System RAM (see __add_memory)."""
+    __add_memory(m, nid, start, size, mhp_flags)
+
+
+@traced
+def add_memory_driver_managed(
+    m: Machine, nid: int, start: int, size: int, name: str, mhp_flags: int = MHP_NONE
+) -> None:
+    """Add memory that a driver manages and that firmware does not list.
+
+    :param name: the resource's name, ``System RAM (driver)``.
+    :raises InvalidArgument: for another name; otherwise as __add_memory.
+    """
+    if not name.startswith("System RAM (") or not name.endswith(")"):
+        raise kernel_error(-22, f"name: {name!r}; allowed: 'System RAM (driver)'")
+    res = register_memory_resource(m, start, size, name)
+    try:
+        add_memory_resource(m, nid, res, mhp_flags)
+    except KernelError:
+        release_memory_resource(m, res)
+        raise
+
+
+# -- which zone -------------------------------------------------------------------------
+
+
+def default_kernel_zone_for_pfn(m: Machine, nid: int, start_pfn: int, nr_pages: int) -> Zone:
+    """Return the first zone up to DMA32 whose span the range touches, else Normal."""
+    for zone in m.nodes[nid].zones[:ZONE_NORMAL]:
+        if zone.intersects(start_pfn, nr_pages):
+            return zone
+    return m.nodes[nid].zone(ZONE_NORMAL)
+
+
+def default_zone_for_pfn(m: Machine, nid: int, start_pfn: int, nr_pages: int) -> Zone:
+    """Return the zone that plain ``online`` takes under the contig-zones policy."""
+    kernel_zone = default_kernel_zone_for_pfn(m, nid, start_pfn, nr_pages)
+    movable_zone = m.nodes[nid].zone(ZONE_MOVABLE)
+    in_kernel = kernel_zone.intersects(start_pfn, nr_pages)
+    in_movable = movable_zone.intersects(start_pfn, nr_pages)
+    if in_kernel != in_movable:
+        return kernel_zone if in_kernel else movable_zone
+    return movable_zone if m.movable_node_enabled else kernel_zone
+
+
+def _auto_movable_can_online(
+    m: Machine, nid: int | None, group: MemoryGroup | None, nr_pages: int
+) -> bool:
+    """Whether nr_pages more movable pages keep the ratio, on one node or (None) on all."""
+    nodes = [m.nodes[nid]] if nid is not None else list(m.nodes.values())
+    kernel_early = movable = 0
+    for zone in (z for p in nodes for z in p.zones if z.populated):
+        if zone.zone_idx == ZONE_MOVABLE:
+            movable += zone.present_pages
+        else:
+            kernel_early += zone.present_early_pages
+    ratio = m.auto_movable_ratio
+    required = 0
+    for other in m.memory_groups.values():
+        if not other.is_dynamic or other is group or (nid is not None and other.nid != nid):
+            continue
+        # What this group needs beyond its own kernel memory is spoken for.
+        needs = other.present_movable_pages * 100 // ratio
+        required += max(0, needs - other.present_kernel_pages)
+        movable -= other.present_movable_pages
+    if kernel_early <= required:
+        return False
+    kernel_early -= required
+    if group is not None and group.is_dynamic:
+        kernel_early += group.present_kernel_pages
+    return movable + nr_pages <= ratio * kernel_early // 100
+
+
+def auto_movable_zone_for_pfn(
+    m: Machine, nid: int, group: MemoryGroup | None, pfn: int, nr_pages: int
+) -> Zone:
+    """Return the zone that the auto-movable policy picks for a range."""
+    online_pages_ = 0
+    max_pages = nr_pages
+    kernel = default_kernel_zone_for_pfn
+    if not m.auto_movable_ratio:
+        return kernel(m, nid, pfn, nr_pages)
+    if group is not None and not group.is_dynamic:
+        max_pages, online_pages_ = group.max_pages, group.present_movable_pages
+        if group.present_kernel_pages:
+            return kernel(m, nid, pfn, nr_pages)
+    elif group is not None and group.unit_pages != nr_pages:
+        max_pages = group.unit_pages
+        unit = pfn // max_pages * max_pages
+        for start in range(unit, unit + max_pages, PAGES_PER_SECTION):
+            if not m.section_flags(start) & SECTION_IS_ONLINE:
+                continue
+            zone = m.page_zone(start)
+            if zone is None or zone.zone_idx != ZONE_MOVABLE:
+                return kernel(m, nid, pfn, nr_pages)
+            online_pages_ += PAGES_PER_SECTION
+    need = max_pages - online_pages_
+    if _auto_movable_can_online(m, None, group, need) and (
+        not m.auto_movable_numa_aware or _auto_movable_can_online(m, nid, group, need)
+    ):
+        return m.nodes[nid].zone(ZONE_MOVABLE)
+    return kernel(m, nid, pfn, nr_pages)
+
+
+@traced
+def zone_for_pfn_range(
+    m: Machine, online_type: int, nid: int, group: MemoryGroup | None, pfn: int, nr_pages: int
+) -> Zone:
+    """Return the zone that a range is onlined into.
+
+    :param online_type: MMOP_ONLINE, MMOP_ONLINE_KERNEL or MMOP_ONLINE_MOVABLE.
+    """
+    if online_type == MMOP_ONLINE_KERNEL:
+        return default_kernel_zone_for_pfn(m, nid, pfn, nr_pages)
+    if online_type == MMOP_ONLINE_MOVABLE:
+        return m.nodes[nid].zone(ZONE_MOVABLE)
+    if m.online_policy == "auto-movable":
+        return auto_movable_zone_for_pfn(m, nid, group, pfn, nr_pages)
+    return default_zone_for_pfn(m, nid, pfn, nr_pages)
+
+
+# -- onlining ---------------------------------------------------------------------------
+
+
+def init_currently_empty_zone(m: Machine, zone: Zone, start_pfn: int) -> None:
+    """Make a zone ready for its first pages."""
+    pgdat = m.nodes[zone.nid]
+    pgdat.nr_zones = max(pgdat.nr_zones, zone.zone_idx + 1)
+    zone.zone_start_pfn = start_pfn
+    zone.init_free_lists()
+    zone.initialized = True
+
+
+def resize_zone_range(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
+    """Grow a zone's span over a range (grow_zone_span of old)."""
+    old_end = zone.zone_end_pfn
+    if not zone.spanned_pages or start_pfn < zone.zone_start_pfn:
+        zone.zone_start_pfn = start_pfn
+    zone.spanned_pages = max(start_pfn + nr_pages, old_end) - zone.zone_start_pfn
+
+
+def resize_pgdat_range(m: Machine, pgdat: PgData, start_pfn: int, nr_pages: int) -> None:
+    """Grow a node's span over a range (grow_pgdat_span of old)."""
+    old_end = pgdat.node_start_pfn + pgdat.node_spanned_pages
+    if not pgdat.node_spanned_pages or start_pfn < pgdat.node_start_pfn:
+        pgdat.node_start_pfn = start_pfn
+    pgdat.node_spanned_pages = max(start_pfn + nr_pages, old_end) - pgdat.node_start_pfn
+
+
+@traced
+def memmap_init_range(
+    m: Machine, zone: Zone, start_pfn: int, nr_pages: int, mt: int, fill: int = FILL_NONE
+) -> None:
+    """Initialise the struct pages of a range for a zone."""
+    m.memmap_engine.memmap_init_range(start_pfn, nr_pages, zone.index, mt, fill)
+
+
+@traced
+def move_pfn_range_to_zone(
+    m: Machine, zone: Zone, start_pfn: int, nr_pages: int, mt: int, fill: int = FILL_NONE
+) -> None:
+    """Let a zone and its node span a range, and initialise its memmap.
+
+    :param mt: migratetype of the pageblocks.
+    """
+    pgdat = m.nodes[zone.nid]
+    if not zone.spanned_pages:
+        init_currently_empty_zone(m, zone, start_pfn)
+    resize_zone_range(m, zone, start_pfn, nr_pages)
+    resize_pgdat_range(m, pgdat, start_pfn, nr_pages)
+    memmap_init_range(m, zone, start_pfn, nr_pages, mt, fill)
+
+
+@traced
+def adjust_present_page_count(
+    m: Machine, zone: Zone, start_pfn: int, group: MemoryGroup | None, nr_pages: int
+) -> None:
+    """Add nr_pages (which may be negative) to the present counts."""
+    if m.section_flags(start_pfn) & SECTION_IS_EARLY:
+        zone.present_early_pages += nr_pages
+    zone.present_pages += nr_pages
+    m.nodes[zone.nid].node_present_pages += nr_pages
+    if group is not None:
+        if zone.zone_idx == ZONE_MOVABLE:
+            group.present_movable_pages += nr_pages
+        else:
+            group.present_kernel_pages += nr_pages
+
+
+def online_pages_range(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
+    """Hand the range to the allocator in the largest aligned blocks, isolated still."""
+    zone.managed_pages += nr_pages
+    m.totalram_pages += nr_pages
+    chunks = zone.free_range_core(start_pfn, nr_pages, MIGRATE_ISOLATE, FPI_TO_TAIL)
+    note(m, "generic_online_page", chunks)
+    online_mem_sections(m, start_pfn, start_pfn + nr_pages)
+
+
+def node_states_check_changes_online(
+    m: Machine, nr_pages: int, zone: Zone, arg: MemoryNotify
+) -> None:
+    """Fill in which node states the onlining sets."""
+    if zone.zone_idx <= ZONE_NORMAL and zone.nid not in m.n_normal_memory:
+        arg.status_change_nid_normal = zone.nid
+    if zone.nid not in m.n_memory:
+        arg.status_change_nid = zone.nid
+
+
+@traced
+def online_pages(
+    m: Machine, pfn: int, nr_pages: int, zone: Zone, group: MemoryGroup | None = None
+) -> None:
+    """Bring added pages into a zone and into use.
+
+    :param pfn: first pfn, a multiple of 512; nr_pages: pages; pfn + nr_pages ends a section.
+    :raises InvalidArgument: for a misaligned range; KernelError: what a notifier refused with.
+    """
+    if not nr_pages or pfn % PAGEBLOCK_NR_PAGES or (pfn + nr_pages) % PAGES_PER_SECTION:
+        raise kernel_error(-22, f"online_pages: misaligned range {pfn:#x}+{nr_pages:#x}")
+    move_pfn_range_to_zone(m, zone, pfn, nr_pages, MIGRATE_ISOLATE)
+    arg = MemoryNotify(pfn, nr_pages)
+    node_states_check_changes_online(m, nr_pages, zone, arg)
+    try:
+        memory_notify(m, MEM_GOING_ONLINE, arg)
+    except KernelError:
+        memory_notify(m, MEM_CANCEL_ONLINE, arg)
+        remove_pfn_range_from_zone(m, zone, pfn, nr_pages)
+        raise
+    zone.nr_isolate_pageblock += nr_pages // PAGEBLOCK_NR_PAGES
+    need_rebuild = not zone.populated
+    if need_rebuild:
+        setup_zone_pageset(m, zone)
+    online_pages_range(m, zone, pfn, nr_pages)
+    adjust_present_page_count(m, zone, pfn, group, nr_pages)
+    if arg.status_change_nid_normal >= 0:
+        m.n_normal_memory.add(zone.nid)
+    if arg.status_change_nid >= 0:
+        m.n_memory.add(zone.nid)
+    if need_rebuild:
+        build_all_zonelists(m, None)
+    undo_isolate_page_range(m, zone, pfn, pfn + nr_pages)
+    init_per_zone_wmark_min(m)
+    kswapd_run(m, zone.nid)
+    kcompactd_run(m, zone.nid)
+    writeback_set_ratelimit(m)
+    memory_notify(m, MEM_ONLINE, arg)
+
+
+def memory_block_online(m: Machine, block: MemoryBlock) -> None:
+    """Online one block: choose the zone, its own memmap first, then the rest."""
+    start, nr = block_range(m, block)
+    vmemmap = block.nr_vmemmap_pages
+    zone = zone_for_pfn_range(m, block.online_type, block.nid, block.group, start, nr)
+    if vmemmap:
+        mhp_init_memmap_on_memory(m, start, vmemmap, zone)
+    try:
+        online_pages(m, start + vmemmap, nr - vmemmap, zone, block.group)
+    except KernelError:
+        if vmemmap:
+            mhp_deinit_memmap_on_memory(m, start, vmemmap, zone)
+        raise
+    if vmemmap:
+        adjust_present_page_count(m, zone, start, block.group, vmemmap)
+    block.zone = zone
+
+
+def mhp_init_memmap_on_memory(m: Machine, pfn: int, nr_pages: int, zone: Zone) -> None:
+    """Put the pages that hold a block's own memmap into its zone, never to be handed out."""
+    move_pfn_range_to_zone(m, zone, pfn, nr_pages, MIGRATE_UNMOVABLE, FILL_VMEMMAP)
+    if nr_pages >= PAGES_PER_SECTION:
+        online_mem_sections(m, pfn, pfn + nr_pages // PAGES_PER_SECTION * PAGES_PER_SECTION)
+
+
+def mhp_deinit_memmap_on_memory(m: Machine, pfn: int, nr_pages: int, zone: Zone) -> None:
+    """Undo mhp_init_memmap_on_memory."""
+    if nr_pages >= PAGES_PER_SECTION:
+        offline_mem_sections(m, pfn, pfn + nr_pages // PAGES_PER_SECTION * PAGES_PER_SECTION)
+    remove_pfn_range_from_zone(m, zone, pfn, nr_pages)
+
+
+# -- offlining --------------------------------------------------------------------------
+
+
+def shrink_zone_span(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> None:
+    """Shrink a zone's span if a range at one of its ends has left; holes inside stay."""
+    first, last = zone.zone_start_pfn, zone.zone_end_pfn
+    search = m.memmap_engine.shrink_search
+    if first == start_pfn:
+        found = search(end_pfn, last, zone.index, True, zone.nid)
+        zone.spanned_pages = last - found if found >= 0 else 0
+        zone.zone_start_pfn = max(found, 0)
+    elif last == end_pfn:
+        found = search(first, start_pfn - 1, zone.index, False, zone.nid)
+        if found >= 0:
+            zone.spanned_pages = found - first + 1
+        else:
+            zone.zone_start_pfn = zone.spanned_pages = 0
+
+
+def update_pgdat_span(m: Machine, pgdat: PgData) -> None:
+    """Recompute a node's span from its zones."""
+    spans = [(z.zone_start_pfn, z.zone_end_pfn) for z in pgdat.zones if z.spanned_pages]
+    pgdat.node_start_pfn = min((s for s, _ in spans), default=0)
+    pgdat.node_spanned_pages = max((e for _, e in spans), default=0) - pgdat.node_start_pfn
+
+
+@traced
+def remove_pfn_range_from_zone(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
+    """Take an offline range out of its zone's and node's span."""
+    if zone.zone_idx == ZONE_DEVICE:
+        return
+    zone.contiguous = False
+    shrink_zone_span(m, zone, start_pfn, start_pfn + nr_pages)
+    update_pgdat_span(m, m.nodes[zone.nid])
+
+
+def node_states_check_changes_offline(
+    m: Machine, nr_pages: int, zone: Zone, arg: MemoryNotify
+) -> None:
+    """Fill in which node states the offlining clears."""
+    zones = m.nodes[zone.nid].zones
+    kernel = sum(z.present_pages for z in zones[: ZONE_NORMAL + 1])
+    if zone.zone_idx <= ZONE_NORMAL and nr_pages >= kernel:
+        arg.status_change_nid_normal = zone.nid
+    if nr_pages >= kernel + zones[ZONE_MOVABLE].present_pages:
+        arg.status_change_nid = zone.nid
+
+
+@traced
+def walk_system_ram_range(m: Machine, start_pfn: int, nr_pages: int) -> int:
+    """Return how many pages of a range are System RAM."""
+    parts = res_.walk_system_ram_range(m.iomem_resource, start_pfn, nr_pages)
+    return sum(count for _, count in parts)
+
+
+@traced
+def lru_cache_disable(m: Machine) -> None:
+    """Keep pages from hiding in per-CPU LRU batches; kmm has none."""
+
+
+@traced
+def dissolve_free_huge_pages(m: Machine, start_pfn: int, end_pfn: int) -> None:
+    """Give free hugetlb pages of a range back to the allocator; kmm has no pools yet."""
+
+
+@traced
+def __offline_isolated_pages(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> int:
+    """Take the free blocks of a range off the lists; the sections go offline."""
+    taken = zone.offline_isolated_pages(start_pfn, end_pfn)
+    if taken < 0:
+        bug("__offline_isolated_pages", f"a page of {start_pfn:#x}-{end_pfn:#x} is not free")
+    offline_mem_sections(m, start_pfn, end_pfn)
+    return int(taken)
+
+
+def _isolate_and_empty(m: Machine, zone: Zone, start_pfn: int, end_pfn: int,
+                       arg: MemoryNotify) -> None:  # fmt: skip
+    """Isolate the range, ask the notifiers, and make sure that all of it is free."""
+    start_isolate_page_range(m, zone, start_pfn, end_pfn)
+    try:
+        node_states_check_changes_offline(m, end_pfn - start_pfn, zone, arg)
+        memory_notify(m, MEM_GOING_OFFLINE, arg)
+        dissolve_free_huge_pages(m, start_pfn, end_pfn)
+        # The kernel would go on trying for ever; without migration a page in use stays.
+        test_pages_isolated(m, start_pfn, end_pfn)
+    except KernelError:
+        undo_isolate_page_range(m, zone, start_pfn, end_pfn)
+        memory_notify(m, MEM_CANCEL_OFFLINE, arg)
+        raise
+
+
+def _forget_offlined(m: Machine, zone: Zone, start_pfn: int, group: MemoryGroup | None,
+                     nr_pages: int, arg: MemoryNotify) -> None:  # fmt: skip
+    """Account for pages that are gone, and let zones, lists and daemons follow."""
+    zone.managed_pages -= nr_pages
+    m.totalram_pages -= nr_pages
+    adjust_present_page_count(m, zone, start_pfn, group, -nr_pages)
+    init_per_zone_wmark_min(m)
+    if not zone.populated:
+        zone_pcp_reset(m, zone)
+        build_all_zonelists(m, None)
+    if arg.status_change_nid_normal >= 0:
+        m.n_normal_memory.discard(zone.nid)
+    if arg.status_change_nid >= 0:
+        m.n_memory.discard(zone.nid)
+        kcompactd_stop(m, zone.nid)
+        kswapd_stop(m, zone.nid)
+    writeback_set_ratelimit(m)
+    memory_notify(m, MEM_OFFLINE, arg)
+    remove_pfn_range_from_zone(m, zone, start_pfn, nr_pages)
+
+
+@traced
+def offline_pages(
+    m: Machine, start_pfn: int, nr_pages: int, zone: Zone, group: MemoryGroup | None = None
+) -> None:
+    """Take pages out of use and out of their zone.
+
+    :param start_pfn: first pfn, a multiple of 512; nr_pages: pages, up to a section's end.
+    :raises InvalidArgument: misaligned, holes in System RAM, or several zones;
+        Busy: a page that can neither move nor go; KernelError: what a notifier refused with.
+    """
+    end_pfn = start_pfn + nr_pages
+    if not nr_pages or start_pfn % PAGEBLOCK_NR_PAGES or end_pfn % PAGES_PER_SECTION:
+        raise kernel_error(-22, f"offline_pages: misaligned range {start_pfn:#x}+{nr_pages:#x}")
+    if walk_system_ram_range(m, start_pfn, nr_pages) != nr_pages:
+        raise kernel_error(-22, "memory holes")
+    if m.page_zone(start_pfn) is not zone or m.page_zone(end_pfn - 1) is not zone:
+        raise kernel_error(-22, "multizone range")
+    zone_pcp_disable(m, zone)
+    lru_cache_disable(m)
+    arg = MemoryNotify(start_pfn, nr_pages)
+    try:
+        _isolate_and_empty(m, zone, start_pfn, end_pfn, arg)
+        __offline_isolated_pages(m, zone, start_pfn, end_pfn)
+        zone.nr_isolate_pageblock -= nr_pages // PAGEBLOCK_NR_PAGES
+    finally:
+        zone_pcp_enable(m, zone)
+    _forget_offlined(m, zone, start_pfn, group, nr_pages, arg)
+
+
+def memory_block_offline(m: Machine, block: MemoryBlock) -> None:
+    """Offline one block: the pages of its own memmap are uncounted first."""
+    if block.zone is None:
+        raise kernel_error(-22, f"memory{block.block_id} lies in several zones or nodes")
+    start, nr = block_range(m, block)
+    zone, vmemmap = block.zone, block.nr_vmemmap_pages
+    if vmemmap:
+        adjust_present_page_count(m, zone, start, block.group, -vmemmap)
+    try:
+        offline_pages(m, start + vmemmap, nr - vmemmap, zone, block.group)
+    except KernelError:
+        if vmemmap:
+            adjust_present_page_count(m, zone, start, block.group, vmemmap)
+        raise
+    if vmemmap:
+        mhp_deinit_memmap_on_memory(m, start, vmemmap, zone)
+    block.zone = None
+
+
+# -- removing ---------------------------------------------------------------------------
+
+
+@traced
+def __remove_pages(m: Machine, pfn: int, nr_pages: int) -> None:
+    """Remove the sections of a range of pages."""
+    _check_pfn_span(pfn, nr_pages, "remove")
+    for start, count in _section_chunks(pfn, nr_pages):
+        sparse_remove_section(m, start, count)
+
+
+@traced
+def try_offline_node(m: Machine, nid: int) -> None:
+    """Take a node away if it has neither memory, nor blocks, nor CPUs."""
+    pgdat = m.nodes[nid]
+    if pgdat.node_spanned_pages or m.cpus_of_node(nid):
+        return
+    if any(block.nid == nid for block in m.memory_blocks.values()):
+        return
+    m.n_online.discard(nid)
+    unregister_one_node(m, nid)
+
+
+def _check_memblocks_offline(m: Machine, start: int, size: int) -> tuple[int, int]:
+    """Return the node and the memmap pages of a range's blocks, all of which are offline."""
+    found = {"nid": -1, "vmemmap": 0}
+
+    def check(block: MemoryBlock) -> None:
+        if block.state != "offline":
+            first, last = block.block_id * m.block_size, (block.block_id + 1) * m.block_size - 1
+            m.printk(
+                f"removing memory fails, because memory [{first:#018x}-{last:#018x}] is onlined"
+            )
+            raise kernel_error(-16, f"memory{block.block_id} is online")
+        found["nid"], found["vmemmap"] = block.nid, block.nr_vmemmap_pages
+
+    walk_memory_blocks(m, start, size, check)
+    return found["nid"], found["vmemmap"]
+
+
+@traced
+def try_remove_memory(m: Machine, start: int, size: int) -> None:
+    """Remove a range of bytes whose blocks are all offline.
+
+    :raises Busy: if a block is online; InvalidArgument: if blocks that hold their own memmap
+        would not be removed one by one.
+    """
+    if not size or start % m.block_size or size % m.block_size:
+        bug("try_remove_memory", f"{start:#x}+{size:#x} is not whole blocks")
+    nid, vmemmap = _check_memblocks_offline(m, start, size)
+    if vmemmap and size != m.block_size:
+        m.printk(f"Refuse to remove {start:#x} - {start + size:#x},wrong granularity")
+        raise kernel_error(-22, "blocks with their own memmap are removed one by one")
+    m.firmware_map_remove(start, start + size - 1, "System RAM")
+    remove_memory_block_devices(m, start, size)
+    m.ops.arch_remove_memory(m, start, size)
+    release_mem_region_adjustable(m, start, size)
+    if nid >= 0:
+        try_offline_node(m, nid)
+
+
+@traced
+def release_mem_region_adjustable(m: Machine, start: int, size: int) -> None:
+    """Delete, trim or split the resource that holds a range of bytes."""
+    res_.release_mem_region_adjustable(m.iomem_resource, start, size)
+
+
+@traced
+def __remove_memory(m: Machine, start: int, size: int) -> None:
+    """Remove a range of bytes; the caller has made sure that nothing is online."""
+    try:
+        try_remove_memory(m, start, size)
+    except KernelError as e:
+        bug("__remove_memory", str(e))
+
+
+@traced
+def remove_memory(m: Machine, start: int, size: int) -> None:
+    """Remove a range of bytes.
+
+    :raises Busy: if a block of it is online.
+    """
+    try_remove_memory(m, start, size)
+
+
+@traced
+def offline_and_remove_memory(m: Machine, start: int, size: int) -> None:
+    """Take all blocks of a range of bytes offline, then remove it; all or nothing.
+
+    :raises InvalidArgument: for a misaligned range; KernelError: what an offline failed with.
+    """
+    if not size or start % m.block_size or size % m.block_size:
+        raise kernel_error(-22, f"{start:#x}+{size:#x} is not whole blocks")
+    offlined: list[tuple[MemoryBlock, int]] = []
+
+    def offline(block: MemoryBlock) -> None:
+        movable = block.zone is not None and block.zone.zone_idx == ZONE_MOVABLE
+        kind = MMOP_ONLINE_MOVABLE if movable else MMOP_ONLINE_KERNEL
+        if device_offline(m, block) == 0:
+            offlined.append((block, kind))
+
+    try:
+        walk_memory_blocks(m, start, size, offline)
+        try_remove_memory(m, start, size)
+    except KernelError:
+        for block, kind in offlined:
+            block.online_type = kind
+            device_online(m, block)
+        raise
+
+
+def online_type_word(online_type: int) -> str:
+    """The sysfs word of an MMOP_* value."""
+    return ONLINE_TYPES[online_type if online_type else MMOP_ONLINE]
+
+
+# Names of older kernels for the same functions (docs: the table of names).
+hotadd_new_pgdat = hotadd_init_pgdat
+free_area_init_node = free_area_init_core_hotplug
+grow_zone_span = resize_zone_range
+grow_pgdat_span = resize_pgdat_range
+memmap_init_zone = memmap_init_range
+__add_zone = move_pfn_range_to_zone

@@ -1,0 +1,48 @@
+"""Taking ranges out of the allocator's hands (mm/page_isolation.c)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kmm import _scan
+from kmm.errors import kernel_error
+from kmm.mmzone import Zone
+from kmm.params import MIGRATE_MOVABLE, PAGEBLOCK_NR_PAGES
+from kmm.trace import note, traced
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+
+@traced
+def start_isolate_page_range(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> None:
+    """Isolate all pageblocks of a range.
+
+    :param start_pfn: first pfn; end_pfn: pfn behind the last; multiples of 512.
+    :raises Busy: a page can neither move nor go; what was isolated comes back as Movable.
+    """
+    note(m, "isolate_single_pageblock", 2)
+    blocked = _scan.start_isolate_page_range(zone, start_pfn, end_pfn)
+    if blocked >= 0:
+        m.dump_page(blocked, "unmovable page")
+        raise kernel_error(-16, f"pfn {blocked:#x} is unmovable")
+
+
+@traced
+def undo_isolate_page_range(
+    m: Machine, zone: Zone, start_pfn: int, end_pfn: int, mt: int = MIGRATE_MOVABLE
+) -> None:
+    """Give isolated pageblocks back to the allocator with migratetype ``mt``."""
+    note(m, "unset_migratetype_isolate", (end_pfn - start_pfn) // PAGEBLOCK_NR_PAGES)
+    _scan.undo_isolate_page_range(zone, start_pfn, end_pfn, mt)
+
+
+@traced
+def test_pages_isolated(m: Machine, start_pfn: int, end_pfn: int) -> None:
+    """Check that every page of an isolated range is free.
+
+    :raises Busy: with the first page that is not.
+    """
+    found = _scan.test_pages_isolated(m.memmap_engine, start_pfn, end_pfn)
+    if found >= 0:
+        raise kernel_error(-16, f"pfn {found:#x} is in use")

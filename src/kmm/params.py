@@ -1,0 +1,140 @@
+"""Every number of the modelled machine, and the description a machine is built from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kmm.errors import ConfigError
+
+KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+SECTION_SIZE_BITS = 27
+SECTION_SIZE = 1 << SECTION_SIZE_BITS
+PFN_SECTION_SHIFT = SECTION_SIZE_BITS - PAGE_SHIFT
+PAGES_PER_SECTION = 1 << PFN_SECTION_SHIFT
+PAGES_PER_SUBSECTION = 512
+MAX_PHYSMEM_BITS = 46
+PHYSMEM_END = (1 << MAX_PHYSMEM_BITS) - 1
+NR_PAGES_MAX = 1 << (MAX_PHYSMEM_BITS - PAGE_SHIFT)
+PAGEBLOCK_ORDER = 9
+PAGEBLOCK_NR_PAGES = 1 << PAGEBLOCK_ORDER
+MAX_ORDER = 11
+PMD_SIZE = 2 * MiB
+
+ZONE_NAMES = ("DMA", "DMA32", "Normal", "Movable", "Device")
+ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE, ZONE_DEVICE = range(5)
+MAX_NR_ZONES = 5
+MAX_DMA_PFN = (16 * MiB) >> PAGE_SHIFT
+MAX_DMA32_PFN = (4 * GiB) >> PAGE_SHIFT
+
+MIGRATETYPE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
+MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE = range(5)
+MIGRATE_TYPES = 5
+
+LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
+DEFAULT_LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)
+ONLINE_TYPES = ("offline", "online", "online_kernel", "online_movable")
+ONLINE_POLICIES = ("contig-zones", "auto-movable")
+THP_MODES = ("always", "madvise", "never")
+THP_MIN_PAGES = (512 * MiB) >> PAGE_SHIFT
+MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = SECTION_SIZE, 64 * GiB
+
+_SUFFIX = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
+
+
+def parse_size(value: object, field_name: str) -> int:
+    """Return a number of bytes.
+
+    :param value: an int of bytes, or text such as ``"512M"`` (K, M, G, T; powers of 1024).
+    :param field_name: named in the error.
+    :raises ConfigError: for anything else.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(0x[0-9a-fA-F]+|\d+)\s*([KMGT]?)(?:iB|B)?\s*", value)
+        if match:
+            return int(match[1], 0) * _SUFFIX[match[2]]
+    raise ConfigError(
+        f"{field_name}: {value!r} is not a size; allowed: bytes as a number, or text like '512M', '4G'"
+    )
+
+
+def parse_list(text: str, field_name: str) -> tuple[int, ...]:
+    """Return the numbers of a kernel list such as ``0-1,4`` (``+`` separates too).
+
+    :raises ConfigError: if the text is not such a list.
+    """
+    out: list[int] = []
+    for part in filter(None, re.split(r"[,+\s]", text)):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not match or int(match[2] or match[1]) < int(match[1]) or int(match[2] or 0) > 8191:
+            raise ConfigError(f"{field_name}: {text!r} is not a list; allowed: like '0-1' or '0,2'")
+        out.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(out)
+
+
+def format_list(numbers: Sequence[int]) -> str:
+    """Return numbers in the kernel's list format (``0-1,4``)."""
+    out: list[str] = []
+    ordered = sorted(numbers)
+    i = 0
+    while i < len(ordered):
+        j = i
+        while j + 1 < len(ordered) and ordered[j + 1] == ordered[j] + 1:
+            j += 1
+        out.append(str(ordered[i]) if i == j else f"{ordered[i]}-{ordered[j]}")
+        i = j + 1
+    return ",".join(out)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """One proximity domain of the firmware: its CPUs and the bytes of RAM it has at boot."""
+
+    cpus: tuple[int, ...] = ()
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """What a machine is built from; sizes in bytes.
+
+    ``srat`` says what firmware tells of memoryless domains: ``"qemu"`` announces the
+    hot-pluggable area for the last domain alone, so a DIMM on another domain without CPUs and
+    memory lands on the node of the first block, as it does under QEMU; ``"full"`` announces
+    every domain.
+    """
+
+    memory: int = GiB
+    maxmem: int = 16 * GiB
+    slots: int = 16
+    cpus: int = 1
+    nodes: tuple[NodeConfig, ...] = (NodeConfig((0,), GiB),)
+    distances: tuple[tuple[int, ...], ...] = ()
+    cmdline: str = ""
+    block_size: int | None = None
+    seed: int = 0
+    srat: str = "qemu"
+    probe: bool = True
+    probe_add: bool = False
+    struct_page_size: int = 64
+    zones: tuple[int, ...] = (0, 1, 2, 3, 4)
+    cmdline_items: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> MachineConfig:
+        """Build a configuration from the ``machine`` object of a recording or scenario.
+
+        :param data: keys ``memory``, ``maxmem``, ``slots``, ``cpus``, ``nodes``, ``distances``,
+            ``cmdline``, ``block_size`` (bytes), ``seed``, ``srat``, ``probe``, ``probe_add``.
+        :raises ConfigError: naming the field, its value and what is allowed.
+        """
+        from kmm.config import config_from_dict
+
+        return config_from_dict(data)

@@ -1,0 +1,147 @@
+"""The kernel functions that kmm models: file, status, older names, and what a tracer sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """One kernel function.
+
+    ``status`` is faithful, adapted, stub or renamed (an older name); ``traceable`` says whether
+    the reference build (Debian's 6.1.192 for amd64) shows it to a function tracer, or inlines it
+    or bars tracing.
+    """
+
+    name: str
+    file: str
+    module: str
+    status: str = "faithful"
+    traceable: bool = True
+    note: str = ""
+    older: tuple[str, ...] = ()
+
+
+def _rows(file: str, module: str, names: str, **kw: object) -> list[Symbol]:
+    return [Symbol(n, file, module, **kw) for n in names.split()]  # type: ignore[arg-type]
+
+
+_HOTPLUG, _ALLOC = "mm/memory_hotplug.c", "mm/page_alloc.c"
+
+SYMBOLS: tuple[Symbol, ...] = (
+    *_rows("drivers/acpi/scan.c", "acpi_memhotplug", "acpi_device_hotplug acpi_bus_attach"),
+    *_rows("drivers/acpi/acpi_memhotplug.c", "acpi_memhotplug", "acpi_memory_device_remove"),
+    Symbol("acpi_memory_device_add", "drivers/acpi/acpi_memhotplug.c", "acpi_memhotplug"),
+    Symbol("acpi_memory_enable_device", "drivers/acpi/acpi_memhotplug.c", "acpi_memhotplug",
+           traceable=False, older=("acpi_memory_device_add_memory",),
+           note="inlined; the older drawing gives its loop over ranges a name of its own"),
+    *_rows("drivers/acpi/scan.c", "acpi_memhotplug",
+           "acpi_scan_hot_remove acpi_scan_try_to_offline", traceable=False),
+    Symbol("probe_store", "drivers/base/memory.c", "sysfs_devices", traceable=False,
+           older=("memory_probe_store",), note="the word 'add' is taken if the machine says so"),
+    *_rows("drivers/base/memory.c", "memory_block",
+           "memory_subsys_online memory_subsys_offline memory_notify walk_memory_blocks "
+           "remove_memory_block_devices add_memory_block"),
+    Symbol("create_memory_block_devices", "drivers/base/memory.c", "memory_block",
+           older=("register_new_memory",)),
+    *_rows("drivers/base/memory.c", "memory_group",
+           "memory_group_register_static memory_group_register_dynamic memory_group_unregister"),
+    *_rows(_HOTPLUG, "memory_hotplug", "memory_block_online memory_block_offline",
+           traceable=False),
+    Symbol("__register_one_node", "drivers/base/node.c", "node", older=("register_one_node",)),
+    *_rows("drivers/base/node.c", "node",
+           "unregister_one_node unregister_memory_block_under_nodes"),
+    Symbol("add_memory", _HOTPLUG, "memory_hotplug", traceable=False),
+    *_rows(_HOTPLUG, "memory_hotplug",
+           "__add_memory register_memory_resource add_memory_resource __try_online_node"),
+    Symbol("hotadd_init_pgdat", _HOTPLUG, "memory_hotplug", older=("hotadd_new_pgdat",)),
+    Symbol("free_area_init_core_hotplug", _ALLOC, "memory_hotplug",
+           older=("free_area_init_node",)),
+    Symbol("__add_pages", _HOTPLUG, "memory_hotplug", "adapted",
+           note="sections of an add that fails half way are taken back; the kernel leaks them"),
+    Symbol("zone_for_pfn_range", _HOTPLUG, "memory_hotplug"),
+    Symbol("move_pfn_range_to_zone", _HOTPLUG, "memory_hotplug", older=("__add_zone",)),
+    Symbol("memmap_init_range", _ALLOC, "memory_hotplug", traceable=False,
+           older=("memmap_init_zone",), note="pages of a fresh range are described per pageblock"),
+    Symbol("init_currently_empty_zone", _ALLOC, "memory_hotplug", traceable=False),
+    Symbol("resize_zone_range", _HOTPLUG, "memory_hotplug", traceable=False,
+           older=("grow_zone_span",)),
+    Symbol("resize_pgdat_range", _HOTPLUG, "memory_hotplug", traceable=False,
+           older=("grow_pgdat_span",)),
+    *_rows(_HOTPLUG, "memory_hotplug",
+           "online_pages adjust_present_page_count offline_pages remove_pfn_range_from_zone "
+           "__remove_memory try_remove_memory __remove_pages try_offline_node"),
+    *_rows(_HOTPLUG, "memory_hotplug",
+           "remove_memory offline_and_remove_memory add_memory_driver_managed",
+           traceable=False),
+    Symbol("generic_online_page", _HOTPLUG, "memory_hotplug", older=("online_page",),
+           note="the engine frees a whole range at a time"),
+    Symbol("walk_system_ram_range", "kernel/resource.c", "memory_hotplug",
+           older=("find_next_system_ram",)),
+    Symbol("release_mem_region_adjustable", "kernel/resource.c", "memory_hotplug",
+           older=("release_memory_resource",),
+           note="the older name remains for undoing a failed add"),
+    *_rows("arch/x86/mm/init_64.c", "arch_x86_64", "arch_add_memory add_pages arch_remove_memory"),
+    Symbol("init_memory_mapping", "arch/x86/mm/init.c", "arch_x86_64", "stub",
+           note="page tables of the direct map cost nothing"),
+    Symbol("sparse_add_section", "mm/sparse.c", "sparse", traceable=False,
+           older=("__add_section", "sparse_add_one_section")),
+    Symbol("sparse_remove_section", "mm/sparse.c", "sparse",
+           older=("sparse_remove_one_section",)),
+    Symbol("vmemmap_populate", "arch/x86/mm/init_64.c", "sparse", "adapted", traceable=False,
+           note="backing pages are taken and counted; there are no page tables to fill"),
+    *_rows(_ALLOC, "zonelists", "build_all_zonelists __build_all_zonelists build_zonelists"),
+    Symbol("setup_per_zone_wmarks", _ALLOC, "watermarks", older=("setup_per_zone_pages_min",)),
+    *_rows(_ALLOC, "watermarks", "setup_per_zone_lowmem_reserve zone_pcp_reset"),
+    Symbol("init_per_zone_wmark_min", _ALLOC, "watermarks", traceable=False),
+    *_rows(_ALLOC, "page_alloc", "zone_pcp_disable zone_pcp_enable __drain_all_pages"),
+    *_rows(_ALLOC, "page_alloc", "__alloc_pages __free_pages", traceable=False),
+    Symbol("__offline_isolated_pages", _ALLOC, "memory_hotplug"),
+    *_rows("mm/page_isolation.c", "page_isolation",
+           "start_isolate_page_range undo_isolate_page_range test_pages_isolated "
+           "isolate_single_pageblock unset_migratetype_isolate"),
+    Symbol("lru_cache_disable", "mm/swap.c", "memory_hotplug", "stub"),
+    Symbol("dissolve_free_huge_pages", "mm/hugetlb.c", "memory_hotplug", "stub"),
+    *_rows("mm/vmscan.c", "node", "kswapd_run kswapd_stop"),
+    *_rows("mm/compaction.c", "node", "kcompactd_run kcompactd_stop"),
+    Symbol("writeback_set_ratelimit", "mm/page-writeback.c", "watermarks"),
+    Symbol("node_set_online", "include/linux/nodemask.h", "memory_hotplug", traceable=False),
+    Symbol("cpuset_track_online_nodes", "kernel/cgroup/cpuset.c", "notifiers", "adapted",
+           traceable=False, note="follows the nodes with memory at once, not from a work queue"),
+    Symbol("nr_free_zone_pages", _ALLOC, "zonelists", traceable=False,
+           older=("vm_total_pages", "nr_free_pagecache_pages"),
+           note="the total that build_all_zonelists computes and logs"),
+    Symbol("try_to_free_pages", "mm/vmscan.c", "", "stub", traceable=False,
+           note="no page is reclaimed yet"),
+    Symbol("wakeup_kswapd", "mm/vmscan.c", "", "stub", traceable=False,
+           note="no page is reclaimed yet"),
+)  # fmt: skip
+
+#: Functions that a call chain of the reference build shows.
+TRACEABLE: set[str] = {s.name for s in SYMBOLS if s.traceable}
+#: Older names by their name in 6.1, the first where there are several.
+OLDER: dict[str, str] = {s.name: s.older[0] for s in SYMBOLS if s.older}
+#: Names in 6.1 by every older name.
+RESOLVES: dict[str, str] = {old: s.name for s in SYMBOLS for old in s.older}
+
+#: What a refused operation leaves behind where a user of the real kernel sees it too.
+LEFT_BEHIND: dict[str, str] = {
+    "failed eject": "blocks that were taken offline come back by the default policy, perhaps in "
+    "another zone",
+    "failed offline": "pageblocks that were isolated are typed Movable",
+    "failed online_movable": "of a block that is online already: the wish stays for the next 1 "
+    "written to online",
+    "failed ACPI add": "_OST says success",
+    "max_pfn and policy zone": "never fall",
+}
+
+
+def resolve(name: str) -> str:
+    """Return a function's name in 6.1, given that name or an older one."""
+    return RESOLVES.get(name, name)
+
+
+def display(name: str, vocabulary: str) -> str:
+    """Return a function's name in a vocabulary, ``old`` or ``6.1``."""
+    return OLDER.get(name, name) if vocabulary == "old" else name

@@ -1,0 +1,202 @@
+"""The tree that a user reads and writes: paths to files, links and directories of /proc and /sys.
+
+Nothing of the tree is stored: an entry is found by its path, and its text is made when read.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kmm import procfs, vm_sysctl
+from kmm.errors import kernel_error
+from kmm.sysfs_devices import (
+    ENTRIES as DEVICE_ENTRIES,
+    DIRECTORIES as DEVICE_DIRECTORIES,
+    canonical,
+)
+from kmm.sysfs_entry import Entry, directory, readonly
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+Maker = Callable[["Machine", "re.Match[str]"], "Entry | None"]
+
+_PROC: dict[str, tuple[int, Callable[[Machine], str]]] = {
+    "iomem": (0o444, procfs.iomem),
+    "zoneinfo": (0o444, procfs.zoneinfo),
+    "buddyinfo": (0o444, procfs.buddyinfo),
+    "pagetypeinfo": (0o400, procfs.pagetypeinfo),
+    "meminfo": (0o444, procfs.meminfo),
+    "cmdline": (0o444, lambda m: m.config.cmdline + "\n"),
+}
+
+
+def _proc_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    found = _PROC.get(match[1])
+    if found is None:
+        return None
+    mode, show = found
+
+    def refuse(m: Machine, text: str) -> None:
+        raise kernel_error(-errno.EIO, f"/proc/{match[1]} cannot be written")
+
+    return Entry(mode=mode, read=show, write=refuse, proc=True)
+
+
+def _vm_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    name = match[1]
+    if name == "compact_memory":
+        return Entry(mode=0o200, write=lambda m, t: vm_sysctl.write_tunable(m, name, t), proc=True)
+    if name != "lowmem_reserve_ratio" and name not in vm_sysctl.TUNABLES:
+        return None
+    return Entry(
+        mode=0o644,
+        read=lambda m: vm_sysctl.read_tunable(m, name),
+        write=lambda m, t: vm_sysctl.write_tunable(m, name, t),
+        proc=True,
+    )
+
+
+_ENTRIES: tuple[tuple[re.Pattern[str], Maker], ...] = tuple(
+    (re.compile(pattern), maker)
+    for pattern, maker in (
+        (r"/proc/(\w+)", _proc_file),
+        (r"/proc/sys/vm/(\w+)", _vm_file),
+        *DEVICE_ENTRIES,
+    )
+)
+
+_FIXED: dict[str, tuple[str, ...]] = {
+    "/": ("proc", "sys"),
+    "/proc": (*sorted(_PROC), "sys"),
+    "/proc/sys": ("vm",),
+    "/proc/sys/vm": tuple(sorted({*vm_sysctl.TUNABLES, "lowmem_reserve_ratio", "compact_memory"})),
+    **DEVICE_DIRECTORIES,
+}
+
+
+def lookup(m: Machine, path: str) -> Entry | None:
+    """Return what is at a path, following links in directories before it; None if nothing is."""
+    path = canonical(m, path)
+    if path in _FIXED:
+        return directory(_FIXED[path])
+    for pattern, maker in _ENTRIES:
+        match = pattern.fullmatch(path)
+        if match:
+            entry = maker(m, match)
+            if entry is not None:
+                return entry
+    return None
+
+
+def follow(m: Machine, path: str) -> Entry | None:
+    """Return what is at a path, following it if it is a link."""
+    entry = lookup(m, path)
+    for _ in range(8):
+        if entry is None or entry.link is None:
+            return entry
+        path = _join(path, entry.link)
+        entry = lookup(m, path)
+    return None
+
+
+def _join(path: str, link: str) -> str:
+    parts = path.split("/")[:-1]
+    for part in link.split("/"):
+        if part == "..":
+            parts.pop()
+        elif part != ".":
+            parts.append(part)
+    return "/".join(parts)
+
+
+def read(m: Machine, path: str) -> str:
+    """Return the text of a file.
+
+    :raises NoSuchFile, IsADirectory, AccessDenied: as opening and reading it would.
+    """
+    entry = follow(m, path)
+    if entry is None:
+        raise kernel_error(-errno.ENOENT, path)
+    if entry.names is not None:
+        raise kernel_error(-errno.EISDIR, path)
+    if entry.read is None:
+        raise kernel_error(-errno.EACCES, f"{path} is write-only")
+    return entry.read(m)
+
+
+def write(m: Machine, path: str, value: str) -> None:
+    """Write a value and a newline to a file, as ``echo VALUE > PATH`` does.
+
+    :raises KernelError: the errno that the writer gets; nothing has changed then, but for what
+        the kernel too leaves behind (see symbols.LEFT_BEHIND).
+    """
+    entry = follow(m, path)
+    if entry is None:
+        parent = follow(m, path.rsplit("/", 1)[0])
+        # sysfs lets nobody create files; elsewhere the missing name itself is reported.
+        if parent is not None and parent.names is not None and path.startswith("/sys/"):
+            raise kernel_error(-errno.EACCES, f"no file {path}, and none can be made")
+        raise kernel_error(-errno.ENOENT, path)
+    if entry.names is not None:
+        raise kernel_error(-errno.EISDIR, path)
+    if entry.write is None or (not entry.mode & 0o200 and not entry.proc):
+        raise kernel_error(-errno.EACCES, f"{path} is read-only")
+    entry.write(m, value + "\n")
+
+
+def listdir(m: Machine, path: str) -> list[str]:
+    """Return the sorted names in a directory.
+
+    :raises NoSuchFile: if there is none; NotADirectory: if it is a file.
+    """
+    entry = follow(m, path.rstrip("/") or "/")
+    if entry is None:
+        raise kernel_error(-errno.ENOENT, path)
+    if entry.names is None:
+        raise kernel_error(-errno.ENOTDIR, path)
+    return sorted(entry.names)
+
+
+def readlink(m: Machine, path: str) -> str:
+    """Return a link's target.
+
+    :raises NoSuchFile: if there is nothing; InvalidArgument: if it is no link.
+    """
+    entry = lookup(m, path)
+    if entry is None:
+        raise kernel_error(-errno.ENOENT, path)
+    if entry.link is None:
+        raise kernel_error(-errno.EINVAL, f"{path} is no link")
+    return entry.link
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What stat(2) tells of an entry: its kind, permission bits and size in bytes."""
+
+    kind: str
+    mode: int
+    size: int
+
+
+def stat(m: Machine, path: str) -> Stat:
+    """Return the kind (``file``, ``directory``, ``link``), mode and size of what is at a path.
+
+    :raises NoSuchFile: if there is nothing.
+    """
+    entry = lookup(m, path)
+    if entry is None:
+        raise kernel_error(-errno.ENOENT, path)
+    if entry.link is not None:
+        return Stat("link", 0o777, 0)
+    if entry.names is not None:
+        return Stat("directory", 0o755, 0)
+    return Stat("file", entry.mode, 0 if entry.proc else 4096)
+
+
+__all__ = ["Stat", "follow", "listdir", "lookup", "read", "readlink", "readonly", "stat", "write"]

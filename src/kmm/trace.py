@@ -1,0 +1,107 @@
+"""Records which kernel function called which, and orders failures at any of them.
+
+A function marked :func:`traced` costs one attribute test while ``m.kprobes`` is None.  With
+probes set, each entry is recorded with its depth, and a function may be told to fail at its
+n-th call (the kernel's fault-injection framework does the same with fail_function).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from kmm.errors import kernel_error
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Kprobes:
+    """The recorder and the orders to fail of one machine."""
+
+    def __init__(self, recording: bool = False) -> None:
+        self.recording = recording
+        self.calls: list[list[object]] = []
+        self.depth = 0
+        self._faults: dict[str, list[int]] = {}
+
+    def enter(self, name: str, times: int = 1) -> None:
+        """Note one entry into a function (or a run of equal ones), and fail it if ordered."""
+        if name in self._faults:
+            countdown = self._faults[name]
+            if countdown[0] <= times:
+                del self._faults[name]
+                raise kernel_error(countdown[1], f"{name}: failure injected")
+            countdown[0] -= times
+        if self.recording:
+            row = [self.depth, name, times]
+            if self.calls and self.calls[-1][:2] == row[:2]:
+                self.calls[-1][2] = int(str(self.calls[-1][2])) + times
+            else:
+                self.calls.append(row)
+
+    def fail(self, name: str, code: int, nth: int = 1) -> None:
+        """Order the nth next call of a function to fail.
+
+        :param name: a kernel function that kmm marks as traced.
+        :param code: the errno, positive or negative.
+        :param nth: 1 for the next call.
+        """
+        self._faults[name] = [nth, code]
+
+    def pending(self) -> list[str]:
+        """Functions that were told to fail and have not been called often enough yet."""
+        return sorted(self._faults)
+
+
+def traced(fn: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Machine, P], R]:
+    """Mark a kernel function so that its calls can be recorded and made to fail."""
+    name = fn.__name__
+
+    @wraps(fn)
+    def call(m: Machine, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        probes = m.kprobes
+        if probes is None:
+            return fn(m, *args, **kwargs)
+        probes.enter(name)
+        probes.depth += 1
+        try:
+            return fn(m, *args, **kwargs)
+        finally:
+            probes.depth -= 1
+
+    return call
+
+
+def note(m: Machine, name: str, times: int = 1) -> None:
+    """Record calls of a function whose work the engine does in one go."""
+    if m.kprobes is not None and times > 0:
+        m.kprobes.enter(name, times)
+
+
+def visible_calls(calls: Sequence[Sequence[object]], visible: set[str]) -> list[list[object]]:
+    """Keep the functions that a tracer sees; callees of hidden ones move up to their caller.
+
+    :param calls: ``[depth, function, times]`` rows, a tree in call order.
+    :param visible: functions that are not inlined in the reference build.
+    :return: rows of the same form.
+    """
+    out: list[list[object]] = []
+    hidden: list[int] = []  # depths of the hidden functions that enclose the current row
+    for depth, name, times in calls:
+        level = int(str(depth))
+        while hidden and hidden[-1] >= level:
+            hidden.pop()
+        if name not in visible:
+            hidden.append(level)
+            continue
+        row: list[object] = [level - len(hidden), name]
+        if out and out[-1][:2] == row:
+            out[-1][2] = int(str(out[-1][2])) + int(str(times))
+        else:
+            out.append([*row, times])
+    return out

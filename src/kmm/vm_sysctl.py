@@ -1,0 +1,123 @@
+"""The tunables of /proc/sys/vm that hot-plug depends on (kernel/sysctl.c, mm/page_alloc.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kmm.errors import kernel_error
+from kmm.page_alloc import drain_all_pages
+from kmm.procfs import parse_long
+from kmm.watermarks import (
+    setup_per_zone_lowmem_reserve,
+    setup_per_zone_wmarks,
+    zone_set_pageset_high_and_batch,
+)
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+INT_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tunable:
+    """One integer file: the attribute of VmSysctl, limits, and what a write sets off."""
+
+    name: str
+    low: int
+    high: int
+    after: Callable[[Machine, int], None]
+
+
+def _min_free(m: Machine, value: int) -> None:
+    m.vm.user_min_free_kbytes = value
+    setup_per_zone_wmarks(m)
+
+
+def _scale(m: Machine, value: int) -> None:
+    setup_per_zone_wmarks(m)
+
+
+def _fraction(m: Machine, value: int) -> None:
+    for zone in m.all_zones():
+        if zone.populated:
+            zone_set_pageset_high_and_batch(m, zone)
+
+
+def _boost(m: Machine, value: int) -> None:
+    for zone in m.all_zones():
+        zone.boost_factor = value
+
+
+def _nothing(m: Machine, value: int) -> None:
+    pass
+
+
+TUNABLES = {
+    t.name: t
+    for t in (
+        Tunable("min_free_kbytes", 0, INT_MAX, _min_free),
+        Tunable("watermark_scale_factor", 1, 3000, _scale),
+        Tunable("watermark_boost_factor", 0, INT_MAX, _boost),
+        Tunable("percpu_pagelist_high_fraction", 0, INT_MAX, _fraction),
+        Tunable("user_reserve_kbytes", 0, INT_MAX, _nothing),
+        Tunable("admin_reserve_kbytes", 0, INT_MAX, _nothing),
+    )
+}
+
+
+def read_tunable(m: Machine, name: str) -> str:
+    """Return the text of a tunable's file; reading the reserve ratios recomputes the reserves.
+
+    :raises NoSuchFile: for another name.
+    """
+    if name == "lowmem_reserve_ratio":
+        setup_per_zone_lowmem_reserve(m)
+        return "\t".join(str(m.vm.lowmem_reserve_ratio[i]) for i in m.config.zones) + "\n"
+    if name not in TUNABLES:
+        raise kernel_error(-2, f"/proc/sys/vm/{name}")
+    return f"{getattr(m.vm, name)}\n"
+
+
+def write_tunable(m: Machine, name: str, text: str) -> None:
+    """Write a tunable's file.
+
+    :raises InvalidArgument: not a number, or outside what the kernel takes; nothing changes.
+    :raises NoSuchFile: for another name.
+    """
+    if name == "lowmem_reserve_ratio":
+        _write_ratios(m, text)
+        return
+    if name == "compact_memory":
+        drain_all_pages(m)
+        return
+    tunable = TUNABLES.get(name)
+    if tunable is None:
+        raise kernel_error(-2, f"/proc/sys/vm/{name}")
+    number = parse_long(text)
+    value = number[0] if number else None
+    low, high = tunable.low, tunable.high
+    fits = value is not None and low <= value <= high
+    if name == "percpu_pagelist_high_fraction" and value is not None:
+        fits = fits and (value == 0 or value >= 8)
+    if not fits or value is None:
+        raise kernel_error(-22, f"{name}: {text.strip()!r}; allowed: {low} to {high}")
+    setattr(m.vm, name, value)
+    tunable.after(m, value)
+
+
+def _write_ratios(m: Machine, text: str) -> None:
+    # The kernel's handler answers success whatever it could parse; what it could, it keeps.
+    rest = text
+    for idx in m.config.zones:
+        number = parse_long(rest)
+        if number is None or not -(2**31) <= number[0] <= INT_MAX:
+            break
+        m.vm.lowmem_reserve_ratio[idx] = number[0]
+        rest = number[1]
+    for i, ratio in enumerate(m.vm.lowmem_reserve_ratio):
+        if ratio < 1:
+            m.vm.lowmem_reserve_ratio[i] = 0
+    setup_per_zone_lowmem_reserve(m)
