@@ -519,6 +519,8 @@ cdef class BuddyZone:
     @property
     def zone_idx(self): return self.z.zone_idx
     @property
+    def nr_cpus(self): return self.z.nr_cpus
+    @property
     def zone_start_pfn(self): return self.z.zone_start_pfn
     @zone_start_pfn.setter
     def zone_start_pfn(self, uint64_t v): self.z.zone_start_pfn = v

@@ -70,6 +70,7 @@ def boot(m: Machine) -> None:
     m.printk(f"x86/mm: Memory block size: {m.block_size // MiB}MB")
     for layout in zone_layouts(m):
         _populate(m, layout)
+    _span_holes(m)
     finish_nodes(m)
     m.vm.thp_available = m.totalram_pages >= THP_MIN_PAGES
     build_all_zonelists(m, None)
@@ -321,6 +322,17 @@ def mark_used(m: Machine, start: int, end: int, fill: int) -> None:
             # 1 << 13 is PG_reserved, 1 << 14 PG_slab of the page record.
             m.memmap_engine.set_page_state(pfn, 1 << 13 if fill == 1 else 1 << 14, 1)
             pfn += 1
+
+
+def _span_holes(m: Machine) -> None:
+    """Let each boot zone span all that its addresses allow between its node's ends."""
+    limits = ((0, MAX_DMA_PFN), (MAX_DMA_PFN, MAX_DMA32_PFN), (MAX_DMA32_PFN, 1 << 62))
+    for pgdat in m.nodes.values():
+        first, last = pgdat.node_start_pfn, pgdat.node_start_pfn + pgdat.node_spanned_pages
+        for zone, (low, high) in zip(pgdat.zones, limits, strict=False):
+            if zone.populated:
+                zone.zone_start_pfn = max(first, low)
+                zone.spanned_pages = min(last, high) - zone.zone_start_pfn
 
 
 def finish_nodes(m: Machine) -> None:

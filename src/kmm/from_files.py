@@ -12,6 +12,7 @@ from kmm.config import config_from_dict
 from kmm.errors import ConfigError
 from kmm.firmware import ram_layout
 from kmm.memory_block import MemoryBlock
+from kmm.memory_hotplug import update_pgdat_span
 from kmm.mmzone import Zone
 from kmm.notifiers import register_boot_notifiers
 from kmm.params import (
@@ -125,6 +126,7 @@ def boot_from_files(
     shown = tuple(ZONE_NAMES.index(name) for nid, name in zones if nid == first)
     config = replace(
         config, zones=shown, probe=MEMORY + "probe" in files,
+        memory_failure=MEMORY + "soft_offline_page" in files,
         struct_page_size=_struct_page_size(files, zones),
     )  # fmt: skip
     m._prepare(config)
@@ -284,6 +286,9 @@ def _zone(m: Machine, zone: Zone, fields: ZoneFields, files: Mapping[str, str]) 
             f"/proc/zoneinfo: node {zone.nid} zone {zone.name}: present {number('present')}; "
             f"/proc/iomem and the memory blocks make it {zone.present_pages}"
         )
+    # The kernel lets a zone span everything between its node's first and last page.
+    zone.zone_start_pfn, zone.spanned_pages = number("start_pfn"), number("spanned")
+    update_pgdat_span(m, m.nodes[zone.nid])
     zone.managed_pages = number("managed")
     m.totalram_pages += zone.managed_pages
     boost = number("boost")

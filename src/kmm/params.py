@@ -123,6 +123,7 @@ class MachineConfig:
     srat: str = "qemu"
     probe: bool = True
     probe_add: bool = False
+    memory_failure: bool = True
     struct_page_size: int = 64
     zones: tuple[int, ...] = (0, 1, 2, 3, 4)
     cmdline_items: tuple[tuple[str, str], ...] = field(default=(), compare=False)

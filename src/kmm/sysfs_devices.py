@@ -140,9 +140,9 @@ def _memory_file(m: Machine, match: re.Match[str]) -> Entry | None:
                      _auto_online_store)  # fmt: skip
     if name == "probe" and m.config.probe:
         return Entry(0o200, write=probe_store)
-    if name == "soft_offline_page":
+    if name == "soft_offline_page" and m.config.memory_failure:
         return Entry(0o200, write=lambda m, t: soft_offline(m, kstrtoull(t)))
-    if name == "hard_offline_page":
+    if name == "hard_offline_page" and m.config.memory_failure:
         return Entry(0o200, write=lambda m, t: hard_offline(m, kstrtoull(t)))
     if name == "uevent":
         return Entry(0o644, lambda m: "",
@@ -151,9 +151,10 @@ def _memory_file(m: Machine, match: re.Match[str]) -> Entry | None:
 
 
 def _memory_names(m: Machine) -> list[str]:
-    fixed = ["auto_online_blocks", "block_size_bytes", "hard_offline_page", "power",
-             "soft_offline_page", "uevent"]  # fmt: skip
-    return fixed + ["probe"] * m.config.probe + [f"memory{b}" for b in m.memory_blocks]
+    fixed = ["auto_online_blocks", "block_size_bytes", "power", "uevent"]
+    fixed += ["probe"] * m.config.probe
+    fixed += ["hard_offline_page", "soft_offline_page"] * m.config.memory_failure
+    return fixed + [f"memory{b}" for b in m.memory_blocks]
 
 
 def valid_zones_show(m: Machine, block: MemoryBlock) -> str:

@@ -1,1 +1,283 @@
-"""placeholder"""
+"""Recounts a machine the slow way and stops at the first two accounts that disagree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kmm.errors import ValidationError
+from kmm.memory_block import MemoryBlock, sections_of
+from kmm.mmzone import PgData, Zone
+from kmm.params import (
+    MAX_ORDER,
+    MIGRATE_ISOLATE,
+    MIGRATE_TYPES,
+    MIGRATETYPE_NAMES,
+    PAGE_SHIFT,
+    PAGEBLOCK_NR_PAGES,
+    PAGES_PER_SECTION,
+    ZONE_MOVABLE,
+    ZONE_NORMAL,
+)
+from kmm.resource import IORESOURCE_BUSY, IORESOURCE_SYSTEM_RAM, check_tree, walk_system_ram_range
+from kmm.sparse import SECTION_IS_EARLY, SECTION_IS_ONLINE
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+PCP_LISTS = 14
+
+
+def _equal(what: str, have: object, want: object) -> None:
+    if have != want:
+        raise ValidationError(f"{what}: {have}, but recounted {want}")
+
+
+def _true(ok: bool, what: str) -> None:
+    if not ok:
+        raise ValidationError(what)
+
+
+def check_resources(m: Machine) -> None:
+    """Resource tree in order; every block's memory is System RAM."""
+    check_tree(m.iomem_resource)
+    for block in m.memory_blocks.values():
+        start = block.block_id * m.block_pages
+        parts = walk_system_ram_range(m.iomem_resource, start, m.block_pages)
+        covered = sum(n for _, n in parts)
+        early = m.section_flags(start) & SECTION_IS_EARLY
+        _true(covered == m.block_pages or (bool(early) and covered > 0),
+              f"memory{block.block_id}: {covered} of its pages are System RAM")  # fmt: skip
+    wanted = IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY
+    for _, res in m.iomem_resource.walk():
+        if res.flags & wanted == wanted and res.name.startswith("System RAM"):
+            first = res.start // m.block_size
+            for block_id in range(first, res.end // m.block_size + 1):
+                _true(block_id in m.memory_blocks,
+                      f"System RAM {res.start:#x}-{res.end:#x}: no memory{block_id}")  # fmt: skip
+
+
+def check_sections(m: Machine) -> None:
+    """Section flags agree with block states; a present section belongs to a block."""
+    for block in m.memory_blocks.values():
+        for section in sections_of(m, block):
+            _check_section(m, block, section)
+    present = np.flatnonzero(m.sections["flags"] & 1) // (m.block_pages // PAGES_PER_SECTION)
+    strays = set(np.unique(present).tolist()) - set(m.memory_blocks)
+    _true(not strays, f"sections of block {min(strays, default=0)} exist without memory block")
+
+
+def _check_section(m: Machine, block: MemoryBlock, section: int) -> None:
+    flags = int(m.sections["flags"][section])
+    early = bool(flags & SECTION_IS_EARLY)
+    if early and not flags & 1:
+        return
+    if not flags:
+        # A boot block may have sections without any memory.
+        first = section * PAGES_PER_SECTION
+        ram = walk_system_ram_range(m.iomem_resource, first, PAGES_PER_SECTION)
+        _true(not ram, f"section {section}: has System RAM but does not exist")
+        return
+    _true(flags & 3 == 3, f"section {section}: flags {flags:#x} without memmap")
+    vmemmap_only = (
+        block.nr_vmemmap_pages
+        and (section + 1) * PAGES_PER_SECTION
+        <= block.block_id * m.block_pages + block.nr_vmemmap_pages
+    )
+    online = bool(flags & SECTION_IS_ONLINE)
+    if not vmemmap_only:
+        _equal(f"section {section}: online", online, block.state == "online")
+    _true(int(m.sections["subsection_map"][section]) != 0, f"section {section}: no subsection")
+
+
+def _online_pages_of(m: Machine, zone: Zone) -> int:
+    """Count the present pages of a zone: online pageblocks of it, less holes in System RAM."""
+    if not zone.spanned_pages:
+        return 0
+    first, last = zone.zone_start_pfn // PAGEBLOCK_NR_PAGES, -(-zone.zone_end_pfn // PAGEBLOCK_NR_PAGES)
+    mine = np.flatnonzero(m.pageblocks["zone"][first:last] == zone.index + 1) + first
+    online = m.sections["flags"][mine >> 6] & SECTION_IS_ONLINE != 0
+    early = m.sections["flags"][mine >> 6] & SECTION_IS_EARLY != 0
+    count = int(np.count_nonzero(online & ~early)) * PAGEBLOCK_NR_PAGES
+    blocks = {int(b) for b in np.unique(mine[online & early] >> 6)}
+    for start, end in zone.early_ranges:
+        for section in range(start // PAGES_PER_SECTION, -(-end // PAGES_PER_SECTION)):
+            if section in blocks:
+                low, high = section * PAGES_PER_SECTION, (section + 1) * PAGES_PER_SECTION
+                count += min(end, high) - max(start, low)
+    return count
+
+
+def check_zone(m: Machine, zone: Zone) -> None:
+    """Spans, present, managed and free counts of a zone, and its lists against the records."""
+    name = f"node {zone.nid} zone {zone.name}"
+    _equal(f"{name}: present", zone.present_pages, _online_pages_of(m, zone))
+    _true(zone.present_pages <= zone.spanned_pages, f"{name}: present exceeds spanned")
+    _true(0 <= zone.managed_pages <= zone.present_pages, f"{name}: managed {zone.managed_pages}")
+    check_free_lists(m, zone, name)
+    isolated = _isolated_blocks(m, zone)
+    _equal(f"{name}: isolated pageblocks", zone.nr_isolate_pageblock, isolated)
+    _check_marks(m, zone, name)
+
+
+def _check_marks(m: Machine, zone: Zone, name: str) -> None:
+    _true(zone.watermark_min <= zone.watermark_low <= zone.watermark_high,
+          f"{name}: watermarks out of order")  # fmt: skip
+    for cpu in range(m.nr_cpus):
+        count, high, batch, _ = zone.pcp_state(cpu)
+        listed = 0
+        for pindex in range(PCP_LISTS):
+            order = 9 if pindex >= 12 else pindex // 3
+            listed += len(zone.pcp_list(cpu, pindex)) << order
+        _equal(f"{name}: pages on the lists of CPU {cpu}", count, listed)
+        if zone.populated:
+            want = (zone.pageset_high, zone.pageset_batch)
+            _equal(f"{name}: CPU {cpu} high and batch", (high, batch), want)
+
+
+def _isolated_blocks(m: Machine, zone: Zone) -> int:
+    if not zone.nr_isolate_pageblock:
+        return 0
+    first = zone.zone_start_pfn
+    return sum(
+        m.memmap_engine.get_pageblock_migratetype(pfn) == MIGRATE_ISOLATE
+        for pfn in range(first, zone.zone_end_pfn, PAGEBLOCK_NR_PAGES)
+        if m.page_zone(pfn) is zone and m.section_flags(pfn) & SECTION_IS_ONLINE
+    )
+
+
+def check_free_lists(m: Machine, zone: Zone, name: str) -> None:
+    """Free lists against the page records, order by order and type by type."""
+    found, pcp = zone.recount()
+    counts = zone.free_counts()
+    nr_free = zone.nr_free()
+    free = 0
+    for order in range(MAX_ORDER):
+        for mt in range(MIGRATE_TYPES):
+            what = f"{name}: free blocks of order {order}, {MIGRATETYPE_NAMES[mt]}"
+            _equal(what, counts[mt][order], found[mt][order])
+            if counts[mt][order]:
+                _check_list(zone, order, mt, what)
+            if mt != MIGRATE_ISOLATE:
+                free += counts[mt][order] << order
+        total = sum(counts[mt][order] for mt in range(MIGRATE_TYPES))
+        _equal(f"{name}: nr_free of order {order}", nr_free[order], total)
+    _equal(f"{name}: free pages", zone.nr_free_pages, free)
+    _equal(f"{name}: pages on per-CPU lists", zone.pcp_pages(), pcp)
+    _true(free + pcp <= zone.managed_pages, f"{name}: more free pages than managed ones")
+
+
+def _check_list(zone: Zone, order: int, mt: int, what: str) -> None:
+    pfns = zone.free_list(order, mt)
+    _true(len(set(pfns)) == len(pfns), f"{what}: a block is listed twice")
+    for pfn in pfns:
+        _true(pfn % (1 << order) == 0, f"{what}: pfn {pfn:#x} is misaligned")
+        _true(zone.zone_start_pfn <= pfn < zone.zone_end_pfn,
+              f"{what}: pfn {pfn:#x} lies outside the zone")  # fmt: skip
+
+
+def check_node(m: Machine, pgdat: PgData) -> None:
+    """A node's span, counts, states, daemons and directory."""
+    nid = pgdat.node_id
+    name = f"node {nid}"
+    zones = pgdat.zones
+    _equal(f"{name}: present", pgdat.node_present_pages, sum(z.present_pages for z in zones))
+    spans = [(z.zone_start_pfn, z.zone_end_pfn) for z in zones if z.spanned_pages]
+    first = min((s for s, _ in spans), default=0)
+    spanned = max((e for _, e in spans), default=0) - first
+    if spans or nid in m.n_online:
+        have = (pgdat.node_start_pfn, pgdat.node_spanned_pages)
+        _equal(f"{name}: start and span", have, (first, spanned))
+    kernel = any(z.populated for z in zones[: ZONE_NORMAL + 1])
+    memory = kernel or zones[ZONE_MOVABLE].populated
+    _equal(f"{name}: has normal memory", nid in m.n_normal_memory, kernel)
+    _equal(f"{name}: has memory", nid in m.n_memory, memory)
+    for daemon in (f"kswapd{nid}", f"kcompactd{nid}"):
+        _equal(f"{name}: {daemon} runs", daemon in m.kthreads, memory)
+    owned = any(nid in b.nodes for b in m.memory_blocks.values())
+    expected = owned or bool(m.cpus_of_node(nid)) or memory
+    _equal(f"{name}: online", nid in m.n_online, expected)
+    _equal(f"{name}: has a directory", nid in m.node_devices, nid in m.n_online)
+
+
+def check_zonelists(m: Machine) -> None:
+    """Every populated zone is on every online node's list, and nothing else has pages there."""
+    populated = {z.index for z in m.all_zones() if z.populated}
+    for nid in m.n_online:
+        pgdat = m.nodes[nid]
+        listed = [z.index for z in pgdat.zonelist]
+        _true(len(set(listed)) == len(listed), f"node {nid}: a zone is on its zonelist twice")
+        _equal(f"node {nid}: populated zones on the zonelist",
+               sorted(set(listed) & populated), sorted(populated))  # fmt: skip
+        own = [z.index for z in pgdat.zonelist if z.nid == nid]
+        _equal(f"node {nid}: its own zonelist", [z.index for z in pgdat.nofallback], own)
+    _equal("top cpuset's nodes", m.top_cpuset_mems, m.n_memory)
+
+
+def check_blocks(m: Machine) -> None:
+    """Block devices: state, zone, node and group."""
+    for block_id, block in m.memory_blocks.items():
+        name = f"memory{block_id}"
+        _equal(f"{name}: id", block.block_id, block_id)
+        _true(block.state in ("online", "offline"), f"{name}: state {block.state}")
+        _true(block.state == "online" or block.zone is None, f"{name}: offline but in a zone")
+        _true(all(n in m.node_devices for n in block.nodes), f"{name}: linked to an absent node")
+        if block.zone is not None:
+            last = (block_id + 1) * m.block_pages - 1
+            pfn = block_id * m.block_pages
+            early = m.section_flags(pfn) & SECTION_IS_EARLY
+            ends = [pfn] if early else [pfn, last]
+            for p in ends:
+                have = m.page_zone(p)
+                _true(have is block.zone or (bool(early) and have is None),
+                      f"{name}: page {p:#x} is in another zone")  # fmt: skip
+        if block.group is not None:
+            _true(block_id in block.group.blocks, f"{name}: its group does not list it")
+    for group in m.memory_groups.values():
+        online = [m.memory_blocks[b] for b in group.blocks if m.memory_blocks[b].zone is not None]
+        movable = sum(b.zone.zone_idx == ZONE_MOVABLE for b in online if b.zone is not None)
+        have = (group.present_movable_pages, group.present_kernel_pages)
+        want = (movable * m.block_pages, (len(online) - movable) * m.block_pages)
+        _equal(f"memory group {group.mgid}: present", have, want)
+
+
+def check_sysfs(m: Machine) -> None:
+    """The tree shows what the state says."""
+    names = set(m.listdir("/sys/devices/system/memory"))
+    blocks = {n for n in names if n[6:].isdigit()}
+    _equal("sysfs memory blocks", blocks, {f"memory{b}" for b in m.memory_blocks})
+    for block_id, block in m.memory_blocks.items():
+        state = m.read(f"/sys/devices/system/memory/memory{block_id}/state").strip()
+        _equal(f"memory{block_id}/state", state, block.state)
+    nodes = {n for n in m.listdir("/sys/devices/system/node") if n[4:].isdigit()}
+    _equal("sysfs nodes", nodes, {f"node{n}" for n in m.n_online})
+
+
+def check_totals(m: Machine) -> None:
+    """Sums over the machine."""
+    zones = m.all_zones()
+    _equal("totalram_pages", m.totalram_pages, sum(z.managed_pages for z in zones))
+    reserve = sum(m.nodes[n].totalreserve_pages for n in m.n_online)
+    if m.totalreserve_pages:
+        _equal("totalreserve_pages", m.totalreserve_pages, reserve)
+    top = max((z.zone_end_pfn for z in zones if z.spanned_pages), default=0)
+    _true(m.max_pfn >= min(top, m.max_pfn if top << PAGE_SHIFT <= 4 << 30 else top),
+          f"max_pfn {m.max_pfn:#x} is below the end of memory {top:#x}")  # fmt: skip
+
+
+def validate(m: Machine) -> None:
+    """Run every check.
+
+    :raises ValidationError: at the first disagreement, naming both accounts.
+    """
+    check_resources(m)
+    check_sections(m)
+    check_blocks(m)
+    for zone in m.all_zones():
+        check_zone(m, zone)
+    for pgdat in m.nodes.values():
+        check_node(m, pgdat)
+    check_zonelists(m)
+    check_totals(m)
+    check_sysfs(m)
