@@ -1,1 +1,23 @@
-"""kmm."""
+"""kmm: a machine you can plug memory into, true to Linux 6.1."""
+
+from kmm.errors import ConfigError, FirmwareRefused, KernelError, ValidationError
+from kmm.machine import Machine
+from kmm.page_alloc import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_NOWAIT, GFP_USER
+from kmm.params import MachineConfig, NodeConfig
+
+__all__ = [
+    "GFP_ATOMIC",
+    "GFP_HIGHUSER_MOVABLE",
+    "GFP_KERNEL",
+    "GFP_NOWAIT",
+    "GFP_USER",
+    "ConfigError",
+    "FirmwareRefused",
+    "KernelError",
+    "Machine",
+    "MachineConfig",
+    "NodeConfig",
+    "ValidationError",
+]
+
+__version__ = "0.1.0"
