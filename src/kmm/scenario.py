@@ -1,0 +1,225 @@
+"""Scenario files: reading, checking everything before anything runs, playing."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kmm.errors import ConfigError, FirmwareRefused, KernelError
+from kmm.machine import Machine
+from kmm.page_alloc import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_USER
+from kmm.params import MAX_ORDER, MachineConfig, parse_size
+from kmm.procfs import kpageflags
+
+GFP_WORDS = {
+    "GFP_KERNEL": GFP_KERNEL,
+    "GFP_ATOMIC": GFP_ATOMIC,
+    "GFP_USER": GFP_USER,
+    "GFP_HIGHUSER_MOVABLE": GFP_HIGHUSER_MOVABLE,
+}
+
+# op: (field, kind, needed); kinds are checked by _field.
+_SCHEMA: dict[str, tuple[tuple[str, str, bool], ...]] = {
+    "plug": (("id", "text", True), ("node", "number", True), ("addr", "size", True),
+             ("size", "size", True)),
+    "unplug": (("id", "text", True),),
+    "write": (("path", "text", True), ("value", "text", True)),
+    "read": (("path", "text", True),),
+    "pages": (("pfn", "number", True), ("count", "number", True)),
+    "sh": (("line", "text", True), ("load", "any", False)),
+    "alloc": (("id", "text", True), ("count", "number", True), ("order", "order", False),
+              ("gfp", "gfp", False), ("node", "number", False)),
+    "free": (("id", "text", True),),
+    "boot": (),
+}  # fmt: skip
+_COMMON = ("op", "name", "trace", "snap", "keep", "timeout")
+_ALLOWED = {
+    "text": "text",
+    "number": "a number from 0 on",
+    "size": "bytes as a number, or text like '512M' or '0x100000000'",
+    "order": f"a number from 0 to {MAX_ORDER - 1}",
+    "gfp": ", ".join(GFP_WORDS),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A checked scenario: what to build and what to do with it."""
+
+    title: str
+    config: MachineConfig
+    steps: tuple[dict[str, Any], ...]
+
+
+def _field(value: Any, kind: str, where: str) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    ok = {
+        "text": isinstance(value, str),
+        "number": number,
+        "size": number or isinstance(value, str),
+        "order": number and value < MAX_ORDER,
+        "gfp": isinstance(value, str) and value in GFP_WORDS,
+        "any": True,
+    }[kind]
+    if not ok:
+        raise ConfigError(f"{where}: {value!r}; allowed: {_ALLOWED[kind]}")
+    return parse_size(value, where) if kind == "size" else value
+
+
+def check_step(step: Any, where: str) -> dict[str, Any]:
+    """Check one step and return it with sizes as bytes.
+
+    :raises ConfigError: naming the step, the field, its value and what is allowed.
+    """
+    if not isinstance(step, Mapping):
+        raise ConfigError(f"{where}: {step!r}; allowed: an object with 'op'")
+    op = step.get("op")
+    if op not in _SCHEMA:
+        raise ConfigError(f"{where}.op: {op!r}; allowed: {', '.join(sorted(_SCHEMA))}")
+    known = {name for name, _, _ in _SCHEMA[op]}
+    for name in step:
+        if name not in known and name not in _COMMON:
+            allowed = ", ".join(sorted(known | set(_COMMON)))
+            raise ConfigError(f"{where}.{name}: {step[name]!r}; no such field; allowed: {allowed}")
+    out = dict(step)
+    for name, kind, needed in _SCHEMA[op]:
+        if name in step:
+            out[name] = _field(step[name], kind, f"{where}.{name}")
+        elif needed:
+            raise ConfigError(f"{where}.{name}: missing; allowed: {_ALLOWED[kind]}")
+    return out
+
+
+def check_scenario(data: Any, name: str) -> Scenario:
+    """Check a whole scenario.
+
+    :param data: the parsed file; name: its name, for messages.
+    :raises ConfigError: naming file, step, field, value and what is allowed.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{name}: not an object with 'machine' and 'steps'")
+    steps = data.get("steps")
+    if not isinstance(steps, list):
+        raise ConfigError(f"{name}: steps: {steps!r}; allowed: a list of steps")
+    try:
+        config = MachineConfig.from_dict(data.get("machine", {}))
+    except ConfigError as e:
+        raise ConfigError(f"{name}: {e}") from None
+    checked = [check_step(s, f"{name}: step {i}") for i, s in enumerate(steps, 1)]
+    nodes = len(config.nodes)
+    for i, step in enumerate(checked, 1):
+        if step.get("node", 0) >= nodes:
+            raise ConfigError(
+                f"{name}: step {i}.node: {step['node']}; allowed: 0 to {nodes - 1}"
+            )
+    return Scenario(str(data.get("title", name)), config, tuple(checked))
+
+
+def load_data(path: str | os.PathLike[str]) -> Any:
+    """Read a TOML or JSON file.
+
+    :raises ConfigError: if it cannot be read or parsed, with the place in it.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
+        raise ConfigError(f"{file}: {reason}") from None
+    try:
+        return tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as e:
+        raise ConfigError(f"{file}: {e}") from None
+
+
+def load_scenario(path: str | os.PathLike[str]) -> Scenario:
+    """Read and check a scenario file (see load_data and check_scenario)."""
+    return check_scenario(load_data(path), Path(path).name)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one step did: an error or none, and what became visible."""
+
+    text: str
+    error: str = ""
+    log: list[str] = field(default_factory=list)
+    uevents: list[str] = field(default_factory=list)
+    output: str = ""
+    calls: list[list[object]] = field(default_factory=list)
+
+
+class Player:
+    """Plays the steps of a scenario on one machine."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.m = Machine(scenario.config)
+        self.held: dict[str, list[tuple[npt.NDArray[np.uint64], int]]] = {}
+
+    def play(self, step: Mapping[str, Any], trace: bool = False) -> Outcome:
+        """Play one checked step; a refusal becomes the outcome's error."""
+        m = self.m
+        log, uevents = len(m.log), len(m.uevents)
+        probes = m.trace() if trace or step.get("trace") else None
+        out = Outcome(describe(step))
+        try:
+            out.output = self._act(step)
+        except (KernelError, FirmwareRefused) as e:
+            out.error = str(e)
+        finally:
+            m.kprobes = None
+        out.log, out.uevents = m.log[log:], m.uevents[uevents:]
+        out.calls = probes.calls if probes is not None else []
+        return out
+
+    def _act(self, step: Mapping[str, Any]) -> str:
+        m, op = self.m, step["op"]
+        if op == "plug":
+            return f"_OST {m.plug(step['id'], step['node'], step['addr'], step['size']):#x}"
+        if op == "unplug":
+            return f"_OST {m.unplug(step['id']):#x}"
+        if op == "write":
+            m.write(step["path"], step["value"])
+        elif op == "read":
+            return m.read(step["path"]).rstrip("\n")
+        elif op == "pages":
+            runs = kpageflags(m, step["pfn"], step["count"])
+            return "\n".join(f"{n:8} pages {flags:#x}" for n, flags in runs)
+        elif op == "alloc":
+            return self._alloc(step)
+        elif op == "free":
+            for pfns, order in self.held.pop(step["id"], []):
+                m.free_pages_bulk(pfns, order)
+        elif op == "sh" and "load" in step:
+            return "skipped: kmm plays no loads yet"
+        return ""
+
+    def _alloc(self, step: Mapping[str, Any]) -> str:
+        order = step.get("order", 0)
+        nid = self.m.pxm_to_node.get(step["node"], 0) if "node" in step else None
+        gfp = GFP_WORDS[step.get("gfp", "GFP_KERNEL")]
+        pfns = self.m.alloc_pages_bulk(step["count"], order, gfp, nid)
+        self.held.setdefault(step["id"], []).append((pfns, order))
+        return f"{len(pfns)} of {step['count']} blocks of order {order}"
+
+
+def describe(step: Mapping[str, Any]) -> str:
+    """Return a step in one line."""
+    op = step["op"]
+    if op == "plug":
+        return (
+            f"plug {step['id']}: {step['size'] >> 20} MiB at {step['addr']:#x}, node {step['node']}"
+        )
+    if op == "write":
+        return f"echo {step['value']} > {step['path']}"
+    rest = " ".join(str(step[k]) for k, _, _ in _SCHEMA[op] if k in step and k != "load")
+    return f"{op} {rest}".strip()

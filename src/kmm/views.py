@@ -1,0 +1,148 @@
+"""What the memory looks like, layer by layer, with the changes since the last look marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kmm.mmzone import PgData
+from kmm.node import node_states_text
+from kmm.params import PAGES_PER_SECTION, ZONE_NAMES, format_list
+from kmm.resource import iomem_show
+from kmm.symbols import display
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+Layer = tuple[str, list[str]]
+
+
+def runs(numbers: Sequence[int]) -> str:
+    """Return numbers as a list of ranges, ``none`` if there are none."""
+    return format_list(numbers) or "none"
+
+
+def _sections(m: Machine) -> list[str]:
+    flags = m.sections["flags"]
+    present = np.flatnonzero(flags & 1)
+    online = np.flatnonzero(flags & 4)
+    early = np.flatnonzero(flags & 8)
+    where: dict[str, list[int]] = {}
+    for section in present.tolist():
+        if flags[section] & 8:
+            where.setdefault("taken at boot", []).append(section)
+            continue
+        pfn = int(m.vmemmap_pfn[section * PAGES_PER_SECTION * m.config.struct_page_size >> 21])
+        zone = m.page_zone(pfn) if pfn and not pfn >> 63 else None
+        name = f"in node {zone.nid} {zone.name}" if zone is not None else "in the block itself"
+        where.setdefault(name, []).append(section)
+    out = [
+        f"sections of {PAGES_PER_SECTION} pages present: {runs(present.tolist())}",
+        f"online: {runs(online.tolist())}",
+        f"early: {runs(early.tolist())}",
+    ]
+    return out + [f"memmap {name}: {runs(list_)}" for name, list_ in where.items()]
+
+
+def _node(m: Machine, pgdat: PgData) -> list[str]:
+    nid = pgdat.node_id
+    state = "online" if nid in m.n_online else "possible, not online"
+    order = " ".join(map(str, pgdat.fallback_order)) or "not built"
+    return [
+        f"node {nid}: {state}, start_pfn {pgdat.node_start_pfn}, spanned "
+        f"{pgdat.node_spanned_pages}, present {pgdat.node_present_pages}, fallback order {order}"
+    ]
+
+
+def _zones(m: Machine) -> list[str]:
+    out = []
+    for zone in m.all_zones():
+        if zone.spanned_pages:
+            out.append(
+                f"node {zone.nid} {zone.name:<8} start_pfn {zone.zone_start_pfn} spanned "
+                f"{zone.spanned_pages} present {zone.present_pages} managed {zone.managed_pages} "
+                f"free {zone.nr_free_pages} min/low/high {zone.min_wmark_pages()}/"
+                f"{zone.low_wmark_pages()}/{zone.high_wmark_pages()}"
+            )
+    return out
+
+
+def _buddy(m: Machine) -> list[str]:
+    return [
+        f"node {z.nid} {z.name:<8} " + " ".join(f"{n:>5}" for n in z.nr_free())
+        for z in m.all_zones()
+        if z.populated
+    ]
+
+
+def _accounting(m: Machine) -> list[str]:
+    return [
+        f"MemTotal {m.totalram_pages * 4} kB, total pages at the last rebuild {m.vm_total_pages}",
+        f"min_free_kbytes {m.vm.min_free_kbytes}, reserved {m.totalreserve_pages} pages",
+        f"writeback ratelimit {m.ratelimit_pages} pages, max_pfn {m.max_pfn:#x}",
+        f"policy zone {ZONE_NAMES[m.policy_zone]}",
+    ]
+
+
+def _blocks(m: Machine) -> list[str]:
+    out: list[str] = []
+    group: list[int] = []
+    label = ""
+
+    def flush() -> None:
+        if group:
+            out.append(f"memory{runs(group)}: {label}")
+
+    for block_id, block in sorted(m.memory_blocks.items()):
+        zone = f", zone {block.zone.name}" if block.zone is not None else ""
+        text = f"{block.state}{zone}, node {'-'.join(map(str, block.nodes)) or '?'}"
+        if group and (text != label or block_id != group[-1] + 1):
+            flush()
+            group = []
+        label = text
+        group.append(block_id)
+    flush()
+    return out
+
+
+def layers(m: Machine) -> list[Layer]:
+    """Return the layers of a machine from the address map up to what user space sees."""
+    states = node_states_text(m)
+    return [
+        ("resource tree", [line for line in iomem_show(m.iomem_resource).splitlines() if "RAM" in line]),
+        ("nodes (pgdat)", [line for p in m.nodes.values() for line in _node(m, p)]),
+        ("sections and memmap", _sections(m)),
+        ("zones and watermarks (pages)", _zones(m)),
+        ("buddy lists (free blocks of order 0 to 10)", _buddy(m)),
+        ("global accounting", _accounting(m)),
+        ("daemons", [" ".join(sorted(m.kthreads)) or "none"]),
+        (f"sysfs memory blocks of {m.block_size >> 20} MiB", _blocks(m)),
+        ("sysfs nodes", [f"{k}: {runs(sorted(v))}" for k, v in states.items()]),
+        ("cpuset", [f"mems.effective: {runs(sorted(m.top_cpuset_mems))}"]),
+    ]
+
+
+def show(now: list[Layer], before: list[Layer] | None = None) -> str:
+    """Return the layers as text; lines that were not there before are marked with ``*``."""
+    known = {(title, line) for title, lines in before or () for line in lines}
+    out: list[str] = []
+    for title, lines in now:
+        out.append(title)
+        for line in lines or ["none"]:
+            new = before is not None and (title, line) not in known
+            out.append(f"  {'*' if new else ' '} {line}")
+    return "\n".join(out)
+
+
+def call_tree(calls: Sequence[Sequence[object]], vocabulary: str = "6.1") -> str:
+    """Return a recorded call chain as an indented tree.
+
+    :param vocabulary: ``6.1`` or ``old``.
+    """
+    out = []
+    for depth, name, times in calls:
+        count = f" ×{times}" if int(str(times)) > 1 else ""
+        out.append(f"    {'  ' * int(str(depth))}{display(str(name), vocabulary)}(){count}")
+    return "\n".join(out)
