@@ -6,10 +6,10 @@ split touches no page record.  List ends follow the kernel: onlined and moved bl
 tail, freed and split ones to the head, and a block that is likely to merge soon to the tail.
 """
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from kmm._memmap cimport (get_pageblock_migratetype, page_kind, page_mt, page_order, page_zone,
-                          section_online, set_pageblock_migratetype)
+                          section_online, set_pageblock_migratetype, touch_block, touch_page)
 
 cdef enum:
     EBUSY = 16
@@ -43,16 +43,20 @@ cdef inline pfn_t _prev(const mem_t *mem, pfn_t pfn, bint big) noexcept nogil:
 
 cdef inline void _set_next(mem_t *mem, pfn_t pfn, pfn_t to, bint big) noexcept nogil:
     if big:
+        touch_block(mem, pfn)
         mem.blocks[pfn >> PAGEBLOCK_ORDER].next = <uint32_t> (to >> PAGEBLOCK_ORDER)
     else:
+        touch_page(mem, pfn)
         mem.pages[pfn].next = <uint32_t> to
         mem.pages[pfn].flags = (mem.pages[pfn].flags & ~<uint32_t> PF_NEXT_HI) | <uint32_t> (to >> 32)
 
 
 cdef inline void _set_prev(mem_t *mem, pfn_t pfn, pfn_t to, bint big) noexcept nogil:
     if big:
+        touch_block(mem, pfn)
         mem.blocks[pfn >> PAGEBLOCK_ORDER].prev = <uint32_t> (to >> PAGEBLOCK_ORDER)
     else:
+        touch_page(mem, pfn)
         mem.pages[pfn].prev = <uint32_t> to
         mem.pages[pfn].flags = ((mem.pages[pfn].flags & ~<uint32_t> PF_PREV_HI)
                                 | (<uint32_t> (to >> 32) << PF_PREV_HI_SHIFT))
@@ -97,9 +101,11 @@ cdef void list_del(mem_t *mem, free_list_t *lst, pfn_t pfn, int order) noexcept 
 cdef inline void set_block_state(mem_t *mem, pfn_t pfn, int order, int kind, int mt) noexcept nogil:
     cdef pageblock_t *block = &mem.blocks[pfn >> PAGEBLOCK_ORDER]
     cdef page_t *page
+    touch_block(mem, pfn)
     if order >= PAGEBLOCK_ORDER:
         block.kind, block.order, block.mt = kind, order, mt
         return
+    touch_page(mem, pfn)
     page = &mem.pages[pfn]
     if page_kind(page) == KIND_BUDDY:
         block.nr_heads -= 1
@@ -113,10 +119,12 @@ cdef inline void set_block_state(mem_t *mem, pfn_t pfn, int order, int kind, int
 cdef inline void clear_block_state(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
     cdef pageblock_t *block = &mem.blocks[pfn >> PAGEBLOCK_ORDER]
     cdef page_t *page
+    touch_block(mem, pfn)
     if order >= PAGEBLOCK_ORDER:
         block.kind = block.order = block.mt = 0
         block.next = block.prev = 0
         return
+    touch_page(mem, pfn)
     page = &mem.pages[pfn]
     if page_kind(page) == KIND_BUDDY:
         block.nr_heads -= 1
@@ -457,6 +465,7 @@ cdef int64_t rmqueue(mem_t *mem, zone_t *zone, int order, int mt, int flags, int
     if pfn >= 0:
         set_block_state(mem, pfn, order, KIND_ALLOCATED, mt)
         if order < PAGEBLOCK_ORDER:
+            touch_page(mem, pfn)
             mem.pages[pfn].refcount = 1
     return pfn
 
@@ -506,12 +515,27 @@ cdef class BuddyZone:
             raise MemoryError("BuddyZone: per-CPU lists")
         for cpu in range(nr_cpus):
             self.z.pcp[cpu].batch = 1
-        memmap.set_zone(index, &self.z, None)
+        memmap.set_zone(index, &self.z)
 
     def __dealloc__(self):
         if self.memmap is not None:
-            self.memmap.set_zone(self.z.index, NULL, None)
+            self.memmap.set_zone(self.z.index, NULL)
         free(self.z.pcp)
+
+    def save(self):
+        """The zone's counters, list ends and per-CPU lists as bytes, for restore()."""
+        return ((<char *> &self.z)[:sizeof(zone_t)],
+                (<char *> self.z.pcp)[:self.z.nr_cpus * sizeof(per_cpu_pages_t)])
+
+    def restore(self, saved):
+        """Put back what save() returned; the records themselves come from the journal."""
+        cdef bytes zone = saved[0], pcp = saved[1]
+        if len(zone) != sizeof(zone_t) or len(pcp) != self.z.nr_cpus * sizeof(per_cpu_pages_t):
+            raise ValueError("restore: not what save() returned")
+        cdef per_cpu_pages_t *lists = self.z.pcp
+        memcpy(&self.z, <char *> zone, sizeof(zone_t))
+        self.z.pcp = lists
+        memcpy(lists, <char *> pcp, len(pcp))
 
     # Counters are plain attributes: the chains read and write them as the kernel does.
     @property

@@ -3,8 +3,22 @@ from kmm._types cimport *
 
 cdef class MemMap:
     cdef mem_t mem
-    cdef object pages_buffer, blocks_buffer, sections_buffer, zone_refs
-    cdef void set_zone(self, int index, zone_t *zone, object owner)
+    cdef journal_t journal
+    cdef object pages_buffer, blocks_buffer, sections_buffer
+    cdef void set_zone(self, int index, zone_t *zone) noexcept
+
+
+cdef void journal_add(journal_t *journal, void *where, uint64_t size) noexcept nogil
+
+
+cdef inline void touch_page(mem_t *mem, pfn_t pfn) noexcept nogil:
+    if mem.journal != NULL:
+        journal_add(mem.journal, &mem.pages[pfn], sizeof(page_t))
+
+
+cdef inline void touch_block(mem_t *mem, pfn_t pfn) noexcept nogil:
+    if mem.journal != NULL:
+        journal_add(mem.journal, &mem.blocks[pfn >> PAGEBLOCK_ORDER], sizeof(pageblock_t))
 
 
 cdef inline int page_kind(const page_t *page) noexcept nogil:
@@ -29,6 +43,8 @@ cdef inline void set_pageblock_migratetype(mem_t *mem, pfn_t pfn, int mt) noexce
     cdef uint64_t *word = &mem.sections[pfn >> SECTION_PFN_SHIFT].pageblock_flags[bit >> 6]
     if mem.grouping_disabled and mt < MIGRATE_HIGHATOMIC:
         mt = MIGRATE_UNMOVABLE
+    if mem.journal != NULL:
+        journal_add(mem.journal, word, sizeof(uint64_t))
     word[0] = (word[0] & ~(<uint64_t>7 << (bit & 63))) | (<uint64_t>mt << (bit & 63))
 
 

@@ -6,8 +6,8 @@ pageblock records (16 bytes for 512 pages), smaller ones in the page records.
 """
 import numpy as np
 
-from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, memset
 
 cdef page_t _page
 cdef pageblock_t _block
@@ -48,14 +48,35 @@ cdef class MemMap:
         self.mem.zones = <zone_t **> calloc(nr_zones, sizeof(zone_t *))
         if self.mem.zones == NULL:
             raise MemoryError("MemMap: zone table")
-        self.zone_refs = [None] * nr_zones
 
     def __dealloc__(self):
         free(self.mem.zones)
+        free(self.journal.entries)
 
-    cdef void set_zone(self, int index, zone_t *zone, object owner):
+    cdef void set_zone(self, int index, zone_t *zone) noexcept:
         self.mem.zones[index] = zone
-        self.zone_refs[index] = owner
+
+    def begin_journal(self):
+        """Keep the old contents of every record that the allocator writes from now on."""
+        if self.mem.journal != NULL:
+            raise ValueError("begin_journal: already begun")
+        self.journal.count = 0
+        self.journal.lost = 0
+        self.mem.journal = &self.journal
+
+    def end_journal(self, bint restore):
+        """Stop keeping them; with restore, put them all back, the last written first."""
+        cdef uint64_t i
+        cdef journal_entry_t *entry
+        self.mem.journal = NULL
+        if restore and self.journal.lost:
+            raise MemoryError("end_journal: old records could not be kept")
+        if restore:
+            for i in range(self.journal.count):
+                entry = &self.journal.entries[self.journal.count - 1 - i]
+                memcpy(entry.where, entry.old, entry.size)
+        free(self.journal.entries)
+        memset(&self.journal, 0, sizeof(journal_t))
 
     @property
     def nr_pages(self):
@@ -126,6 +147,22 @@ cdef class MemMap:
         for b in range(start >> PAGEBLOCK_ORDER, (start + nr) >> PAGEBLOCK_ORDER):
             n += (self.mem.blocks[b].state & 0x80) != 0
         return n
+
+
+cdef void journal_add(journal_t *journal, void *where, uint64_t size) noexcept nogil:
+    cdef journal_entry_t *grown
+    if journal.count == journal.room:
+        grown = <journal_entry_t *> realloc(
+            journal.entries, (2 * journal.room + 64) * sizeof(journal_entry_t))
+        if grown == NULL:
+            journal.lost = 1
+            return
+        journal.entries = grown
+        journal.room = 2 * journal.room + 64
+    journal.entries[journal.count].where = where
+    journal.entries[journal.count].size = size
+    memcpy(journal.entries[journal.count].old, where, size)
+    journal.count += 1
 
 
 cdef bint memmap_init_range(mem_t *mem, pfn_t start, pfn_t nr, int zone_index, int mt,

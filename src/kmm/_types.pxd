@@ -141,6 +141,18 @@ cdef struct zone_t:
     int32_t boost_factor            # vm.watermark_boost_factor
     per_cpu_pages_t *pcp            # nr_cpus of them
 
+# Old contents of records, so that a chain that fails can put them back.
+cdef struct journal_entry_t:
+    void *where
+    uint64_t old[2]
+    uint64_t size                   # bytes, 8 or 16
+
+cdef struct journal_t:
+    journal_entry_t *entries
+    uint64_t count
+    uint64_t room
+    int32_t lost                    # an entry could not be kept
+
 cdef struct mem_t:
     page_t *pages                   # indexed by pfn
     pageblock_t *blocks             # indexed by pfn >> 9
@@ -149,3 +161,4 @@ cdef struct mem_t:
     uint64_t nr_pages               # addressable
     int32_t nr_zones
     int32_t grouping_disabled       # page_group_by_mobility_disabled
+    journal_t *journal              # NULL while nothing has to be undone

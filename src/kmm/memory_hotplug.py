@@ -40,7 +40,7 @@ from kmm.node import (
     register_memory_blocks_under_node,
     unregister_one_node,
 )
-from kmm.page_alloc import FPI_TO_TAIL, zone_pcp_disable, zone_pcp_enable
+from kmm.page_alloc import FPI_TO_TAIL, allocator_undo, zone_pcp_disable, zone_pcp_enable
 from kmm.page_isolation import (
     start_isolate_page_range,
     test_pages_isolated,
@@ -249,12 +249,13 @@ def add_memory_resource(m: Machine, nid: int, res: Resource, mhp_flags: int = MH
             raise kernel_error(-22, f"memmap on memory needs one block, not {size:#x} bytes")
         pages = size >> PAGE_SHIFT
         altmap = VmemAltmap(start >> PAGE_SHIFT, pages * m.config.struct_page_size >> PAGE_SHIFT)
-    m.ops.arch_add_memory(m, nid, start, size, altmap)
-    try:
-        create_memory_block_devices(m, start, size, altmap.alloc if altmap else 0, group)
-    except KernelError:
-        m.ops.arch_remove_memory(m, start, size)
-        raise
+    with allocator_undo(m):
+        m.ops.arch_add_memory(m, nid, start, size, altmap)
+        try:
+            create_memory_block_devices(m, start, size, altmap.alloc if altmap else 0, group)
+        except KernelError:
+            m.ops.arch_remove_memory(m, start, size)
+            raise
     if new_node:
         m.n_online.add(nid)
         __register_one_node(m, nid)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from kmm import _buddy
-from kmm.errors import check, kernel_error
+from kmm.errors import KernelError, check, kernel_error
 from kmm.mmzone import Zone
 from kmm.params import (
     MAX_ORDER,
@@ -223,3 +224,25 @@ def zone_pcp_disable(m: Machine, zone: Zone) -> None:
 def zone_pcp_enable(m: Machine, zone: Zone) -> None:
     """Give a zone's per-CPU lists their remembered sizes back."""
     zone.pageset_update(zone.pageset_high, zone.pageset_batch, False)
+
+
+@contextmanager
+def allocator_undo(m: Machine) -> Iterator[None]:
+    """Put the allocator back, list order included, if the block of code raises a KernelError.
+
+    Freeing what a failed chain had allocated would leave pages on per-CPU lists and pageblocks
+    claimed for another migratetype.
+    """
+    saved = [(zone, zone.save()) for zone in m.all_zones() if zone.populated]
+    m.memmap_engine.begin_journal()
+    try:
+        yield
+    except KernelError:
+        m.memmap_engine.end_journal(True)
+        for zone, state in saved:
+            zone.restore(state)
+        raise
+    except BaseException:
+        m.memmap_engine.end_journal(False)
+        raise
+    m.memmap_engine.end_journal(False)

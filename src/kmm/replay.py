@@ -70,6 +70,8 @@ def check_recording(recording: Any, name: str) -> None:
     steps = recording.get("steps") if isinstance(recording, Mapping) else None
     if not isinstance(steps, list) or not steps or "machine" not in recording:
         raise ConfigError(f"{name}: needs 'machine' and a list 'steps' that begins with the boot")
+    if not isinstance(recording["machine"], Mapping):
+        raise ConfigError(f"{name}: machine: {recording['machine']!r}; allowed: an object")
     boot = steps[0]
     if not isinstance(boot, Mapping) or not isinstance(boot.get("files"), Mapping):
         raise ConfigError(f"{name}: steps[0].files: missing; the boot step's files are needed")

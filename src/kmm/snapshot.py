@@ -9,6 +9,7 @@ import numpy as np
 from kmm.mmzone import Zone
 from kmm.params import MAX_ORDER, MIGRATE_TYPES, PAGEBLOCK_NR_PAGES
 from kmm.resource import dump as dump_resources
+from kmm.sparse import SECTION_IS_ONLINE
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -40,8 +41,12 @@ def _cpus(zone: Zone) -> int:
 
 def _records(m: Machine) -> dict[str, Any]:
     """Section records, and pageblock and page records where something was written."""
-    sections = np.flatnonzero(m.sections["flags"])
-    kept = m.sections[sections]
+    present = np.flatnonzero(m.sections["flags"])
+    # The struct pages of an offline section are stale, in the kernel as here: nobody looks.
+    online = m.sections["flags"][present] & SECTION_IS_ONLINE != 0
+    kept = m.sections[present]
+    kept["pageblock_flags"][~online] = 0
+    sections = present[online]
     blocks = (sections[:, None] * 64 + np.arange(64)).reshape(-1)
     state = m.pageblocks["state"][blocks]
     dirty = blocks[state & 0x80 != 0]
@@ -54,7 +59,7 @@ def _records(m: Machine) -> dict[str, Any]:
     plain = m.pageblocks[blocks].copy()
     plain["state"] &= 0x7F
     return {
-        "sections": (sections.tobytes(), kept.tobytes()),
+        "sections": (present.tobytes(), kept.tobytes()),
         "pageblocks": plain.tobytes(),
         "pages": pages,
         "vmemmap": (np.flatnonzero(m.vmemmap_users).tobytes(), dict(m.vmemmap_basepages),
@@ -65,8 +70,8 @@ def _records(m: Machine) -> dict[str, Any]:
 def dump(m: Machine) -> dict[str, Any]:
     """Return everything that a refused operation has to leave as it was.
 
-    Logs, uevents, _OST answers and the clock are history, not state, and max_pfn and the policy
-    zone never fall; they are left out.
+    Logs, uevents, _OST answers, the clock and the total that the last rebuild of zonelists printed
+    are history, not state; max_pfn and the policy zone never fall.  They are left out.
     """
     groups = {
         g.mgid: (g.nid, g.is_dynamic, g.max_pages, g.unit_pages, g.present_kernel_pages,
@@ -95,7 +100,7 @@ def dump(m: Machine) -> dict[str, Any]:
         "zones": {z.index: dump_zone(z) for z in m.all_zones()},
         "records": _records(m),
         "totals": (m.totalram_pages, m.totalreserve_pages, m.ratelimit_pages,
-                   m.vm.min_free_kbytes, m.vm_total_pages),
+                   m.vm.min_free_kbytes),
         "kthreads": set(m.kthreads),
         "cpuset": set(m.top_cpuset_mems),
         "dimms": {d.dimm_id: (d.addr, d.size, d.slot) for d in m.dimms.values()},

@@ -1,0 +1,31 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmm import Machine, MachineConfig
+
+RECORDINGS = Path(__file__).parent / "recordings"
+DIMM = 0x100000000
+
+
+def two_nodes(cmdline: str = "memhp_default_state=offline", **more: Any) -> Machine:
+    """A machine of 1 GiB with a second node that has no memory."""
+    nodes = [{"cpus": "0-1", "memory": "1G"}, {}]
+    data = {"memory": "1G", "maxmem": "16G", "cpus": 2, "nodes": nodes, "cmdline": cmdline}
+    return Machine(MachineConfig.from_dict({**data, **more}))
+
+
+@pytest.fixture
+def m() -> Machine:
+    return two_nodes()
+
+
+def recording(name: str) -> dict[str, Any]:
+    """A recording by its name, parsed."""
+    return json.loads((RECORDINGS / f"{name}.json").read_text())

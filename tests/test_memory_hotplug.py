@@ -1,0 +1,419 @@
+"""Adding, onlining, offlining and removing; and each chain failing at each of its steps.
+
+Most tests use one address line: node 0 has RAM from 0 to 1 GiB, a DIMM of four 128 MiB blocks
+(memory32 to memory35) goes to node 1 at 4 GiB.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from kmm import Machine
+from kmm import memory_hotplug as mh
+from kmm.errors import ImpossibleState, KernelError, OperationNotPermitted, OutOfMemory
+from kmm.memory_block import (
+    ACTION_NAMES,
+    MemoryNotifier,
+    MemoryNotify,
+    register_memory_notifier,
+    unregister_memory_notifier,
+)
+from kmm.page_alloc import GFP_HIGHUSER_MOVABLE, GFP_KERNEL
+from kmm.resource import iomem_show
+from kmm.snapshot import differences, dump
+from tests.conftest import DIMM, two_nodes
+
+BLOCK = 128 << 20
+STATE = "/sys/devices/system/memory/memory%d/state"
+
+
+def add(m: Machine) -> None:
+    mh.add_memory(m, 1, DIMM, 4 * BLOCK)
+
+
+def refused(m: Machine, act: Callable[[], object], code: int) -> None:
+    """Expect an errno, and the machine exactly as it was."""
+    before = dump(m)
+    with pytest.raises(KernelError) as e:
+        act()
+    assert e.value.errno == code
+    assert differences(before, dump(m)) == []
+    m.validate()
+
+
+def fail_at(m: Machine, function: str, act: Callable[[], object], code: int, nth: int = 1) -> None:
+    """Make a kernel function fail at its nth call inside a chain; expect a clean undo."""
+    probes = m.trace(recording=False)
+    probes.fail(function, code, nth)
+    refused(m, act, code)
+    assert probes.pending() == []
+    m.kprobes = None
+
+
+# -- adding -----------------------------------------------------------------------------
+
+
+def test_add_makes_offline_blocks_and_the_node(m: Machine) -> None:
+    add(m)
+    assert m.read("/sys/devices/system/node/online") == "0-1\n"
+    assert m.read("/sys/devices/system/node/has_memory") == "0\n"
+    assert m.read(STATE % 35) == "offline\n"
+    assert "100000000-11fffffff : System RAM" in iomem_show(m.iomem_resource)
+    assert m.uevents == [
+        *(f"add /devices/system/memory/memory{b} memory" for b in range(32, 36)),
+        "add /devices/system/node/node1 node",
+    ]
+    m.validate()
+
+
+@pytest.mark.parametrize(
+    ("function", "nth"),
+    [
+        ("register_memory_resource", 1),
+        ("add_memory_resource", 1),
+        ("hotadd_init_pgdat", 1),
+        ("build_all_zonelists", 1),
+        ("arch_add_memory", 1),
+        ("add_pages", 1),
+        ("__add_pages", 1),
+        *(("sparse_add_section", n) for n in (1, 2, 3, 4)),
+        *(("vmemmap_populate", n) for n in (1, 2, 3, 4)),
+        *(("add_memory_block", n) for n in (1, 2, 3, 4)),
+    ],
+)
+def test_add_that_fails_at_a_step_leaves_nothing(m: Machine, function: str, nth: int) -> None:
+    fail_at(m, function, lambda: add(m), errno.ENOMEM, nth)
+    add(m)  # nothing was left in the way
+    m.validate()
+
+
+def test_add_of_what_exists_is_eexist(m: Machine) -> None:
+    add(m)
+    refused(m, lambda: mh.add_memory(m, 1, DIMM + BLOCK, BLOCK), errno.EEXIST)
+    refused(m, lambda: mh.add_memory(m, 0, 0x8000000, BLOCK), errno.EEXIST)
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "code"),
+    [
+        (DIMM, BLOCK + 4096, errno.EINVAL),
+        (DIMM + 4096, BLOCK, errno.EINVAL),
+        (DIMM, 0, errno.E2BIG),
+        (1 << 46, BLOCK, errno.E2BIG),
+        ((1 << 64) - BLOCK, 2 * BLOCK, errno.E2BIG),
+    ],
+)
+def test_add_of_an_impossible_range(m: Machine, start: int, size: int, code: int) -> None:
+    refused(m, lambda: mh.add_memory(m, 1, start, size), code)
+
+
+def test_add_to_an_impossible_node_is_einval(m: Machine) -> None:
+    refused(m, lambda: mh.add_memory(m, 7, DIMM, BLOCK), errno.EINVAL)
+    assert "node 7 was absent from the node_possible_map" in m.log[-1]
+
+
+def test_memory_shortage_refuses_the_add(m: Machine) -> None:
+    """The memmap needs 2 MiB per section; with no memory left there is none."""
+    held = [(m.alloc_pages_bulk(1 << 20, order), order) for order in (10, 5, 0)]
+    with pytest.raises(OutOfMemory):
+        while True:
+            m.alloc_pages()
+    refused(m, lambda: add(m), errno.ENOMEM)
+    for pfns, order in held:
+        m.free_pages_bulk(pfns, order)
+    add(m)
+    m.validate()
+
+
+def test_memmap_of_base_pages_when_no_large_block_is_left(m: Machine) -> None:
+    """With free memory in small pieces only, 512 single pages hold a section's memmap."""
+    pfns = m.alloc_pages_bulk(1 << 20, 0).tolist()
+    with pytest.raises(OutOfMemory):
+        while True:
+            pfns.append(m.alloc_pages())
+    m.free_pages_bulk(sorted(pfns)[::2])
+    before = m.nodes[0].zone(1).nr_free_pages + m.nodes[0].zone(0).nr_free_pages
+    mh.add_memory(m, 1, DIMM, BLOCK)
+    assert len(next(iter(m.vmemmap_basepages.values()))) == 512
+    m.validate()
+    mh.remove_memory(m, DIMM, BLOCK)
+    m.write("/proc/sys/vm/compact_memory", "1")
+    after = m.nodes[0].zone(1).nr_free_pages + m.nodes[0].zone(0).nr_free_pages
+    assert after >= before
+    m.validate()
+
+
+def test_second_memmap_lands_in_the_node_and_pins_it(m: Machine) -> None:
+    """DIMM two's memmap sits in DIMM one's Normal zone, so one cannot go before two."""
+    mh.add_memory(m, 1, DIMM, BLOCK)
+    m.write(STATE % 32, "online_kernel")
+    mh.add_memory(m, 1, DIMM + (1 << 30), 2 * BLOCK)
+    assert m.nodes[1].zone(2).nr_free_pages == 32768 - 2 * 512
+    refused_errno = errno.EBUSY
+    with pytest.raises(KernelError) as e:
+        m.write(STATE % 32, "offline")
+    assert e.value.errno == refused_errno
+    mh.remove_memory(m, DIMM + (1 << 30), 2 * BLOCK)
+    m.write(STATE % 32, "offline")
+    m.validate()
+
+
+# -- onlining ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["online", "online_kernel", "online_movable"])
+@pytest.mark.parametrize("function", ["zone_for_pfn_range", "online_pages", "memory_notify"])
+def test_online_that_fails_at_a_step_leaves_nothing(m: Machine, word: str, function: str) -> None:
+    add(m)
+    fail_at(m, function, lambda: m.write(STATE % 33, word), errno.ENOMEM)
+    m.write(STATE % 33, word)
+    m.validate()
+
+
+@pytest.mark.parametrize("function", ["online_pages", "memory_notify"])
+def test_online_with_its_own_memmap_that_fails_leaves_nothing(function: str) -> None:
+    m = two_nodes("memory_hotplug.memmap_on_memory=1")
+    m.plug("a", 1, DIMM, BLOCK)
+    assert m.memory_blocks[32].nr_vmemmap_pages == 512
+    fail_at(m, function, lambda: m.write(STATE % 32, "online_movable"), errno.ENOMEM)
+    m.write(STATE % 32, "online_movable")
+    assert m.nodes[1].zone(3).managed_pages == 32256
+    m.validate()
+
+
+def veto(m: Machine, action: str, code: int) -> MemoryNotifier:
+    def call(m: Machine, act: int, arg: MemoryNotify) -> int:
+        return code if ACTION_NAMES[act] == action else 0
+
+    notifier = MemoryNotifier("veto", call, 5)
+    register_memory_notifier(m, notifier)
+    return notifier
+
+
+@pytest.mark.parametrize("code", [-errno.EBUSY, -errno.EPERM, -errno.ENOMEM])
+def test_notifiers_veto_online_and_offline(m: Machine, code: int) -> None:
+    add(m)
+    notifier = veto(m, "MEM_GOING_ONLINE", code)
+    for word in ("online", "online_kernel", "online_movable"):
+        refused(m, lambda word=word: m.write(STATE % 33, word), -code)
+    unregister_memory_notifier(m, notifier)
+    m.write(STATE % 33, "online_movable")
+    veto(m, "MEM_GOING_OFFLINE", code)
+    refused(m, lambda: m.write(STATE % 33, "offline"), -code)
+
+
+def test_a_cancel_reaches_every_notifier(m: Machine) -> None:
+    add(m)
+    heard: list[str] = []
+
+    def listen(m: Machine, act: int, arg: MemoryNotify) -> int:
+        heard.append(ACTION_NAMES[act])
+        return 0
+
+    register_memory_notifier(m, MemoryNotifier("listen", listen, 100))
+    veto(m, "MEM_GOING_ONLINE", -errno.EPERM)
+    with pytest.raises(OperationNotPermitted):
+        m.write(STATE % 32, "online")
+    assert heard == ["MEM_GOING_ONLINE", "MEM_CANCEL_ONLINE"]
+    m.validate()
+
+
+def test_spans_grow_over_holes_and_jump_back(m: Machine) -> None:
+    """Movable blocks 33 and 35, then 34 by default (it lies between them); 33 leaves."""
+    add(m)
+    movable = m.nodes[1].zone(3)
+    m.write(STATE % 33, "online_movable")
+    m.write(STATE % 35, "online_movable")
+    assert (movable.zone_start_pfn, movable.spanned_pages) == (1081344, 98304)
+    assert m.read("/sys/devices/system/memory/memory34/valid_zones") == "Movable Normal\n"
+    m.write(STATE % 34, "online")
+    assert movable.present_pages == 98304
+    m.write(STATE % 34, "offline")
+    assert (movable.zone_start_pfn, movable.spanned_pages) == (1081344, 98304)
+    m.write(STATE % 33, "offline")
+    assert (movable.zone_start_pfn, movable.spanned_pages) == (1146880, 32768)
+    m.write(STATE % 33, "online")
+    assert m.nodes[1].zone(2).zone_start_pfn == 1081344
+    m.validate()
+
+
+def test_a_stale_wish_stays_after_a_failed_write(m: Machine) -> None:
+    add(m)
+    m.write(STATE % 32, "online_kernel")
+    with pytest.raises(KernelError):
+        m.write(STATE % 32, "online_movable")
+    m.write("/sys/devices/system/memory/memory32/online", "0")
+    m.write("/sys/devices/system/memory/memory32/online", "1")
+    assert m.memory_blocks[32].zone is m.nodes[1].zone(3)
+    m.validate()
+
+
+# -- offlining --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["offline_pages", "walk_system_ram_range", "start_isolate_page_range", "memory_notify",
+     "dissolve_free_huge_pages", "test_pages_isolated"],
+)  # fmt: skip
+@pytest.mark.parametrize("memmap_on_memory", [False, True])
+def test_offline_that_fails_at_a_step_restores_everything(
+    function: str, memmap_on_memory: bool
+) -> None:
+    m = two_nodes(f"memory_hotplug.memmap_on_memory={int(memmap_on_memory)}")
+    m.plug("a", 1, DIMM, BLOCK)
+    m.write(STATE % 32, "online_movable")
+    fail_at(m, function, lambda: m.write(STATE % 32, "offline"), errno.EBUSY)
+    m.write(STATE % 32, "offline")
+    m.validate()
+
+
+def test_offline_of_a_used_kernel_block_is_ebusy_and_dumps_the_page(m: Machine) -> None:
+    add(m)
+    m.write(STATE % 32, "online_kernel")
+    pfn = m.alloc_pages(nid=1)
+    m.nodes[1].zone(2).drain()
+    refused(m, lambda: m.write(STATE % 32, "offline"), errno.EBUSY)
+    assert m.log[-1] == "page dumped because: unmovable page"
+    m.free_pages(pfn)
+    m.write(STATE % 32, "offline")
+    m.validate()
+
+
+def test_failed_offline_types_isolated_pageblocks_movable(m: Machine) -> None:
+    """A kernel page in the middle: the first and last pageblock were isolated, and come back."""
+    add(m)
+    m.write(STATE % 32, "online_kernel")
+    zone = m.nodes[1].zone(2)
+    pfns = m.alloc_pages_bulk(30, 10, GFP_KERNEL, 1)
+    first = m.memmap_engine.get_pageblock_migratetype(int(pfns[0]))
+    assert first == 0
+    m.free_pages(int(pfns[0]), 10)
+    with pytest.raises(KernelError):
+        m.write(STATE % 32, "offline")
+    assert m.memmap_engine.get_pageblock_migratetype(int(pfns[0])) == 1
+    m.free_pages_bulk(pfns[1:], 10)
+    assert zone.nr_free_pages == 32768
+    m.validate()
+
+
+def test_offline_of_a_block_in_use_in_movable_is_refused(m: Machine) -> None:
+    add(m)
+    m.write(STATE % 32, "online_movable")
+    pfn = m.alloc_pages(0, GFP_HIGHUSER_MOVABLE, 1)
+    m.nodes[1].zone(3).drain()
+    refused(m, lambda: m.write(STATE % 32, "offline"), errno.EBUSY)
+    m.free_pages(pfn)
+    m.write(STATE % 32, "offline")
+    m.validate()
+
+
+@pytest.mark.parametrize(("block", "why"), [(0, "several zones"), (7, "memory holes")])
+def test_boot_blocks_that_cannot_go(m: Machine, block: int, why: str) -> None:
+    with pytest.raises(KernelError, match=why) as e:
+        m.write(STATE % block, "offline")
+    assert e.value.errno == errno.EINVAL
+    m.validate()
+
+
+def test_offlining_a_nodes_last_block_stops_its_daemons(m: Machine) -> None:
+    add(m)
+    m.write(STATE % 32, "online_movable")
+    assert {"kswapd1", "kcompactd1"} <= m.kthreads
+    assert m.read("/sys/devices/system/node/has_normal_memory") == "0\n"
+    m.log.clear()
+    m.write(STATE % 32, "offline")
+    assert not {"kswapd1", "kcompactd1"} & m.kthreads
+    assert m.log[0] == "Fallback order for Node 0: 0 1 "
+    assert m.read("/sys/devices/system/node/online") == "0-1\n"
+    m.validate()
+
+
+# -- removing ---------------------------------------------------------------------------
+
+
+def test_remove_takes_blocks_sections_resource_and_node(m: Machine) -> None:
+    before = dump(m)
+    add(m)
+    mh.remove_memory(m, DIMM, 4 * BLOCK)
+    m.write("/proc/sys/vm/compact_memory", "1")
+    changed = [d for d in differences(before, dump(m)) if "/zones/" not in d]
+    # A zone that lent pages got them back, in another order perhaps.
+    assert [d for d in changed if "/records/" not in d and "/totals" not in d] == []
+    assert m.uevents[-1] == "remove /devices/system/node/node1 node"
+    m.validate()
+
+
+def test_remove_of_an_online_block_is_ebusy(m: Machine) -> None:
+    add(m)
+    m.write(STATE % 34, "online_movable")
+    refused(m, lambda: mh.remove_memory(m, DIMM, 4 * BLOCK), errno.EBUSY)
+    assert m.log[-1] == (
+        "removing memory fails, because memory "
+        "[0x0000000110000000-0x0000000117ffffff] is onlined"
+    )
+    with pytest.raises(ImpossibleState, match="__remove_memory"):
+        mh.__remove_memory(m, DIMM, 4 * BLOCK)
+
+
+def test_remove_of_a_part_splits_the_resource(m: Machine) -> None:
+    add(m)
+    mh.remove_memory(m, DIMM + BLOCK, BLOCK)
+    text = iomem_show(m.iomem_resource)
+    assert "100000000-107ffffff : System RAM" in text
+    assert "110000000-11fffffff : System RAM" in text
+    mh.remove_memory(m, DIMM, BLOCK)
+    mh.remove_memory(m, DIMM + 3 * BLOCK, BLOCK)
+    assert "110000000-117ffffff : System RAM" in iomem_show(m.iomem_resource)
+    m.validate()
+
+
+def test_blocks_with_their_own_memmap_are_removed_one_by_one() -> None:
+    m = two_nodes("memory_hotplug.memmap_on_memory=1")
+    m.plug("a", 1, DIMM, BLOCK)
+    m.plug("b", 1, DIMM + BLOCK, BLOCK)
+    refused(m, lambda: mh.remove_memory(m, DIMM, 2 * BLOCK), errno.EINVAL)
+    assert m.log[-1] == "Refuse to remove 0x100000000 - 0x110000000,wrong granularity"
+
+
+def test_offline_and_remove_is_all_or_nothing(m: Machine) -> None:
+    add(m)
+    m.write(STATE % 32, "online_movable")
+    m.write(STATE % 33, "online_kernel")
+    pfn = m.alloc_pages(nid=1)
+    m.nodes[1].zone(2).drain()
+    with pytest.raises(KernelError):
+        mh.offline_and_remove_memory(m, DIMM, 4 * BLOCK)
+    assert m.memory_blocks[32].zone is m.nodes[1].zone(3)
+    m.validate()
+    m.free_pages(pfn)
+    mh.offline_and_remove_memory(m, DIMM, 4 * BLOCK)
+    assert m.nodes[1].node_spanned_pages == 0
+    m.validate()
+
+
+def test_driver_managed_memory_is_named_after_its_driver(m: Machine) -> None:
+    refused(m, lambda: mh.add_memory_driver_managed(m, 1, DIMM, BLOCK, "kmem"), errno.EINVAL)
+    mh.add_memory_driver_managed(m, 1, DIMM, BLOCK, "System RAM (kmem)")
+    assert "System RAM (kmem)" in iomem_show(m.iomem_resource)
+    assert all(kind == "System RAM" or kind == "Reserved" for _, _, kind in m.firmware_map.values())
+    mh.remove_memory(m, DIMM, BLOCK)
+    m.validate()
+
+
+def test_merging_makes_one_resource_of_neighbours(m: Machine) -> None:
+    for i in range(3):
+        mh.add_memory(m, 1, DIMM + i * BLOCK, BLOCK, mh.MHP_MERGE_RESOURCE)
+    assert "100000000-117ffffff : System RAM" in iomem_show(m.iomem_resource)
+    m.validate()
+
+
+def test_auto_online_failure_leaves_the_memory_added(m: Machine) -> None:
+    m.write("/sys/devices/system/memory/auto_online_blocks", "online_movable")
+    veto(m, "MEM_GOING_ONLINE", -errno.EBUSY)
+    assert m.plug("a", 1, DIMM, 2 * BLOCK) == 0
+    assert m.read(STATE % 32) == "offline\n"
+    m.validate()
