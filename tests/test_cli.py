@@ -28,8 +28,9 @@ def test_demo_tells_the_story_of_a_dimm() -> None:
     assert "the machine now" in out.output
 
 
-@pytest.mark.parametrize(("names", "function"), [("6.1", "move_pfn_range_to_zone()"),
-                                                 ("old", "__add_zone()")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "function"), [("6.1", "move_pfn_range_to_zone()"), ("old", "__add_zone()")]
+)
 def test_trace_prints_either_vocabulary(names: str, function: str) -> None:
     out = kmm("demo", "--trace", "--names", names)
     assert out.exit_code == 0
@@ -77,17 +78,24 @@ MACHINE = {"memory": "1G", "nodes": [{"cpus": "0", "memory": "1G"}, {}]}
         ({"machine": {"memroy": 1}, "steps": []}, "machine.memroy: 1; no such field; allowed"),
         ({"machine": MACHINE, "steps": [{"op": "fly"}]}, "step 1.op: 'fly'; allowed: alloc"),
         ({"machine": MACHINE, "steps": [{"op": "unplug"}]}, "step 1.id: missing; allowed: text"),
-        ({"machine": MACHINE, "steps": [{"op": "unplug", "id": "a", "x": 1}]},
-         "step 1.x: 1; no such field"),
-        ({"machine": MACHINE, "steps": [{"op": "plug", "id": "a", "node": 2, "addr": 0,
-                                         "size": "1G"}]}, "step 1.node: 2; allowed: 0 to 1"),
-        ({"machine": MACHINE, "steps": [{"op": "alloc", "id": "a", "count": 1, "gfp": "GFP_X"}]},
-         "step 1.gfp: 'GFP_X'; allowed: GFP_KERNEL"),
+        (
+            {"machine": MACHINE, "steps": [{"op": "unplug", "id": "a", "x": 1}]},
+            "step 1.x: 1; no such field",
+        ),
+        (
+            {
+                "machine": MACHINE,
+                "steps": [{"op": "plug", "id": "a", "node": 2, "addr": 0, "size": "1G"}],
+            },
+            "step 1.node: 2; allowed: 0 to 1",
+        ),
+        (
+            {"machine": MACHINE, "steps": [{"op": "alloc", "id": "a", "count": 1, "gfp": "GFP_X"}]},
+            "step 1.gfp: 'GFP_X'; allowed: GFP_KERNEL",
+        ),
     ],
-)  # fmt: skip
-def test_a_bad_scenario_is_one_clear_sentence(
-    tmp_path: Path, scenario: object, words: str
-) -> None:
+)
+def test_a_bad_scenario_is_one_clear_sentence(tmp_path: Path, scenario: object, words: str) -> None:
     path = tmp_path / "bad.json"
     path.write_text(scenario if isinstance(scenario, str) else json.dumps(scenario))
     out = kmm("run", path)
@@ -97,8 +105,16 @@ def test_a_bad_scenario_is_one_clear_sentence(
     assert words in out.output or scenario == "["
 
 
-@pytest.mark.parametrize("args", [("run", "missing.toml"), ("verify", "missing.json"),
-                                  ("replay", "missing.json", "--out", "x"), ("run",), ("fly",)])  # fmt: skip
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("run", "missing.toml"),
+        ("verify", "missing.json"),
+        ("replay", "missing.json", "--out", "x"),
+        ("run",),
+        ("fly",),
+    ],
+)
 def test_usage_errors_exit_with_2(args: tuple[str, ...]) -> None:
     out = kmm(*args)
     assert out.exit_code == 2
@@ -109,8 +125,12 @@ def test_steps_that_are_refused_are_shown_and_do_not_end_the_run() -> None:
     from kmm.scenario import Player
 
     scenario = check_scenario(
-        {"machine": MACHINE, "steps": [{"op": "unplug", "id": "none"},
-                                       {"op": "read", "path": "/proc/nothing"}]}, "s")  # fmt: skip
+        {
+            "machine": MACHINE,
+            "steps": [{"op": "unplug", "id": "none"}, {"op": "read", "path": "/proc/nothing"}],
+        },
+        "s",
+    )
     player = Player(scenario)
     outcomes = [player.play(step) for step in scenario.steps]
     assert outcomes[0].error == "Device 'none' not found"

@@ -256,9 +256,15 @@ def test_a_stale_wish_stays_after_a_failed_write(m: Machine) -> None:
 
 @pytest.mark.parametrize(
     "function",
-    ["offline_pages", "walk_system_ram_range", "start_isolate_page_range", "memory_notify",
-     "dissolve_free_huge_pages", "test_pages_isolated"],
-)  # fmt: skip
+    [
+        "offline_pages",
+        "walk_system_ram_range",
+        "start_isolate_page_range",
+        "memory_notify",
+        "dissolve_free_huge_pages",
+        "test_pages_isolated",
+    ],
+)
 @pytest.mark.parametrize("memmap_on_memory", [False, True])
 def test_offline_that_fails_at_a_step_restores_everything(
     function: str, memmap_on_memory: bool
@@ -352,8 +358,7 @@ def test_remove_of_an_online_block_is_ebusy(m: Machine) -> None:
     m.write(STATE % 34, "online_movable")
     refused(m, lambda: mh.remove_memory(m, DIMM, 4 * BLOCK), errno.EBUSY)
     assert m.log[-1] == (
-        "removing memory fails, because memory "
-        "[0x0000000110000000-0x0000000117ffffff] is onlined"
+        "removing memory fails, because memory [0x0000000110000000-0x0000000117ffffff] is onlined"
     )
     with pytest.raises(ImpossibleState, match="__remove_memory"):
         mh.__remove_memory(m, DIMM, 4 * BLOCK)

@@ -21,7 +21,7 @@ def built() -> Machine:
     return m
 
 
-def normal(m: Machine):  # noqa: ANN201
+def normal(m: Machine):
     return m.nodes[1].zone(2)
 
 
@@ -151,17 +151,18 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], None], str]] = {
     "has memory": (lambda m: m.n_memory.discard(1), "has memory"),
     "has normal memory": (lambda m: m.n_normal_memory.discard(1), "has normal memory"),
     "kswapd": (lambda m: m.kthreads.discard("kswapd1"), "kswapd1"),
-    "kcompactd": (lambda m: m.kthreads.add("kcompactd7") or m.kthreads.discard("kcompactd1"),
-                  "kcompactd1"),
+    "kcompactd": (
+        lambda m: m.kthreads.add("kcompactd7") or m.kthreads.discard("kcompactd1"),
+        "kcompactd1",
+    ),
     "zonelist": (lambda m: m.nodes[0].zonelist.pop(), "zonelist"),
-    "zone twice on a list": (lambda m: m.nodes[0].zonelist.append(m.nodes[0].zonelist[0]),
-                             "twice"),
+    "zone twice on a list": (lambda m: m.nodes[0].zonelist.append(m.nodes[0].zonelist[0]), "twice"),
     "own zonelist": (lambda m: m.nodes[1].nofallback.pop(), "own zonelist"),
     "cpuset": (lambda m: m.top_cpuset_mems.add(1) or m.top_cpuset_mems.discard(0), "cpuset"),
     "total": (lambda m: setattr(m, "totalram_pages", 5), "totalram_pages"),
     "reserve": (lambda m: setattr(m, "totalreserve_pages", 5), "totalreserve_pages"),
     "max_pfn": (lambda m: setattr(m, "max_pfn", 5), "max_pfn"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", sorted(CORRUPTIONS))

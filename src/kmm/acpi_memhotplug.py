@@ -170,8 +170,9 @@ def acpi_bus_attach(m: Machine, device: AcpiDevice) -> None:
         acpi_bus_attach(m, child)
 
 
-def _offline_pass(m: Machine, device: AcpiDevice, put_online: list[MemoryBlock],
-                  second: bool) -> bool:  # fmt: skip
+def _offline_pass(
+    m: Machine, device: AcpiDevice, put_online: list[MemoryBlock], second: bool
+) -> bool:
     """Offline the device's blocks; whether all are offline now."""
     good = True
     for block_id in list(device.physical_nodes):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kmm.errors import kernel_error
 from kmm.memory_hotplug import __add_pages, __remove_pages
-from kmm.params import GiB, MiB, PAGE_SHIFT, PHYSMEM_END
+from kmm.params import PAGE_SHIFT, PHYSMEM_END, GiB, MiB
 from kmm.sparse import VmemAltmap
 from kmm.trace import traced
 

@@ -1,4 +1,4 @@
-"""From a configuration to a running machine: RAM, zones, reserved memory, daemons, block devices."""
+"""From a configuration to a running machine: RAM, zones, reserved memory, block devices."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from kmm.memory_hotplug import resize_pgdat_range, resize_zone_range
 from kmm.mmzone import Zone
 from kmm.notifiers import register_boot_notifiers
 from kmm.params import (
-    GiB,
     MAX_DMA32_PFN,
     MAX_DMA_PFN,
     MIGRATE_MOVABLE,
-    MiB,
     ONLINE_POLICIES,
     ONLINE_TYPES,
     PAGE_SHIFT,
@@ -28,6 +26,8 @@ from kmm.params import (
     ZONE_DMA,
     ZONE_DMA32,
     ZONE_NORMAL,
+    GiB,
+    MiB,
 )
 from kmm.resource import parse_iomem
 from kmm.sparse import _NOT_OURS, _PMDS_PER_TABLE, vmemmap_chunks
@@ -103,26 +103,37 @@ def iomem_text(m: Machine, low: int, high: int) -> str:
     :param low: bytes of RAM below 4 GiB; high: above.
     """
     rows = [
-        (0, 0, 0xFFF, "Reserved"), (0, 0x1000, 0x9FBFF, "System RAM"),
-        (0, 0x9FC00, 0x9FFFF, "Reserved"), (0, 0xA0000, 0xBFFFF, "PCI Bus 0000:00"),
-        (0, 0xC0000, 0xC05FF, "Video ROM"), (0, 0xF0000, 0xFFFFF, "Reserved"),
-        (1, 0xF0000, 0xFFFFF, "System ROM"), (0, 0x100000, low - ACPI_TABLES - 1, "System RAM"),
-    ]  # fmt: skip
+        (0, 0, 0xFFF, "Reserved"),
+        (0, 0x1000, 0x9FBFF, "System RAM"),
+        (0, 0x9FC00, 0x9FFFF, "Reserved"),
+        (0, 0xA0000, 0xBFFFF, "PCI Bus 0000:00"),
+        (0, 0xC0000, 0xC05FF, "Video ROM"),
+        (0, 0xF0000, 0xFFFFF, "Reserved"),
+        (1, 0xF0000, 0xFFFFF, "System ROM"),
+        (0, 0x100000, low - ACPI_TABLES - 1, "System RAM"),
+    ]
     if low > KERNEL_END:
         rows += [
-            (1, 0x1000000, 0x1E01D31, "Kernel code"), (1, 0x2000000, 0x28EAFFF, "Kernel rodata"),
-            (1, 0x2A00000, 0x2C4897F, "Kernel data"), (1, 0x3310000, 0x43FFFFF, "Kernel bss"),
-        ]  # fmt: skip
+            (1, 0x1000000, 0x1E01D31, "Kernel code"),
+            (1, 0x2000000, 0x28EAFFF, "Kernel rodata"),
+            (1, 0x2A00000, 0x2C4897F, "Kernel data"),
+            (1, 0x3310000, 0x43FFFFF, "Kernel bss"),
+        ]
     rows += [
-        (0, low - ACPI_TABLES, low - 1, "Reserved"), (0, low, 0xAFFFFFFF, "PCI Bus 0000:00"),
+        (0, low - ACPI_TABLES, low - 1, "Reserved"),
+        (0, low, 0xAFFFFFFF, "PCI Bus 0000:00"),
         (0, 0xB0000000, 0xBFFFFFFF, "PCI MMCONFIG 0000 [bus 00-ff]"),
-        (1, 0xB0000000, 0xBFFFFFFF, "Reserved"), (2, 0xB0000000, 0xBFFFFFFF, "pnp 00:05"),
+        (1, 0xB0000000, 0xBFFFFFFF, "Reserved"),
+        (2, 0xB0000000, 0xBFFFFFFF, "pnp 00:05"),
         (0, 0xC0000000, 0xFEBFFFFF, "PCI Bus 0000:00"),
-        (1, 0xFEBFF000, 0xFEBFFFFF, "0000:00:1f.2"), (0, 0xFEC00000, 0xFEC003FF, "IOAPIC 0"),
-        (0, 0xFED00000, 0xFED003FF, "HPET 0"), (1, 0xFED00000, 0xFED003FF, "PNP0103:00"),
-        (0, 0xFED1C000, 0xFED1FFFF, "Reserved"), (0, 0xFEE00000, 0xFEE00FFF, "Local APIC"),
+        (1, 0xFEBFF000, 0xFEBFFFFF, "0000:00:1f.2"),
+        (0, 0xFEC00000, 0xFEC003FF, "IOAPIC 0"),
+        (0, 0xFED00000, 0xFED003FF, "HPET 0"),
+        (1, 0xFED00000, 0xFED003FF, "PNP0103:00"),
+        (0, 0xFED1C000, 0xFED1FFFF, "Reserved"),
+        (0, 0xFEE00000, 0xFEE00FFF, "Local APIC"),
         (0, 0xFFFC0000, 0xFFFFFFFF, "Reserved"),
-    ]  # fmt: skip
+    ]
     if high:
         rows.append((0, 4 * GiB, 4 * GiB + high - 1, "System RAM"))
     base, length = device_memory(m.config)
@@ -224,8 +235,11 @@ def _share_out_reserved(layouts: list[ZoneLayout]) -> None:
         else:
             lay.reserved = min(pages // 64, pages - 1024)
     if big:
-        first = max((lay for lay in big if lay.zone_idx == ZONE_DMA32), default=big[0],
-                    key=lambda lay: lay.ranges[-1][1])  # fmt: skip
+        first = max(
+            (lay for lay in big if lay.zone_idx == ZONE_DMA32),
+            default=big[0],
+            key=lambda lay: lay.ranges[-1][1],
+        )
         room = sum(e - s for s, e in first.ranges) - first.reserved
         first.reserved += min(RESERVED_PAGES, room // 2)
 
@@ -260,9 +274,12 @@ def claim_ranges(m: Machine, zone: Zone, ranges: list[tuple[int, int]], early: b
         first = start // PAGEBLOCK_NR_PAGES
         last = -(-end // PAGEBLOCK_NR_PAGES)
         m.memmap_engine.memmap_init_range(
-            first * PAGEBLOCK_NR_PAGES, (last - first) * PAGEBLOCK_NR_PAGES, zone.index,
-            MIGRATE_MOVABLE, 0,
-        )  # fmt: skip
+            first * PAGEBLOCK_NR_PAGES,
+            (last - first) * PAGEBLOCK_NR_PAGES,
+            zone.index,
+            MIGRATE_MOVABLE,
+            0,
+        )
         for section in range(start // PAGES_PER_SECTION, -(-end // PAGES_PER_SECTION)):
             _early_section(m, section, zone.nid, early)
     zone.early_ranges.extend(ranges)
@@ -360,6 +377,9 @@ def register_boot_blocks(m: Machine) -> None:
         nids = tuple(sorted({nid for nid, _ in zones}))
         only = next(iter(zones)) if len(zones) == 1 else None
         m.memory_blocks[block_id] = MemoryBlock(
-            block_id, "online", nids[0], nodes=nids,
+            block_id,
+            "online",
+            nids[0],
+            nodes=nids,
             zone=m.nodes[only[0]].zone(only[1]) if only else None,
-        )  # fmt: skip
+        )

@@ -77,9 +77,12 @@ def _play(scenario: Scenario, trace: bool, names: str, quiet: bool) -> None:
 
 _TRACE = click.option("--trace", is_flag=True, help="Print the kernel functions of every step.")
 _NAMES = click.option(
-    "--names", type=click.Choice(["old", "6.1"]), default="6.1", show_default=True,
+    "--names",
+    type=click.Choice(["old", "6.1"]),
+    default="6.1",
+    show_default=True,
     help="Vocabulary of the call chains: older kernels' names, or 6.1's.",
-)  # fmt: skip
+)
 
 
 @main.command()

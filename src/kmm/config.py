@@ -8,11 +8,11 @@ from typing import Any
 
 from kmm.errors import ConfigError
 from kmm.params import (
-    GiB,
     LOCAL_DISTANCE,
     MAX_BLOCK_SIZE,
     MIN_BLOCK_SIZE,
     PHYSMEM_END,
+    GiB,
     MachineConfig,
     NodeConfig,
     parse_list,
@@ -20,8 +20,21 @@ from kmm.params import (
 )
 
 # "machine" names QEMU's board in recordings; kmm models the one that all of them use.
-_KEYS = {"memory", "maxmem", "slots", "cpus", "nodes", "distances", "cmdline", "block_size",
-         "seed", "srat", "probe", "probe_add", "machine"}  # fmt: skip
+_KEYS = {
+    "memory",
+    "maxmem",
+    "slots",
+    "cpus",
+    "nodes",
+    "distances",
+    "cmdline",
+    "block_size",
+    "seed",
+    "srat",
+    "probe",
+    "probe_add",
+    "machine",
+}
 
 
 def _integer(data: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
@@ -60,7 +73,7 @@ def _nodes(data: Mapping[str, Any], cpus: int, memory: int) -> tuple[NodeConfig,
     total = sum(n.memory for n in out)
     if total != memory:
         raise ConfigError(
-            f"machine.nodes: their memory adds up to {total} bytes; allowed: machine.memory, {memory}"
+            f"machine.nodes: their memory adds up to {total}; allowed: machine.memory, {memory}"
         )
     return tuple(out)
 

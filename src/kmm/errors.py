@@ -126,7 +126,7 @@ class ConfigError(ValueError):
 
 
 class FirmwareRefused(Exception):
-    """The platform refuses a DIMM before the kernel hears of it (overlap, no slot, no such node)."""
+    """The platform refuses a DIMM before the kernel hears of it (overlap, no slot, no node)."""
 
 
 class ImpossibleState(AssertionError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kmm.errors import FirmwareRefused
-from kmm.params import GiB, MiB, MachineConfig
+from kmm.params import GiB, MachineConfig, MiB
 
 if TYPE_CHECKING:
     from kmm.machine import Machine

@@ -40,8 +40,9 @@ def parse_counts(files: Mapping[str, str], zone: Zone) -> list[list[int]] | None
         return [rows.get(name, [0] * MAX_ORDER) for name in MIGRATETYPE_NAMES]
     match_ = re.search(
         rf"^Node +{zone.nid}, zone +{zone.name} +((?:\d+ *)+)$",
-        files.get("/proc/buddyinfo", ""), re.M,
-    )  # fmt: skip
+        files.get("/proc/buddyinfo", ""),
+        re.M,
+    )
     if not match_:
         return None
     counts = [int(n) for n in match_[1].split()]
@@ -59,8 +60,9 @@ def parse_block_counts(files: Mapping[str, str], zone: Zone) -> list[int] | None
     """Return pageblocks per migratetype from pagetypeinfo."""
     match = re.search(
         rf"^Node {zone.nid}, zone +{zone.name} +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) *$",
-        files.get("/proc/pagetypeinfo", ""), re.M,
-    )  # fmt: skip
+        files.get("/proc/pagetypeinfo", ""),
+        re.M,
+    )
     return [int(match[i]) for i in range(1, 6)] if match else None
 
 

@@ -92,10 +92,14 @@ def config_from_files(files: Mapping[str, str]) -> MachineConfig:
         total += size
     nr_cpus = max(cpu for n in nodes for cpu in n.cpus) + 1
     return MachineConfig(
-        memory=total, maxmem=max(total * 4, 1 << 40), cpus=nr_cpus, nodes=tuple(nodes),
-        distances=_distances(files, possible), srat="full",
+        memory=total,
+        maxmem=max(total * 4, 1 << 40),
+        cpus=nr_cpus,
+        nodes=tuple(nodes),
+        distances=_distances(files, possible),
+        srat="full",
         cmdline=files.get("/proc/cmdline", "").strip(),
-    )  # fmt: skip
+    )
 
 
 def _distances(files: Mapping[str, str], possible: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -125,10 +129,12 @@ def boot_from_files(
     first = next(iter(zones))[0]
     shown = tuple(ZONE_NAMES.index(name) for nid, name in zones if nid == first)
     config = replace(
-        config, zones=shown, probe=MEMORY + "probe" in files,
+        config,
+        zones=shown,
+        probe=MEMORY + "probe" in files,
         memory_failure=MEMORY + "soft_offline_page" in files,
         struct_page_size=_struct_page_size(files, zones),
-    )  # fmt: skip
+    )
     m._prepare(config)
     m.iomem_resource = parse_iomem(files["/proc/iomem"])
     for start, end, kind in boot._e820(*ram_layout(config)):
@@ -179,8 +185,12 @@ def _parameters(m: Machine, files: Mapping[str, str]) -> None:
         m.auto_movable_ratio = int(word)
     m.auto_movable_numa_aware = text(MODULE + "auto_movable_numa_aware") != "N"
     m.memmap_on_memory = text(MODULE + "memmap_on_memory") == "Y"
-    for name in ("min_free_kbytes", "watermark_scale_factor", "watermark_boost_factor",
-                 "percpu_pagelist_high_fraction"):  # fmt: skip
+    for name in (
+        "min_free_kbytes",
+        "watermark_scale_factor",
+        "watermark_boost_factor",
+        "percpu_pagelist_high_fraction",
+    ):
         if (word := text(VM + name)).isdigit():
             setattr(m.vm, name, int(word))
     ratios = text(VM + "lowmem_reserve_ratio").split()
@@ -190,9 +200,7 @@ def _parameters(m: Machine, files: Mapping[str, str]) -> None:
         m.vm.thp_enabled = match[1] if match[1] in THP_MODES else "always"
 
 
-def _blocks(
-    m: Machine, files: Mapping[str, str], zones: dict[tuple[int, str], ZoneFields]
-) -> None:
+def _blocks(m: Machine, files: Mapping[str, str], zones: dict[tuple[int, str], ZoneFields]) -> None:
     """Create the block devices, and give each zone its pages, as the block files say."""
     ids = sorted(
         int(match[1]) for path in files if (match := re.match(MEMORY + r"memory(\d+)/state$", path))
@@ -222,8 +230,13 @@ def _merge(parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return out
 
 
-def _block(m: Machine, files: Mapping[str, str], zones: dict[tuple[int, str], ZoneFields],
-           block_id: int, ranges: dict[int, list[tuple[int, int]]]) -> None:  # fmt: skip
+def _block(
+    m: Machine,
+    files: Mapping[str, str],
+    zones: dict[tuple[int, str], ZoneFields],
+    block_id: int,
+    ranges: dict[int, list[tuple[int, int]]],
+) -> None:
     base = f"{MEMORY}memory{block_id}/"
     state = files[base + "state"].strip()
     if state not in ("online", "offline"):
@@ -255,8 +268,14 @@ def boot_offline_sections(m: Machine, block_id: int, nid: int) -> None:
         m.sections[section]["flags"] = 3
 
 
-def _split_by_span(m: Machine, zones: dict[tuple[int, str], ZoneFields], nids: tuple[int, ...],
-                   start: int, end: int, ranges: dict[int, list[tuple[int, int]]]) -> None:  # fmt: skip
+def _split_by_span(
+    m: Machine,
+    zones: dict[tuple[int, str], ZoneFields],
+    nids: tuple[int, ...],
+    start: int,
+    end: int,
+    ranges: dict[int, list[tuple[int, int]]],
+) -> None:
     """Share a block of several zones out: by the zones' spans and the addresses they allow."""
     at = start
     while at < end:

@@ -28,13 +28,13 @@ from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,
     LOCAL_DISTANCE,
     MAX_NR_ZONES,
-    MiB,
     NR_PAGES_MAX,
     PAGE_SHIFT,
     PFN_SECTION_SHIFT,
     PMD_SIZE,
     REMOTE_DISTANCE,
     MachineConfig,
+    MiB,
 )
 from kmm.resource import ResourceTree
 from kmm.trace import Kprobes
@@ -108,8 +108,9 @@ class Machine:
     def _prepare(self, config: MachineConfig) -> None:
         self.config = config
         self.kprobes: Kprobes | None = None
-        self.ops = Ops(arch_add_memory, arch_remove_memory, memory_block_online,
-                       memory_block_offline)  # fmt: skip
+        self.ops = Ops(
+            arch_add_memory, arch_remove_memory, memory_block_online, memory_block_offline
+        )
         self.this_cpu = 0
         self.nr_cpus = config.cpus
         self.clock_ns = 0

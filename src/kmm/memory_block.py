@@ -1,4 +1,4 @@
-"""Memory blocks as devices: state, online type, the sysfs writes (drivers/base/memory.c, core.c)."""
+"""Memory blocks as devices: state, online type, writes (drivers/base/memory.c, core.c)."""
 
 from __future__ import annotations
 

@@ -185,9 +185,7 @@ def mhp_supports_memmap_on_memory(m: Machine, size: int) -> bool:
 
 def _check_pfn_span(pfn: int, nr_pages: int, what: str) -> None:
     if pfn % PAGES_PER_SUBSECTION or nr_pages % PAGES_PER_SUBSECTION:
-        raise kernel_error(
-            -22, f"Misaligned {what} start: {pfn:#x} end: {pfn + nr_pages - 1:#x}"
-        )
+        raise kernel_error(-22, f"Misaligned {what} start: {pfn:#x} end: {pfn + nr_pages - 1:#x}")
 
 
 def _section_chunks(pfn: int, nr_pages: int) -> list[tuple[int, int]]:
@@ -225,6 +223,7 @@ def __add_pages(
         raise
 
 
+@traced
 def add_memory_resource(m: Machine, nid: int, res: Resource, mhp_flags: int = MHP_NONE) -> None:
     """Add the memory of a resource that is in the tree already.
 
@@ -278,9 +277,6 @@ def _auto_online(m: Machine, start: int, size: int) -> None:
     except KernelError as e:
         # The memory stays added; nobody hears of the failure in the kernel either.
         m.note_swallowed("auto-online", e)
-
-
-add_memory_resource = traced(add_memory_resource)
 
 
 @traced
@@ -655,8 +651,9 @@ def __offline_isolated_pages(m: Machine, zone: Zone, start_pfn: int, end_pfn: in
     return int(taken)
 
 
-def _isolate_and_empty(m: Machine, zone: Zone, start_pfn: int, end_pfn: int,
-                       arg: MemoryNotify) -> None:  # fmt: skip
+def _isolate_and_empty(
+    m: Machine, zone: Zone, start_pfn: int, end_pfn: int, arg: MemoryNotify
+) -> None:
     """Isolate the range, ask the notifiers, and make sure that all of it is free."""
     start_isolate_page_range(m, zone, start_pfn, end_pfn)
     try:
@@ -671,8 +668,14 @@ def _isolate_and_empty(m: Machine, zone: Zone, start_pfn: int, end_pfn: int,
         raise
 
 
-def _forget_offlined(m: Machine, zone: Zone, start_pfn: int, group: MemoryGroup | None,
-                     nr_pages: int, arg: MemoryNotify) -> None:  # fmt: skip
+def _forget_offlined(
+    m: Machine,
+    zone: Zone,
+    start_pfn: int,
+    group: MemoryGroup | None,
+    nr_pages: int,
+    arg: MemoryNotify,
+) -> None:
     """Account for pages that are gone, and let zones, lists and daemons follow."""
     zone.managed_pages -= nr_pages
     m.totalram_pages -= nr_pages

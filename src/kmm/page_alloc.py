@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 __GFP_DMA, __GFP_HIGHMEM, __GFP_DMA32, __GFP_MOVABLE = 0x1, 0x2, 0x4, 0x8
 __GFP_RECLAIMABLE, __GFP_HIGH = 0x10, 0x20
 __GFP_DIRECT_RECLAIM, __GFP_KSWAPD_RECLAIM = 0x400, 0x800
-__GFP_NOWARN, __GFP_RETRY_MAYFAIL = 0x2000, 0x4000
+__GFP_NOWARN: int = 0x2000
+__GFP_RETRY_MAYFAIL: int = 0x4000
 __GFP_NOMEMALLOC, __GFP_THISNODE = 0x80000, 0x200000
 GFP_KERNEL = 0xCC0
 GFP_ATOMIC = 0xA20
@@ -85,9 +86,7 @@ def _candidates(
     pgdat = m.nodes[nid]
     zonelist = pgdat.nofallback if gfp & __GFP_THISNODE else pgdat.zonelist
     zones = [
-        z
-        for z in zonelist
-        if z.zone_idx <= highest and (nodemask is None or z.nid in nodemask)
+        z for z in zonelist if z.zone_idx <= highest and (nodemask is None or z.nid in nodemask)
     ]
     return zones, highest
 
@@ -198,14 +197,12 @@ def __free_pages(m: Machine, pfn: int, order: int) -> None:
     )
 
 
+@traced
 def __drain_all_pages(m: Machine, zone: Zone | None = None) -> None:
     """Give the per-CPU lists of one zone, or of all, back to the free lists."""
     zones = [zone] if zone is not None else m.all_zones()
     for z in zones:
         z.drain()
-
-
-__drain_all_pages = traced(__drain_all_pages)
 
 
 def drain_all_pages(m: Machine, zone: Zone | None = None) -> None:

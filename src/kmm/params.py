@@ -33,7 +33,8 @@ MAX_DMA_PFN = (16 * MiB) >> PAGE_SHIFT
 MAX_DMA32_PFN = (4 * GiB) >> PAGE_SHIFT
 
 MIGRATETYPE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
-MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE = range(5)
+MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE = range(3)
+MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE = 3, 4
 MIGRATE_TYPES = 5
 
 LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
@@ -61,7 +62,7 @@ def parse_size(value: object, field_name: str) -> int:
         if match:
             return int(match[1], 0) * _SUFFIX[match[2]]
     raise ConfigError(
-        f"{field_name}: {value!r} is not a size; allowed: bytes as a number, or text like '512M', '4G'"
+        f"{field_name}: {value!r} is not a size; allowed: bytes as a number, or text like '512M'"
     )
 
 

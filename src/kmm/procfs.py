@@ -76,9 +76,7 @@ def _zone_lines(m: Machine, zone: Zone) -> list[str]:
     if not zone.populated:
         return out
     out.append(f"      {'nr_free_pages':<12} {zone.nr_free_pages}")
-    out += [
-        f"      {k:<12} {zone.vmstat.get(k, 0)}" for k in (*ZONE_STAT_ITEMS, *NUMA_STAT_ITEMS)
-    ]
+    out += [f"      {k:<12} {zone.vmstat.get(k, 0)}" for k in (*ZONE_STAT_ITEMS, *NUMA_STAT_ITEMS)]
     out.append("  pagesets")
     for cpu in range(m.nr_cpus):
         count, high, batch, _ = zone.pcp_state(cpu)
@@ -137,7 +135,8 @@ def pagetypeinfo(m: Machine) -> str:
                 cells = "".join(">100000 " if n > 100000 else f"{n:6} " for n in row)
                 out.append(f"Node {nid:4}, zone {z.name:>8}, type {name:>12} " + cells)
         out.append("")
-        out.append(f"{'Number of blocks type':<23}" + "".join(f"{n:>12} " for n in MIGRATETYPE_NAMES))
+        names = "".join(f"{n:>12} " for n in MIGRATETYPE_NAMES)
+        out.append(f"{'Number of blocks type':<23}" + names)
         for z in zones:
             counts = "".join(f"{n:12} " for n in pageblock_counts(m, z))
             out.append(f"Node {nid}, zone {z.name:>8} " + counts)
@@ -194,10 +193,21 @@ def meminfo(m: Machine) -> str:
         ("CommitLimit", m.totalram_pages * 4 * 50 // 100),
         ("Committed_AS", 0),
         ("VmallocTotal", 34359738367),
-        *((k, 0) for k in ("VmallocUsed", "VmallocChunk", "Percpu", "HardwareCorrupted",
-                           "AnonHugePages", "ShmemHugePages", "ShmemPmdMapped", "FileHugePages",
-                           "FilePmdMapped")),
-    ]  # fmt: skip
+        *(
+            (k, 0)
+            for k in (
+                "VmallocUsed",
+                "VmallocChunk",
+                "Percpu",
+                "HardwareCorrupted",
+                "AnonHugePages",
+                "ShmemHugePages",
+                "ShmemPmdMapped",
+                "FileHugePages",
+                "FilePmdMapped",
+            )
+        ),
+    ]
     out = [f"{name + ':':<16}{value:8} kB" for name, value in rows]
     out += [f"HugePages_{k + ':':<9}{0:5}" for k in ("Total", "Free", "Rsvd", "Surp")]
     out += ["Hugepagesize:       2048 kB", "Hugetlb:               0 kB"]
@@ -213,23 +223,33 @@ def node_meminfo(m: Machine, nid: int) -> str:
     total = pgdat.managed_pages * 4
     free = sum(z.nr_free_pages for z in pgdat.zones) * 4
     rows: list[tuple[str, int]] = [
-        ("MemTotal", total), ("MemFree", free), ("MemUsed", total - free), ("SwapCached", 0),
+        ("MemTotal", total),
+        ("MemFree", free),
+        ("MemUsed", total - free),
+        ("SwapCached", 0),
         ("Active", s["nr_active_anon"] + s["nr_active_file"]),
         ("Inactive", s["nr_inactive_anon"] + s["nr_inactive_file"]),
-        ("Active(anon)", s["nr_active_anon"]), ("Inactive(anon)", s["nr_inactive_anon"]),
-        ("Active(file)", s["nr_active_file"]), ("Inactive(file)", s["nr_inactive_file"]),
+        ("Active(anon)", s["nr_active_anon"]),
+        ("Inactive(anon)", s["nr_inactive_anon"]),
+        ("Active(file)", s["nr_active_file"]),
+        ("Inactive(file)", s["nr_inactive_file"]),
         ("Unevictable", s["nr_unevictable"]),
         ("Mlocked", sum(z.vmstat.get("nr_mlock", 0) for z in pgdat.zones) * 4),
-        ("Dirty", s["nr_dirty"]), ("Writeback", s["nr_writeback"]),
-        ("FilePages", s["nr_file_pages"]), ("Mapped", s["nr_mapped"]),
-        ("AnonPages", s["nr_anon_pages"]), ("Shmem", s["nr_shmem"]),
-        ("KernelStack", s["nr_kernel_stack"] // 4), ("PageTables", s["nr_page_table_pages"]),
+        ("Dirty", s["nr_dirty"]),
+        ("Writeback", s["nr_writeback"]),
+        ("FilePages", s["nr_file_pages"]),
+        ("Mapped", s["nr_mapped"]),
+        ("AnonPages", s["nr_anon_pages"]),
+        ("Shmem", s["nr_shmem"]),
+        ("KernelStack", s["nr_kernel_stack"] // 4),
+        ("PageTables", s["nr_page_table_pages"]),
         *((k, 0) for k in ("SecPageTables", "NFS_Unstable", "Bounce", "WritebackTmp")),
         ("KReclaimable", s["nr_slab_reclaimable"] + s["nr_kernel_misc_reclaimable"]),
         ("Slab", s["nr_slab_reclaimable"] + s["nr_slab_unreclaimable"]),
-        ("SReclaimable", s["nr_slab_reclaimable"]), ("SUnreclaim", s["nr_slab_unreclaimable"]),
+        ("SReclaimable", s["nr_slab_reclaimable"]),
+        ("SUnreclaim", s["nr_slab_unreclaimable"]),
         *((k, 0) for k in ("AnonHugePages", "ShmemHugePages", "ShmemPmdMapped")),
-    ]  # fmt: skip
+    ]
     out = [f"Node {nid} {name + ':':<16}{value:8} kB" for name, value in rows]
     out += [f"Node {nid} {name:<15}{0:8} kB" for name in ("FileHugePages:", "FilePmdMapped:")]
     out.append(f"Node {nid} HugePages_Total: {0:5}")

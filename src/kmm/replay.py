@@ -13,9 +13,16 @@ from kmm.symbols import TRACEABLE
 from kmm.sysfs import lookup
 from kmm.trace import visible_calls
 
-PROC_FILES = ("/proc/iomem", "/proc/zoneinfo", "/proc/buddyinfo", "/proc/pagetypeinfo",
-              "/proc/meminfo", "/proc/sys/vm/min_free_kbytes",
-              "/proc/sys/vm/lowmem_reserve_ratio", "/proc/sys/vm/watermark_scale_factor")  # fmt: skip
+PROC_FILES = (
+    "/proc/iomem",
+    "/proc/zoneinfo",
+    "/proc/buddyinfo",
+    "/proc/pagetypeinfo",
+    "/proc/meminfo",
+    "/proc/sys/vm/min_free_kbytes",
+    "/proc/sys/vm/lowmem_reserve_ratio",
+    "/proc/sys/vm/watermark_scale_factor",
+)
 MEMORY, NODE = "/sys/devices/system/memory", "/sys/devices/system/node"
 MODULE = "/sys/module/memory_hotplug/parameters"
 BLOCK_FILES = ("state", "online", "removable", "phys_index", "phys_device", "valid_zones")
@@ -52,7 +59,8 @@ def snapshot_files(m: Machine) -> dict[str, str]:
         files[path] = _text(m, path)
     for name in sorted(n for n in m.listdir(NODE) if n.startswith("node")):
         base = f"{NODE}/{name}"
-        files.update({f"{base}/{f}": _text(m, f"{base}/{f}") for f in ("distance", "meminfo", "cpulist")})
+        for attribute in ("distance", "meminfo", "cpulist"):
+            files[f"{base}/{attribute}"] = _text(m, f"{base}/{attribute}")
         for sub in m.listdir(base):
             if sub.startswith("memory"):
                 files[f"{base}/{sub}"] = "link"
@@ -81,7 +89,7 @@ def check_recording(recording: Any, name: str) -> None:
         _check_step(step["step"], f"{name}: steps[{i}].step")
 
 
-_FIELDS: dict[str, tuple[tuple[str, type], ...]] = {
+_FIELDS: dict[str, tuple[tuple[str, type[str] | type[int]], ...]] = {
     "boot": (),
     "plug": (("id", str), ("node", int), ("addr", int), ("size", int)),
     "unplug": (("id", str),),
@@ -96,7 +104,7 @@ def _check_step(step: Mapping[str, Any], where: str) -> None:
     if op not in _FIELDS:
         raise ConfigError(f"{where}.op: {op!r}; allowed: {', '.join(_FIELDS)}")
     for key, kind in _FIELDS[op]:
-        value = step.get(key)
+        value: Any = step.get(key)
         if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
             what = "a number from 0 on" if kind is int else "text"
             raise ConfigError(f"{where}.{key}: {value!r}; allowed: {what}")
@@ -134,7 +142,8 @@ def play_step(m: Machine, step: Mapping[str, Any]) -> dict[str, Any]:
             missing = e.errno == 2
             out["error"] = "nonexistent directory" if missing else os.strerror(e.errno or 0)
     elif op == "pages":
-        out["pages"] = [[n, f"{flags:016x}"] for n, flags in kpageflags(m, step["pfn"], step["count"])]
+        runs = kpageflags(m, step["pfn"], step["count"])
+        out["pages"] = [[n, f"{flags:016x}"] for n, flags in runs]
     elif op == "sh":
         out["rc"] = 0
     return out
@@ -150,7 +159,7 @@ def _events(m: Machine, seen: int) -> list[dict[str, Any]]:
 def replay(recording: Any, name: str = "recording", check: bool = False) -> dict[str, Any]:
     """Replay a recording from its boot step.
 
-    :param recording: the parsed JSON; only ``machine``, the boot step and ``step`` entries are read.
+    :param recording: the parsed JSON; ``machine``, the boot step and ``step`` entries are read.
     :param check: run validate() after every step.
     :return: what the model shows, in the recording's layout.
     :raises ConfigError: for a recording that cannot be played.
@@ -177,6 +186,8 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
             m.validate()
         steps.append(out)
     return {
-        "title": recording.get("title", ""), "kernel": "kmm, after Linux 6.1",
-        "machine": recording["machine"], "steps": steps,
-    }  # fmt: skip
+        "title": recording.get("title", ""),
+        "kernel": "kmm, after Linux 6.1",
+        "machine": recording["machine"],
+        "steps": steps,
+    }

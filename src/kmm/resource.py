@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kmm.errors import ConfigError, ValidationError, kernel_error
-from kmm.params import MiB, PAGE_SHIFT, PAGE_SIZE
+from kmm.params import PAGE_SHIFT, PAGE_SIZE, MiB
 
 IORESOURCE_MEM = 0x200
 IORESOURCE_SYSRAM = 0x01000000

@@ -28,18 +28,27 @@ GFP_WORDS = {
 
 # op: (field, kind, needed); kinds are checked by _field.
 _SCHEMA: dict[str, tuple[tuple[str, str, bool], ...]] = {
-    "plug": (("id", "text", True), ("node", "number", True), ("addr", "size", True),
-             ("size", "size", True)),
+    "plug": (
+        ("id", "text", True),
+        ("node", "number", True),
+        ("addr", "size", True),
+        ("size", "size", True),
+    ),
     "unplug": (("id", "text", True),),
     "write": (("path", "text", True), ("value", "text", True)),
     "read": (("path", "text", True),),
     "pages": (("pfn", "number", True), ("count", "number", True)),
     "sh": (("line", "text", True), ("load", "any", False)),
-    "alloc": (("id", "text", True), ("count", "number", True), ("order", "order", False),
-              ("gfp", "gfp", False), ("node", "number", False)),
+    "alloc": (
+        ("id", "text", True),
+        ("count", "number", True),
+        ("order", "order", False),
+        ("gfp", "gfp", False),
+        ("node", "number", False),
+    ),
     "free": (("id", "text", True),),
     "boot": (),
-}  # fmt: skip
+}
 _COMMON = ("op", "name", "trace", "snap", "keep", "timeout")
 _ALLOWED = {
     "text": "text",
@@ -117,9 +126,7 @@ def check_scenario(data: Any, name: str) -> Scenario:
     nodes = len(config.nodes)
     for i, step in enumerate(checked, 1):
         if step.get("node", 0) >= nodes:
-            raise ConfigError(
-                f"{name}: step {i}.node: {step['node']}; allowed: 0 to {nodes - 1}"
-            )
+            raise ConfigError(f"{name}: step {i}.node: {step['node']}; allowed: 0 to {nodes - 1}")
     return Scenario(str(data.get("title", name)), config, tuple(checked))
 
 

@@ -15,11 +15,23 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
 
 _ZONE_FIELDS = (
-    "zone_start_pfn", "spanned_pages", "present_pages", "present_early_pages", "managed_pages",
-    "nr_free_pages", "nr_isolate_pageblock", "nr_reserved_highatomic", "watermark_min",
-    "watermark_low", "watermark_high", "watermark_boost", "lowmem_reserve", "pageset_high",
-    "pageset_batch", "stat_threshold",
-)  # fmt: skip
+    "zone_start_pfn",
+    "spanned_pages",
+    "present_pages",
+    "present_early_pages",
+    "managed_pages",
+    "nr_free_pages",
+    "nr_isolate_pageblock",
+    "nr_reserved_highatomic",
+    "watermark_min",
+    "watermark_low",
+    "watermark_high",
+    "watermark_boost",
+    "lowmem_reserve",
+    "pageset_high",
+    "pageset_batch",
+    "stat_threshold",
+)
 
 
 def dump_zone(zone: Zone) -> dict[str, Any]:
@@ -62,9 +74,12 @@ def _records(m: Machine) -> dict[str, Any]:
         "sections": (present.tobytes(), kept.tobytes()),
         "pageblocks": plain.tobytes(),
         "pages": pages,
-        "vmemmap": (np.flatnonzero(m.vmemmap_users).tobytes(), dict(m.vmemmap_basepages),
-                    {k: tuple(v) for k, v in m.vmemmap_tables.items()}),
-    }  # fmt: skip
+        "vmemmap": (
+            np.flatnonzero(m.vmemmap_users).tobytes(),
+            dict(m.vmemmap_basepages),
+            {k: tuple(v) for k, v in m.vmemmap_tables.items()},
+        ),
+    }
 
 
 def dump(m: Machine) -> dict[str, Any]:
@@ -74,22 +89,40 @@ def dump(m: Machine) -> dict[str, Any]:
     are history, not state; max_pfn and the policy zone never fall.  They are left out.
     """
     groups = {
-        g.mgid: (g.nid, g.is_dynamic, g.max_pages, g.unit_pages, g.present_kernel_pages,
-                 g.present_movable_pages, frozenset(g.blocks))
+        g.mgid: (
+            g.nid,
+            g.is_dynamic,
+            g.max_pages,
+            g.unit_pages,
+            g.present_kernel_pages,
+            g.present_movable_pages,
+            frozenset(g.blocks),
+        )
         for g in m.memory_groups.values()
-    }  # fmt: skip
+    }
     blocks = {
-        b.block_id: (b.state, b.nid, b.online_type, b.zone.index if b.zone else None,
-                     b.nr_vmemmap_pages, b.nodes, b.firmware_node,
-                     b.group.mgid if b.group else None)
+        b.block_id: (
+            b.state,
+            b.nid,
+            b.online_type,
+            b.zone.index if b.zone else None,
+            b.nr_vmemmap_pages,
+            b.nodes,
+            b.firmware_node,
+            b.group.mgid if b.group else None,
+        )
         for b in m.memory_blocks.values()
-    }  # fmt: skip
+    }
     nodes = {
-        p.node_id: (p.node_start_pfn, p.node_spanned_pages, p.node_present_pages,
-                    p.totalreserve_pages if p.node_id in m.n_online else 0,
-                    [z.index for z in p.zonelist] if p.node_id in m.n_online else None)
+        p.node_id: (
+            p.node_start_pfn,
+            p.node_spanned_pages,
+            p.node_present_pages,
+            p.totalreserve_pages if p.node_id in m.n_online else 0,
+            [z.index for z in p.zonelist] if p.node_id in m.n_online else None,
+        )
         for p in m.nodes.values()
-    }  # fmt: skip
+    }
     return {
         "iomem": dump_resources(m.iomem_resource),
         "firmware_map": dict(m.firmware_map),
@@ -99,12 +132,11 @@ def dump(m: Machine) -> dict[str, Any]:
         "states": (set(m.n_online), set(m.n_memory), set(m.n_normal_memory), set(m.node_devices)),
         "zones": {z.index: dump_zone(z) for z in m.all_zones()},
         "records": _records(m),
-        "totals": (m.totalram_pages, m.totalreserve_pages, m.ratelimit_pages,
-                   m.vm.min_free_kbytes),
+        "totals": (m.totalram_pages, m.totalreserve_pages, m.ratelimit_pages, m.vm.min_free_kbytes),
         "kthreads": set(m.kthreads),
         "cpuset": set(m.top_cpuset_mems),
         "dimms": {d.dimm_id: (d.addr, d.size, d.slot) for d in m.dimms.values()},
-    }  # fmt: skip
+    }
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from kmm.errors import KernelError, kernel_error
 from kmm.page_alloc import (
-    GFP_KERNEL,
-    __free_pages,
     __GFP_NOWARN,
     __GFP_RETRY_MAYFAIL,
+    GFP_KERNEL,
     __alloc_pages,
+    __free_pages,
 )
 from kmm.params import (
     PAGES_PER_SECTION,
@@ -167,7 +167,7 @@ def sparse_remove_section(m: Machine, start_pfn: int, nr_pages: int) -> None:
     mask = subsection_mask(start_pfn, nr_pages)
     have = int(record["subsection_map"])
     if have & mask != mask:
-        m.printk("section already deactivated (%#lx + %ld)" % (start_pfn, nr_pages))
+        m.printk(f"section already deactivated ({start_pfn:#x} + {nr_pages})")
         return
     left = have & ~mask
     early = int(record["flags"]) & SECTION_IS_EARLY

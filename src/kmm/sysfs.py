@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING
 from kmm import procfs, vm_sysctl
 from kmm.errors import kernel_error
 from kmm.sysfs_devices import (
-    ENTRIES as DEVICE_ENTRIES,
     DIRECTORIES as DEVICE_DIRECTORIES,
+)
+from kmm.sysfs_devices import (
+    ENTRIES as DEVICE_ENTRIES,
+)
+from kmm.sysfs_devices import (
     canonical,
 )
 from kmm.sysfs_entry import Entry, directory, readonly

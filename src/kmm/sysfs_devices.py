@@ -39,9 +39,17 @@ INJECT = "/sys/kernel/debug/notifier-error-inject/memory/actions"
 THP = "/sys/kernel/mm/transparent_hugepage"
 
 _ACTIONS = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")
-_POWER = ("async", "autosuspend_delay_ms", "control", "runtime_active_kids",
-          "runtime_active_time", "runtime_enabled", "runtime_status",
-          "runtime_suspended_time", "runtime_usage")  # fmt: skip
+_POWER = (
+    "async",
+    "autosuspend_delay_ms",
+    "control",
+    "runtime_active_kids",
+    "runtime_active_time",
+    "runtime_enabled",
+    "runtime_status",
+    "runtime_suspended_time",
+    "runtime_usage",
+)
 
 
 def word(text: str) -> str:
@@ -136,8 +144,9 @@ def _memory_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if name == "block_size_bytes":
         return readonly(lambda m: f"{m.block_size:x}\n")
     if name == "auto_online_blocks":
-        return Entry(0o644, lambda m: ONLINE_TYPES[m.mhp_default_online_type] + "\n",
-                     _auto_online_store)  # fmt: skip
+        return Entry(
+            0o644, lambda m: ONLINE_TYPES[m.mhp_default_online_type] + "\n", _auto_online_store
+        )
     if name == "probe" and m.config.probe:
         return Entry(0o200, write=probe_store)
     if name == "soft_offline_page" and m.config.memory_failure:
@@ -145,8 +154,11 @@ def _memory_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if name == "hard_offline_page" and m.config.memory_failure:
         return Entry(0o200, write=lambda m, t: hard_offline(m, kstrtoull(t)))
     if name == "uevent":
-        return Entry(0o644, lambda m: "",
-                     lambda m, t: synthetic_uevent(m, "/devices/system/memory", "memory", t))  # fmt: skip
+        return Entry(
+            0o644,
+            lambda m: "",
+            lambda m, t: synthetic_uevent(m, "/devices/system/memory", "memory", t),
+        )
     return None
 
 
@@ -192,14 +204,19 @@ def _block_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if name in shows:
         return readonly(shows[name])
     if name == "state":
-        return Entry(0o644, lambda m: f"{block.state}\n",
-                     lambda m, t: state_store(m, block, word(t)))  # fmt: skip
+        return Entry(
+            0o644, lambda m: f"{block.state}\n", lambda m, t: state_store(m, block, word(t))
+        )
     if name == "online":
-        return Entry(0o644, lambda m: f"{int(block.state != 'offline')}\n",
-                     lambda m, t: _online_store(m, block, t))  # fmt: skip
+        return Entry(
+            0o644,
+            lambda m: f"{int(block.state != 'offline')}\n",
+            lambda m, t: _online_store(m, block, t),
+        )
     if name == "uevent":
-        return Entry(0o644, lambda m: "",
-                     lambda m, t: synthetic_uevent(m, block.devpath, "memory", t))  # fmt: skip
+        return Entry(
+            0o644, lambda m: "", lambda m, t: synthetic_uevent(m, block.devpath, "memory", t)
+        )
     if name == "subsystem":
         return link("../../../../bus/memory")
     if name == "firmware_node" and block.firmware_node:
@@ -215,16 +232,29 @@ def _block_dir(m: Machine, match: re.Match[str]) -> Entry | None:
     block = m.memory_blocks.get(int(match[1]))
     if block is None:
         return None
-    names = ["online", "phys_device", "phys_index", "power", "removable", "state", "subsystem",
-             "uevent", "valid_zones"]  # fmt: skip
+    names = [
+        "online",
+        "phys_device",
+        "phys_index",
+        "power",
+        "removable",
+        "state",
+        "subsystem",
+        "uevent",
+        "valid_zones",
+    ]
     names += [f"node{n}" for n in block.nodes] + ["firmware_node"] * bool(block.firmware_node)
     return directory(names)
 
 
 def _power_file(m: Machine, match: re.Match[str]) -> Entry | None:
     path, name = match[1], match[2]
-    texts = {"async": "disabled\n", "control": "auto\n", "runtime_status": "unsupported\n",
-             "runtime_enabled": "disabled\n"}  # fmt: skip
+    texts = {
+        "async": "disabled\n",
+        "control": "auto\n",
+        "runtime_status": "unsupported\n",
+        "runtime_enabled": "disabled\n",
+    }
     if name == "control":
         key = f"{path}/power/control"
 
@@ -244,8 +274,9 @@ def _power_file(m: Machine, match: re.Match[str]) -> Entry | None:
 
 def _node_mask(m: Machine, match: re.Match[str]) -> Entry | None:
     if match[1] == "uevent":
-        return Entry(0o644, lambda m: "",
-                     lambda m, t: synthetic_uevent(m, "/devices/system/node", "node", t))  # fmt: skip
+        return Entry(
+            0o644, lambda m: "", lambda m, t: synthetic_uevent(m, "/devices/system/node", "node", t)
+        )
     if match[1] not in node_states_text(m):
         return None
     return readonly(lambda m: format_list(sorted(node_states_text(m)[match[1]])) + "\n")
@@ -267,9 +298,14 @@ def _cpumap(m: Machine, nid: int) -> str:
 
 def _numastat(m: Machine, nid: int) -> str:
     zones = m.nodes[nid].zones
-    names = (("numa_hit",) * 2, ("numa_miss",) * 2, ("numa_foreign",) * 2,
-             ("interleave_hit", "numa_interleave"), ("local_node", "numa_local"),
-             ("other_node", "numa_other"))  # fmt: skip
+    names = (
+        ("numa_hit",) * 2,
+        ("numa_miss",) * 2,
+        ("numa_foreign",) * 2,
+        ("interleave_hit", "numa_interleave"),
+        ("local_node", "numa_local"),
+        ("other_node", "numa_other"),
+    )
     return "".join(f"{a} {sum(z.vmstat.get(b, 0) for z in zones)}\n" for a, b in names)
 
 
@@ -308,11 +344,22 @@ def _node_dir(m: Machine, match: re.Match[str]) -> Entry | None:
     nid = int(match[1])
     if nid not in m.node_devices:
         return None
-    names = ["compact", "cpulist", "cpumap", "distance", "meminfo", "numastat", "power",
-             "subsystem", "uevent", "vmstat"]  # fmt: skip
+    names = [
+        "compact",
+        "cpulist",
+        "cpumap",
+        "distance",
+        "meminfo",
+        "numastat",
+        "power",
+        "subsystem",
+        "uevent",
+        "vmstat",
+    ]
     names += [f"cpu{c}" for c in m.cpus_of_node(nid)]
-    return directory(names + [f"memory{b.block_id}" for b in m.memory_blocks.values()
-                              if nid in b.nodes])  # fmt: skip
+    return directory(
+        names + [f"memory{b.block_id}" for b in m.memory_blocks.values() if nid in b.nodes]
+    )
 
 
 # -- parameters, firmware, debugfs -------------------------------------------------------
@@ -439,8 +486,12 @@ def canonical(m: Machine, path: str) -> str:
 
 ENTRIES = (
     (rf"{MEMORY}", lambda m, _: directory(_memory_names(m))),
-    (rf"{NODE}", lambda m, _: directory([*node_states_text(m), "uevent", "power",
-                                         *(f"node{n}" for n in m.node_devices)])),
+    (
+        rf"{NODE}",
+        lambda m, _: directory(
+            [*node_states_text(m), "uevent", "power", *(f"node{n}" for n in m.node_devices)]
+        ),
+    ),
     (rf"{MEMORY}/memory(\d+)", _block_dir),
     (rf"{MEMORY}/(\w+)", _memory_file),
     (rf"{MEMORY}/memory(\d+)/(\w+)", _block_file),
@@ -452,15 +503,20 @@ ENTRIES = (
     (rf"{MODULE}/(\w+)", _parameter),
     (rf"{MEMMAP}(?:/(\d+))?", _memmap_dir),
     (rf"{MEMMAP}/(\d+)/(\w+)", _memmap_file),
-    (r"/sys/firmware/acpi/hotplug/memory/enabled",
-     lambda m, _: Entry(0o644, lambda m: f"{int(m.acpi_memory_enabled)}\n", _acpi_enabled_store)
-     if m.acpi_memhotplug else None),
+    (
+        r"/sys/firmware/acpi/hotplug/memory/enabled",
+        lambda m, _: (
+            Entry(0o644, lambda m: f"{int(m.acpi_memory_enabled)}\n", _acpi_enabled_store)
+            if m.acpi_memhotplug
+            else None
+        ),
+    ),
     (rf"{ACPI}", lambda m, _: directory(d.name for d in m.acpi_devices)),
     (rf"{ACPI}/([\w:]+)(?:/(\w+))?", _acpi_file),
     (rf"{INJECT}/(\w+)/error", _inject_file),
     (rf"{INJECT}/(?:{'|'.join(INJECTABLE)})", lambda m, _: directory(("error",))),
     (rf"{THP}/enabled", _thp_file),
-)  # fmt: skip
+)
 
 DIRECTORIES: dict[str, tuple[str, ...]] = {
     "/sys": ("bus", "devices", "firmware", "kernel", "module"),

@@ -47,15 +47,19 @@ def check_resources(m: Machine) -> None:
         parts = walk_system_ram_range(m.iomem_resource, start, m.block_pages)
         covered = sum(n for _, n in parts)
         early = m.section_flags(start) & SECTION_IS_EARLY
-        _true(covered == m.block_pages or (bool(early) and covered > 0),
-              f"memory{block.block_id}: {covered} of its pages are System RAM")  # fmt: skip
+        _true(
+            covered == m.block_pages or (bool(early) and covered > 0),
+            f"memory{block.block_id}: {covered} of its pages are System RAM",
+        )
     wanted = IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY
     for _, res in m.iomem_resource.walk():
         if res.flags & wanted == wanted and res.name.startswith("System RAM"):
             first = res.start // m.block_size
             for block_id in range(first, res.end // m.block_size + 1):
-                _true(block_id in m.memory_blocks,
-                      f"System RAM {res.start:#x}-{res.end:#x}: no memory{block_id}")  # fmt: skip
+                _true(
+                    block_id in m.memory_blocks,
+                    f"System RAM {res.start:#x}-{res.end:#x}: no memory{block_id}",
+                )
 
 
 def check_sections(m: Machine) -> None:
@@ -95,7 +99,8 @@ def _online_pages_of(m: Machine, zone: Zone) -> int:
     """Count the present pages of a zone: online pageblocks of it, less holes in System RAM."""
     if not zone.spanned_pages:
         return 0
-    first, last = zone.zone_start_pfn // PAGEBLOCK_NR_PAGES, -(-zone.zone_end_pfn // PAGEBLOCK_NR_PAGES)
+    first = zone.zone_start_pfn // PAGEBLOCK_NR_PAGES
+    last = -(-zone.zone_end_pfn // PAGEBLOCK_NR_PAGES)
     mine = np.flatnonzero(m.pageblocks["zone"][first:last] == zone.index + 1) + first
     online = m.sections["flags"][mine >> 6] & SECTION_IS_ONLINE != 0
     early = m.sections["flags"][mine >> 6] & SECTION_IS_EARLY != 0
@@ -122,8 +127,10 @@ def check_zone(m: Machine, zone: Zone) -> None:
 
 
 def _check_marks(m: Machine, zone: Zone, name: str) -> None:
-    _true(zone.watermark_min <= zone.watermark_low <= zone.watermark_high,
-          f"{name}: watermarks out of order")  # fmt: skip
+    _true(
+        zone.watermark_min <= zone.watermark_low <= zone.watermark_high,
+        f"{name}: watermarks out of order",
+    )
     for cpu in range(m.nr_cpus):
         count, high, batch, _ = zone.pcp_state(cpu)
         listed = 0
@@ -173,8 +180,10 @@ def _check_list(zone: Zone, order: int, mt: int, what: str) -> None:
     _true(len(set(pfns)) == len(pfns), f"{what}: a block is listed twice")
     for pfn in pfns:
         _true(pfn % (1 << order) == 0, f"{what}: pfn {pfn:#x} is misaligned")
-        _true(zone.zone_start_pfn <= pfn < zone.zone_end_pfn,
-              f"{what}: pfn {pfn:#x} lies outside the zone")  # fmt: skip
+        _true(
+            zone.zone_start_pfn <= pfn < zone.zone_end_pfn,
+            f"{what}: pfn {pfn:#x} lies outside the zone",
+        )
 
 
 def check_node(m: Machine, pgdat: PgData) -> None:
@@ -208,8 +217,11 @@ def check_zonelists(m: Machine) -> None:
         pgdat = m.nodes[nid]
         listed = [z.index for z in pgdat.zonelist]
         _true(len(set(listed)) == len(listed), f"node {nid}: a zone is on its zonelist twice")
-        _equal(f"node {nid}: populated zones on the zonelist",
-               sorted(set(listed) & populated), sorted(populated))  # fmt: skip
+        _equal(
+            f"node {nid}: populated zones on the zonelist",
+            sorted(set(listed) & populated),
+            sorted(populated),
+        )
         own = [z.index for z in pgdat.zonelist if z.nid == nid]
         _equal(f"node {nid}: its own zonelist", [z.index for z in pgdat.nofallback], own)
     _equal("top cpuset's nodes", m.top_cpuset_mems, m.n_memory)
@@ -230,16 +242,18 @@ def check_blocks(m: Machine) -> None:
             ends = [pfn] if early else [pfn, last]
             for p in ends:
                 have = m.page_zone(p)
-                _true(have is block.zone or (bool(early) and have is None),
-                      f"{name}: page {p:#x} is in another zone")  # fmt: skip
+                _true(
+                    have is block.zone or (bool(early) and have is None),
+                    f"{name}: page {p:#x} is in another zone",
+                )
         if block.group is not None:
             _true(block_id in block.group.blocks, f"{name}: its group does not list it")
     for group in m.memory_groups.values():
         online = [m.memory_blocks[b] for b in group.blocks if m.memory_blocks[b].zone is not None]
         movable = sum(b.zone.zone_idx == ZONE_MOVABLE for b in online if b.zone is not None)
-        have = (group.present_movable_pages, group.present_kernel_pages)
+        counted = (group.present_movable_pages, group.present_kernel_pages)
         want = (movable * m.block_pages, (len(online) - movable) * m.block_pages)
-        _equal(f"memory group {group.mgid}: present", have, want)
+        _equal(f"memory group {group.mgid}: present", counted, want)
 
 
 def check_sysfs(m: Machine) -> None:
@@ -262,8 +276,10 @@ def check_totals(m: Machine) -> None:
     if m.totalreserve_pages:
         _equal("totalreserve_pages", m.totalreserve_pages, reserve)
     top = max((z.zone_end_pfn for z in zones if z.spanned_pages), default=0)
-    _true(m.max_pfn >= min(top, m.max_pfn if top << PAGE_SHIFT <= 4 << 30 else top),
-          f"max_pfn {m.max_pfn:#x} is below the end of memory {top:#x}")  # fmt: skip
+    _true(
+        m.max_pfn >= min(top, m.max_pfn if top << PAGE_SHIFT <= 4 << 30 else top),
+        f"max_pfn {m.max_pfn:#x} is below the end of memory {top:#x}",
+    )
 
 
 def validate(m: Machine) -> None:

@@ -177,9 +177,16 @@ def compare(real: Mapping[str, Any], model: Mapping[str, Any]) -> Score:
     return score
 
 
-def _compare_step(i: int, r: Mapping[str, Any], m: Mapping[str, Any],
-                  at_boot: dict[tuple[str, Any], Any], boot_nodes: set[int], only: set[str],
-                  unstable: set[tuple[int, str, Any]], score: Score) -> None:  # fmt: skip
+def _compare_step(
+    i: int,
+    r: Mapping[str, Any],
+    m: Mapping[str, Any],
+    at_boot: dict[tuple[str, Any], Any],
+    boot_nodes: set[int],
+    only: set[str],
+    unstable: set[tuple[int, str, Any]],
+    score: Score,
+) -> None:
     want = {(c, k): v for c, k, v in facts(r, False, boot_nodes)}
     have = {(c, k): v for c, k, v in facts(m, False, boot_nodes)}
     for (cls, key), value in want.items():

@@ -111,7 +111,7 @@ def layers(m: Machine) -> list[Layer]:
     """Return the layers of a machine from the address map up to what user space sees."""
     states = node_states_text(m)
     return [
-        ("resource tree", [line for line in iomem_show(m.iomem_resource).splitlines() if "RAM" in line]),
+        ("resource tree", [s for s in iomem_show(m.iomem_resource).splitlines() if "RAM" in s]),
         ("nodes (pgdat)", [line for p in m.nodes.values() for line in _node(m, p)]),
         ("sections and memmap", _sections(m)),
         ("zones and watermarks (pages)", _zones(m)),
