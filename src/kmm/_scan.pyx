@@ -59,6 +59,20 @@ cdef int64_t isolate_pageblock(mem_t *mem, zone_t *zone, pfn_t pfn) noexcept nog
     return -1
 
 
+cdef void split_at_boundary(mem_t *mem, zone_t *zone, pfn_t pfn) noexcept nogil:
+    """Split a free block of order 10 whose halves are now typed apart, one of them Isolate."""
+    cdef pfn_t head = pfn & ~<pfn_t>(MAX_ORDER_PAGES - 1), half = head + PAGEBLOCK_PAGES
+    cdef int order = 0
+    if (not pfn & PAGEBLOCK_PAGES or not is_free_head(mem, head, &order)
+            or order != MAX_ORDER - 1):
+        return
+    if mem.blocks[head >> PAGEBLOCK_ORDER].mt != MIGRATE_ISOLATE:
+        zone.nr_free_pages -= MAX_ORDER_PAGES
+    del_page_from_free_list(mem, zone, head, order)
+    free_one_page(mem, zone, head, PAGEBLOCK_ORDER, get_pageblock_migratetype(mem, head), FPI_NONE)
+    free_one_page(mem, zone, half, PAGEBLOCK_ORDER, get_pageblock_migratetype(mem, half), FPI_NONE)
+
+
 cdef void unisolate_pageblock(mem_t *mem, zone_t *zone, pfn_t pfn, int mt) noexcept nogil:
     cdef int order = 0, other = 0
     cdef pfn_t buddy
@@ -93,6 +107,8 @@ def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end):
     cdef int64_t blocked
     with nogil:
         blocked = isolate_pageblock(mem, &zone.z, start)
+        if blocked < 0:
+            split_at_boundary(mem, &zone.z, start)
         if blocked < 0 and last != start:
             blocked = isolate_pageblock(mem, &zone.z, last)
             if blocked >= 0:
@@ -105,6 +121,8 @@ def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end):
             if blocked >= 0:
                 undo_isolate(mem, &zone.z, start, pfn, MIGRATE_MOVABLE)
                 unisolate_pageblock(mem, &zone.z, last, MIGRATE_MOVABLE)
+        if blocked < 0:
+            split_at_boundary(mem, &zone.z, end)
     return blocked
 
 

@@ -129,8 +129,8 @@ class Machine:
         self.auto_movable_ratio = 301
         self.auto_movable_numa_aware = True
         self.movable_node_enabled = False
-        self.acpi_memhotplug = True
-        self.acpi_memory_enabled = True
+        self.acpi_memhotplug: bool = True
+        self.acpi_memory_enabled: bool = True
         self.block_size = 128 * MiB
 
     def _prepare_records(self, config: MachineConfig) -> None:

@@ -105,7 +105,8 @@ def _check_step(step: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}.op: {op!r}; allowed: {', '.join(_FIELDS)}")
     for key, kind in _FIELDS[op]:
         value: Any = step.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+        good = isinstance(value, kind) and not isinstance(value, bool)
+        if not good or (isinstance(value, int) and value < 0):
             what = "a number from 0 on" if kind is int else "text"
             raise ConfigError(f"{where}.{key}: {value!r}; allowed: {what}")
 

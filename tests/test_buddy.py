@@ -1,0 +1,201 @@
+"""The engine against its readable twin, and the rules about who gets which page."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, KernelError, Machine, _buddy, _scan
+from kmm.mmzone import Zone
+from tests.conftest import DIMM, two_nodes
+from tests.reference.buddy_twin import TwinZone
+
+START = DIMM >> 12
+
+
+def kernel_zone(blocks: int = 3) -> tuple[Machine, Zone]:
+    m = two_nodes("memhp_default_state=online_kernel")
+    m.plug("a", 1, DIMM, blocks << 27)
+    return m, m.nodes[1].zone(2)
+
+
+def test_onlined_blocks_are_listed_by_address() -> None:
+    m, zone = kernel_zone()
+    assert zone.free_list(10, 1) == list(range(START, START + 3 * 32768, 1024))
+    m.validate()
+
+
+def test_pages_of_a_fresh_block_come_upward_and_other_types_claim_other_blocks() -> None:
+    """The order that a real kernel showed: unmovable from 0x100000, movable from 0x100400,
+    reclaimable from 0x100800, two pageblocks each."""
+    m, zone = kernel_zone()
+    assert m.alloc_pages_bulk(31, 0, GFP_KERNEL, 1).tolist() == list(range(0x100000, 0x10001F))
+    assert m.alloc_pages(0, GFP_HIGHUSER_MOVABLE, 1) == 0x100400
+    assert m.alloc_pages(0, GFP_KERNEL | 0x10, 1) == 0x100800
+    counts = [m.memmap_engine.get_pageblock_migratetype(0x100000 + i * 512) for i in range(8)]
+    assert counts == [0, 0, 1, 1, 2, 2, 1, 1]
+    assert zone.managed_pages == 98304
+    m.validate()
+
+
+def test_one_request_takes_a_batch_out_of_the_free_count() -> None:
+    m, zone = kernel_zone(1)
+    assert zone.pageset_batch == 7
+    m.alloc_pages(nid=1)
+    assert zone.nr_free_pages == 32768 - 7
+    zone.drain()
+    assert zone.nr_free_pages == 32768 - 1
+    m.validate()
+
+
+def test_an_order_9_request_parks_a_second_block() -> None:
+    m, zone = kernel_zone()
+    m.alloc_pages(9, GFP_KERNEL, 1)
+    assert zone.pcp_pages() == 512
+    words = np.zeros(1024, dtype=np.uint64)
+    m.memmap_engine.kpageflags(START, words)
+    assert set(words.tolist()) == {0}
+    m.validate()
+
+
+def test_freed_pages_merge_back_whole() -> None:
+    m, zone = kernel_zone()
+    pfns = m.alloc_pages_bulk(5000, 0, GFP_KERNEL, 1)
+    rng = np.random.default_rng(1)
+    m.free_pages_bulk(rng.permutation(pfns))
+    zone.drain()
+    assert zone.nr_free()[:10] == [0] * 10
+    assert zone.nr_free()[10] == 96
+    m.validate()
+
+
+@pytest.mark.parametrize(
+    ("pfn", "order", "code"),
+    [
+        (START + 0, 1, errno.EINVAL),  # another order
+        (START + 5, 0, errno.EEXIST),  # on a per-CPU list
+        (START + 9000, 0, errno.EEXIST),  # free
+        (START + 1, 1, errno.EINVAL),  # misaligned
+        (1 << 30, 0, errno.EFAULT),  # nothing there
+        (1 << 40, 0, errno.EFAULT),  # beyond the address space
+    ],
+)
+def test_misuse_of_free_is_named_and_changes_nothing(pfn: int, order: int, code: int) -> None:
+    m, zone = kernel_zone()
+    good = m.alloc_pages(nid=1)
+    assert good == START
+    for act in (
+        lambda: m.free_pages(pfn, order),
+        lambda: m.free_pages_bulk([good, pfn] if order == 0 else [pfn], order),
+    ):
+        with pytest.raises(KernelError) as e:
+            act()
+        assert e.value.errno == code
+        assert hex(pfn) in str(e.value)
+    m.validate()
+    m.free_pages(good)
+    with pytest.raises(KernelError):
+        m.free_pages(good)
+    m.validate()
+
+
+def test_a_part_of_a_block_cannot_be_freed() -> None:
+    m, _ = kernel_zone()
+    pfn = m.alloc_pages(4, GFP_KERNEL, 1)
+    with pytest.raises(KernelError):
+        m.free_pages(pfn + 1, 0)
+    m.free_pages(pfn, 4)
+    m.validate()
+
+
+def test_bulk_allocation_takes_what_there_is_and_fills_out() -> None:
+    m, zone = kernel_zone(1)
+    out = np.zeros(100_000, dtype=np.uint64)
+    m.write("/proc/sys/vm/min_free_kbytes", "0")
+    got = m.alloc_pages_bulk(100_000, 0, GFP_KERNEL | 0x200000, 1, out=out)
+    assert np.shares_memory(got, out)
+    assert 32000 < len(got) <= 32768
+    assert len(set(got.tolist())) == len(got)
+    m.free_pages_bulk(got)
+    m.validate()
+
+
+class EngineAgainstTwin(RuleBasedStateMachine):
+    """Random calls on a zone of 3 × 128 MiB; lists are compared with their order."""
+
+    @initialize(batch=st.sampled_from([1, 3, 7, 31]), high=st.sampled_from([4, 12, 64, 700]))
+    def build(self, batch: int, high: int) -> None:
+        self.m, self.zone = kernel_zone()
+        self.zone.boost_factor = 0
+        self.zone.pageset_update(max(high, 4 * batch), batch, True)
+        self.twin = TwinZone(START, 3 * 32768, 2, max(high, 4 * batch), batch)
+
+    @rule(
+        order=st.sampled_from([0, 0, 0, 1, 2, 3, 4, 7, 9, 10]),
+        mt=st.integers(0, 2),
+        cpu=st.integers(0, 1),
+        n=st.integers(1, 60),
+    )
+    def allocate(self, order: int, mt: int, cpu: int, n: int) -> None:
+        for _ in range(n):
+            want = self.twin.rmqueue(order, mt, cpu)
+            assert self.zone.rmqueue(order, mt, 0, cpu) == (-errno.ENOMEM if want is None else want)
+
+    @rule(seed=st.integers(0, 2**16), cpu=st.integers(0, 1), share=st.floats(0.05, 1.0))
+    def free_some(self, seed: int, cpu: int, share: float) -> None:
+        heads = sorted(self.twin.used)
+        rng = np.random.default_rng(seed)
+        for pfn in rng.permutation(heads)[: int(len(heads) * share) + 1].tolist():
+            order = self.twin.used[pfn]
+            self.twin.give(pfn, cpu)
+            assert _buddy.free_pages(self.m.memmap_engine, pfn, order, cpu) == 0
+
+    @rule()
+    def drain(self) -> None:
+        self.twin.drain()
+        self.zone.drain()
+
+    @rule(block=st.integers(0, 191))
+    def isolate(self, block: int) -> None:
+        pfn = START + block * 512
+        # Pages that only lie on per-CPU lists do not stand in the way.
+        did = _scan.start_isolate_page_range(self.zone, pfn, pfn + 512) < 0
+        assert self.twin.isolate(pfn) == did
+
+    @rule(mt=st.integers(0, 2))
+    def undo(self, mt: int) -> None:
+        end = START + 3 * 32768
+        _scan.undo_isolate_page_range(self.zone, START, end, mt)
+        for block in sorted(self.twin.types):
+            self.twin.undo_isolate(block, mt)
+
+    @invariant()
+    def same(self) -> None:
+        if not hasattr(self, "zone"):
+            return
+        assert self.zone.nr_free_pages == self.twin.nr_free_pages
+        for (order, mt), pfns in self.twin.free.items():
+            assert self.zone.free_list(order, mt) == pfns, (order, mt)
+        for cpu in range(2):
+            for index, pages in self.twin.pcp_lists[cpu].items():
+                assert self.zone.pcp_list(cpu, index) == [p for p, _ in pages]
+        for block, mt in self.twin.types.items():
+            assert self.m.memmap_engine.get_pageblock_migratetype(block) == mt
+
+    def teardown(self) -> None:
+        if hasattr(self, "zone"):
+            self.m.validate()
+
+
+TestEngineAgainstTwin = EngineAgainstTwin.TestCase
+TestEngineAgainstTwin.settings = settings(
+    max_examples=100,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
