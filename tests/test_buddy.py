@@ -86,7 +86,7 @@ def test_freed_pages_merge_back_whole() -> None:
     ],
 )
 def test_misuse_of_free_is_named_and_changes_nothing(pfn: int, order: int, code: int) -> None:
-    m, zone = kernel_zone()
+    m, _zone = kernel_zone()
     good = m.alloc_pages(nid=1)
     assert good == START
     for act in (
@@ -114,7 +114,7 @@ def test_a_part_of_a_block_cannot_be_freed() -> None:
 
 
 def test_bulk_allocation_takes_what_there_is_and_fills_out() -> None:
-    m, zone = kernel_zone(1)
+    m, _zone = kernel_zone(1)
     out = np.zeros(100_000, dtype=np.uint64)
     m.write("/proc/sys/vm/min_free_kbytes", "0")
     got = m.alloc_pages_bulk(100_000, 0, GFP_KERNEL | 0x200000, 1, out=out)

@@ -102,15 +102,16 @@ def _online_pages_of(m: Machine, zone: Zone) -> int:
     first = zone.zone_start_pfn // PAGEBLOCK_NR_PAGES
     last = -(-zone.zone_end_pfn // PAGEBLOCK_NR_PAGES)
     mine = np.flatnonzero(m.pageblocks["zone"][first:last] == zone.index + 1) + first
-    online = m.sections["flags"][mine >> 6] & SECTION_IS_ONLINE != 0
-    early = m.sections["flags"][mine >> 6] & SECTION_IS_EARLY != 0
+    flags = m.sections["flags"][mine >> 6]
+    online = flags & SECTION_IS_ONLINE != 0
+    early = flags & SECTION_IS_EARLY != 0
     count = int(np.count_nonzero(online & ~early)) * PAGEBLOCK_NR_PAGES
-    blocks = {int(b) for b in np.unique(mine[online & early] >> 6)}
-    for start, end in zone.early_ranges:
-        for section in range(start // PAGES_PER_SECTION, -(-end // PAGES_PER_SECTION)):
-            if section in blocks:
-                low, high = section * PAGES_PER_SECTION, (section + 1) * PAGES_PER_SECTION
-                count += min(end, high) - max(start, low)
+    # Boot memory has holes inside its sections; only there the resource tree is asked.
+    boot = mine[online & early]
+    for run in np.split(boot, np.flatnonzero(np.diff(boot) != 1) + 1):
+        if len(run):
+            start, nr = int(run[0]) * PAGEBLOCK_NR_PAGES, len(run) * PAGEBLOCK_NR_PAGES
+            count += sum(n for _, n in walk_system_ram_range(m.iomem_resource, start, nr))
     return count
 
 

@@ -22,7 +22,7 @@ class TwinZone:
         self.start, self.end = start, start + nr_pages
         self.free = {(o, mt): [] for o in range(ORDERS) for mt in range(5)}
         self.where: dict[int, tuple[int, int]] = {}  # head pfn -> the list that it is on
-        self.types = {b: MOVABLE for b in range(start, self.end, PAGEBLOCK)}
+        self.types = dict.fromkeys(range(start, self.end, PAGEBLOCK), MOVABLE)
         self.used: dict[int, int] = {}  # head pfn -> order
         self.nr_free_pages = 0
         self.high, self.batch = high, batch

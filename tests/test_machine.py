@@ -1,0 +1,223 @@
+"""Whole machines: random lives that validate() follows, determinism, sizes, boot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from kmm import (
+    GFP_HIGHUSER_MOVABLE,
+    GFP_KERNEL,
+    FirmwareRefused,
+    KernelError,
+    Machine,
+    MachineConfig,
+)
+from kmm import memory_hotplug as mh
+from kmm.memory_block import MemoryNotifier, register_memory_notifier
+from kmm.snapshot import differences, dump
+from tests.conftest import DIMM, two_nodes
+
+MEMORY = "/sys/devices/system/memory"
+SECTION = 128 << 20
+CMDLINES = [
+    "memhp_default_state=offline",
+    "memhp_default_state=online memory_hotplug.online_policy=auto-movable",
+    "memhp_default_state=online_kernel",
+    "memhp_default_state=online_movable memory_hotplug.memmap_on_memory=1",
+    "memhp_default_state=online movable_node",
+]
+
+
+class Life(RuleBasedStateMachine):
+    """DIMMs come and go, users write to files, pages are taken and given back."""
+
+    @initialize(cmdline=st.sampled_from(CMDLINES), seed=st.integers(0, 99))
+    def boot(self, cmdline: str, seed: int) -> None:
+        nodes = [{"cpus": "0", "memory": "512M"}, {"cpus": "1", "memory": "512M"}, {}]
+        data = {"memory": "1G", "maxmem": "16G", "cpus": 2, "nodes": nodes, "cmdline": cmdline}
+        self.m = Machine(MachineConfig.from_dict({**data, "seed": seed}))
+        self.held: list[tuple[Any, int]] = []
+        self.nth = 0
+        self.veto = 0
+        register_memory_notifier(
+            self.m, MemoryNotifier("veto", lambda m, act, arg: self.veto if act in (2, 8) else 0)
+        )
+
+    def try_(self, act: Any) -> None:
+        """A refused write or call must leave the machine as it was."""
+        try:
+            act()
+        except (KernelError, FirmwareRefused):
+            pass
+        self.m.validate()
+
+    @rule(
+        slot=st.integers(0, 11),
+        size=st.sampled_from([1, 1, 2, 3, 5]),
+        node=st.integers(0, 2),
+        odd=st.sampled_from([0, 0, 0, 2 << 20]),
+    )
+    def plug(self, slot: int, size: int, node: int, odd: int) -> None:
+        self.nth += 1
+        addr = DIMM + slot * SECTION
+        self.try_(lambda: self.m.plug(f"d{self.nth}", node, addr, size * SECTION + odd))
+
+    @rule(index=st.integers(0, 30))
+    def unplug(self, index: int) -> None:
+        names = sorted(self.m.dimms)
+        if names:
+            self.try_(lambda: self.m.unplug(names[index % len(names)]))
+
+    @rule(
+        index=st.integers(0, 60),
+        word=st.sampled_from(["online", "online_kernel", "online_movable", "offline", "bogus"]),
+    )
+    def write_state(self, index: int, word: str) -> None:
+        blocks = sorted(self.m.memory_blocks)
+        block = blocks[index % len(blocks)]
+        before = dump(self.m) if word == "offline" and self.veto else None
+        failed = False
+        try:
+            self.m.write(f"{MEMORY}/memory{block}/state", word)
+        except KernelError:
+            failed = True
+        if before is not None and failed:
+            changed = differences(before, dump(self.m))
+            # A pageblock that was isolated comes back as Movable, and the lists were drained.
+            assert all(c.startswith(("/records", "/zones", "/totals")) for c in changed)
+        self.m.validate()
+
+    @rule(
+        n=st.integers(1, 3000),
+        order=st.sampled_from([0, 0, 1, 3, 9]),
+        gfp=st.sampled_from([GFP_KERNEL, GFP_HIGHUSER_MOVABLE]),
+        node=st.integers(0, 2),
+    )
+    def allocate(self, n: int, order: int, gfp: int, node: int) -> None:
+        pfns = self.m.alloc_pages_bulk(n >> order or 1, order, gfp, node)
+        assert len(set(pfns.tolist())) == len(pfns)
+        self.held.append((pfns, order))
+        self.m.validate()
+
+    @rule(index=st.integers(0, 99), seed=st.integers(0, 99))
+    def free(self, index: int, seed: int) -> None:
+        if self.held:
+            pfns, order = self.held.pop(index % len(self.held))
+            self.m.free_pages_bulk(np.random.default_rng(seed).permutation(pfns), order)
+            self.m.validate()
+
+    @rule(code=st.sampled_from([0, 0, -16, -1]))
+    def set_veto(self, code: int) -> None:
+        self.veto = code
+
+    @rule(
+        path=st.sampled_from(
+            ["/proc/sys/vm/min_free_kbytes", "/proc/sys/vm/watermark_scale_factor"]
+        ),
+        value=st.sampled_from(["10", "4096", "100000", "-3"]),
+    )
+    def tune(self, path: str, value: str) -> None:
+        self.try_(lambda: self.m.write(path, value))
+
+    def teardown(self) -> None:
+        if hasattr(self, "m"):
+            for pfns, order in self.held:
+                self.m.free_pages_bulk(pfns, order)
+            self.m.validate()
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(
+    max_examples=60,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_the_same_calls_give_the_same_machine() -> None:
+    def life() -> Machine:
+        m = two_nodes("memhp_default_state=online")
+        m.plug("a", 1, DIMM, 4 * SECTION)
+        pfns = m.alloc_pages_bulk(777, 0, GFP_KERNEL, 1)
+        m.free_pages_bulk(pfns[::3])
+        m.unplug("a")
+        return m
+
+    one, two = life(), life()
+    assert differences(dump(one), dump(two)) == []
+    assert (one.log, one.uevents, one.ost_events) == (two.log, two.uevents, two.ost_events)
+    one.validate()
+
+
+def test_a_terabyte_that_is_online_and_free_costs_tens_of_mebibytes() -> None:
+    """Counted in records touched, which no other memory of the test process can blur."""
+    m = two_nodes(
+        "memhp_default_state=online_movable",
+        memory="32G",
+        maxmem="2T",
+        nodes=[{"cpus": "0-1", "memory": "32G"}, {}],
+    )
+    assert m.plug("big", 1, 1 << 40, 1 << 40) == 0
+    m.validate()
+    records = m.pageblocks.itemsize * (1 << 40 >> 21) + m.sections.itemsize * (1 << 40 >> 27)
+    assert records < 10 << 20
+    assert m.memmap_engine.dirty_blocks(1 << 28, 1 << 28) == 0
+    assert m.nodes[1].zone(3).nr_free_pages == 1 << 28
+    assert m.unplug("big") == 0
+    m.validate()
+
+
+def test_addresses_reach_64_tib() -> None:
+    m = two_nodes(
+        maxmem="64T",
+        block_size=2 << 30,
+        memory="8G",
+        nodes=[{"cpus": "0-1", "memory": "8G"}, {}],
+    )
+
+    top = 1 << 46
+    mh.add_memory(m, 1, top - (4 << 30), 4 << 30)
+    m.write(f"{MEMORY}/memory{(top >> 31) - 1}/state", "online_kernel")
+    pfn = m.alloc_pages(0, GFP_KERNEL, 1)
+    assert pfn >= (top - (2 << 30)) >> 12
+    pfns = m.alloc_pages_bulk(10_000, 0, GFP_KERNEL, 1)
+    m.free_pages_bulk(pfns[::-1])
+    m.free_pages(pfn)
+    m.validate()
+
+
+@pytest.mark.parametrize("memory", ["128M", "512M", "1G", "2816M", "3G", "12G", "96G"])
+def test_boot_of_any_size_is_consistent(memory: str) -> None:
+    m = Machine(MachineConfig.from_dict({"memory": memory, "maxmem": "256G"}))
+    m.validate()
+    zones = m.read("/proc/zoneinfo")
+    assert "Node 0, zone      DMA\n" in zones
+    assert "System RAM" in m.read("/proc/iomem")
+    assert m.totalram_pages > 0.85 * (sum(n.memory for n in m.config.nodes) >> 12) - 30000
+
+
+def test_views_are_zero_copy() -> None:
+    m = two_nodes()
+    assert m.memmap.base is not None
+    assert m.memmap.dtype.itemsize == 16
+    pfn = m.alloc_pages()
+    assert m.memmap["refcount"][pfn] == 1
+    m.free_pages(pfn)
+    assert m.memmap["refcount"][pfn] == 0
+    m.validate()
+
+
+def test_machines_do_not_share_state() -> None:
+    one, two = two_nodes(), two_nodes()
+    before = dump(two)
+    one.plug("a", 1, DIMM, SECTION)
+    one.write("/proc/sys/vm/min_free_kbytes", "9999")
+    assert differences(before, dump(two)) == []
+    two.validate()
