@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -51,10 +52,8 @@ class Life(RuleBasedStateMachine):
 
     def try_(self, act: Any) -> None:
         """A refused write or call must leave the machine as it was."""
-        try:
+        with contextlib.suppress(KernelError, FirmwareRefused):
             act()
-        except (KernelError, FirmwareRefused):
-            pass
         self.m.validate()
 
     @rule(

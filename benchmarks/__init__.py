@@ -1,0 +1,1 @@
+"""Timings of kmm: one call, one mechanism, a whole machine."""
