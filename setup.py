@@ -24,6 +24,6 @@ setup(
         ],
         compiler_directives=DIRECTIVES,
         include_path=["src"],
-        compile_time_env=None,
+        build_dir="build/cython",
     )
 )

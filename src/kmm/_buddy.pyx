@@ -530,7 +530,8 @@ cdef class BuddyZone:
     def restore(self, saved):
         """Put back what save() returned; the records themselves come from the journal."""
         cdef bytes zone = saved[0], pcp = saved[1]
-        if len(zone) != sizeof(zone_t) or len(pcp) != self.z.nr_cpus * sizeof(per_cpu_pages_t):
+        if (<size_t> len(zone) != sizeof(zone_t)
+                or <size_t> len(pcp) != self.z.nr_cpus * sizeof(per_cpu_pages_t)):
             raise ValueError("restore: not what save() returned")
         cdef per_cpu_pages_t *lists = self.z.pcp
         memcpy(&self.z, <char *> zone, sizeof(zone_t))
