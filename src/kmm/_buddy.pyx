@@ -11,6 +11,15 @@ from libc.string cimport memcpy, memset
 from kmm._memmap cimport (get_pageblock_migratetype, page_kind, page_mt, page_order, page_zone,
                           section_online, set_pageblock_migratetype, touch_block, touch_page)
 
+cdef extern from *:
+    """
+    #ifndef KMM_DEBUG
+    #define KMM_DEBUG 0
+    #endif
+    """
+    const int KMM_DEBUG
+
+
 cdef enum:
     EBUSY = 16
     ENOMEM = 12
@@ -744,6 +753,8 @@ cdef class BuddyZone:
                     break
                 del_page_from_free_list(&self.memmap.mem, &self.z, pfn, order)
                 pfn += <pfn_t> 1 << order
+            if KMM_DEBUG and pfn >= end:
+                junk_fill(&self.memmap.mem, start, end)
         return pfn - start if pfn >= end else -EBUSY
 
     def recount(self):
@@ -782,6 +793,13 @@ cdef pfn_t _recount_step(mem_t *mem, zone_t *zone, pfn_t pfn, int *order,
         pcp[0] += 1 << page_order(&mem.pages[pfn])
         return <pfn_t> 1 << page_order(&mem.pages[pfn])
     return 1
+
+
+cdef void junk_fill(mem_t *mem, pfn_t start, pfn_t end) noexcept nogil:
+    # Nobody may look at the records of an offline range; in a debug build they are nonsense.
+    memset(&mem.pages[start], 0xFF, (end - start) * sizeof(page_t))
+    memset(&mem.blocks[start >> PAGEBLOCK_ORDER], 0xFF,
+           ((end - start) >> PAGEBLOCK_ORDER) * sizeof(pageblock_t))
 
 
 def free_pages(MemMap memmap, pfn_t pfn, int order, int cpu=0):

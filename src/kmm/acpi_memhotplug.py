@@ -28,6 +28,7 @@ ACPI_NOTIFY_EJECT_REQUEST, ACPI_OST_EC_OSPM_EJECT = 0x03, 0x103
 ACPI_OST_SC_SUCCESS, ACPI_OST_SC_NON_SPECIFIC_FAILURE = 0x00, 0x01
 ACPI_OST_SC_EJECT_NOT_SUPPORTED, ACPI_OST_SC_DEVICE_BUSY = 0x80, 0x82
 ACPI_OST_SC_EJECT_IN_PROGRESS = 0x84
+STA_USABLE = 0x1 | 0x2 | 0x8  # present, enabled, functioning
 MEMORY_DEVICE_HID, CONTAINER_HID = "PNP0C80", "ACPI0004"
 
 
@@ -119,7 +120,7 @@ def acpi_memory_device_add(m: Machine, device: AcpiDevice) -> bool:
 
     :raises KernelError: if the memory could not be added; the device has no driver then.
     """
-    if device.dimm is None or not device.dimm.present:
+    if device.dimm is None or device.dimm.sta & STA_USABLE != STA_USABLE:
         return False
     device.res_list = acpi_memory_get_device_resources(device.dimm)
     try:
@@ -168,6 +169,34 @@ def acpi_bus_attach(m: Machine, device: AcpiDevice) -> None:
             m.note_swallowed("acpi_bus_attach", e)
     for child in device.children:
         acpi_bus_attach(m, child)
+    if device.hid == CONTAINER_HID:
+        m.uevent("online", container_devpath(device), "container")
+
+
+def container_devpath(device: AcpiDevice) -> str:
+    """The path of a container's device in uevents."""
+    return f"/devices/system/container/{device.name}"
+
+
+def container_offline(m: Machine, device: AcpiDevice) -> None:
+    """Take a container offline, as user space must before it can be ejected.
+
+    :raises Busy: while a memory block of a device in it is online.
+    """
+    for child in device.children:
+        for block_id in child.physical_nodes:
+            if m.memory_blocks[block_id].state != "offline":
+                raise kernel_error(-16, f"memory{block_id} of {device.name} is online")
+    if not device.offlined:
+        device.offlined = True
+        m.uevent("offline", container_devpath(device), "container")
+
+
+def container_online(m: Machine, device: AcpiDevice) -> None:
+    """Bring a container back online."""
+    if device.offlined:
+        device.offlined = False
+        m.uevent("online", container_devpath(device), "container")
 
 
 def _offline_pass(
@@ -215,7 +244,7 @@ def acpi_scan_hot_remove(m: Machine, device: AcpiDevice) -> None:
     :raises KernelError: EBUSY if it cannot go.
     """
     if device.hid == CONTAINER_HID and not device.offlined:
-        m.uevent("change", f"/devices/system/container/{device.name}", "container")
+        m.uevent("change", container_devpath(device), "container")
         raise kernel_error(-16, f"{device.name} has to be taken offline first")
     acpi_scan_try_to_offline(m, device)
     for child in [*device.children, device]:
@@ -224,6 +253,8 @@ def acpi_scan_hot_remove(m: Machine, device: AcpiDevice) -> None:
         if child.dimm is not None:
             m.eject_dimm(child.dimm)
             child.dimm = None
+    if device.hid == CONTAINER_HID:
+        m.acpi_containers.pop(device.name, None)
 
 
 @traced

@@ -17,7 +17,11 @@ LOW_RAM_MAX, LOW_RAM_SPLIT = 0xB0000000, 2 * GiB
 
 @dataclass(slots=True, eq=False)
 class Dimm:
-    """A DIMM in a slot; bytes. ``crs`` overrides its one address range, as (start, length)."""
+    """A DIMM in a slot; bytes.
+
+    ``crs`` overrides its one address range, as (start, length); ``sta`` is what _STA evaluates
+    to: present 1, enabled 2, shown 4, functioning 8.
+    """
 
     dimm_id: str
     node: int
@@ -25,7 +29,7 @@ class Dimm:
     size: int
     slot: int
     crs: tuple[tuple[int, int], ...] | None = None
-    present: bool = True
+    sta: int = 0xF
 
 
 def ram_layout(config: MachineConfig) -> tuple[int, int]:

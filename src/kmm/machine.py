@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from kmm import _memmap
 from kmm.acpi_memhotplug import (
     ACPI_NOTIFY_DEVICE_CHECK,
     ACPI_NOTIFY_EJECT_REQUEST,
+    CONTAINER_HID,
     AcpiDevice,
     acpi_device_hotplug,
 )
@@ -199,6 +200,7 @@ class Machine:
         self.acpi_devices: list[AcpiDevice] = [
             AcpiDevice(f"PNP0C80:{slot:02x}") for slot in range(config.slots)
         ]
+        self.acpi_containers: dict[str, AcpiDevice] = {}
         self.sysfs_values: dict[str, str] = {}
 
     # -- what everybody asks ----------------------------------------------------------
@@ -307,20 +309,68 @@ class Machine:
         start: int,
         size: int,
         crs: tuple[tuple[int, int], ...] | None = None,
+        sta: int = 0xF,
     ) -> int:
         """Put a DIMM into a slot and notify the kernel.
 
         :param nid: proximity domain; start, size: bytes; crs: ranges that its _CRS lists, if
-            not the one.
+            not the one; sta: what its _STA says.
         :return: the _OST status (0 even where the memory could not be added, as the kernel).
         :raises FirmwareRefused: if the platform does not take the DIMM.
         """
-        slot = check_plug(self, dimm_id, nid, start, size)
-        dimm = Dimm(dimm_id, nid, start, size, slot, crs)
-        self.dimms[dimm_id] = dimm
-        device = self.acpi_devices[slot]
-        device.dimm = dimm
+        device = self._insert(dimm_id, nid, start, size, crs, sta)
         return acpi_device_hotplug(self, device, ACPI_NOTIFY_DEVICE_CHECK)
+
+    def _insert(
+        self,
+        dimm_id: str,
+        nid: int,
+        start: int,
+        size: int,
+        crs: tuple[tuple[int, int], ...] | None = None,
+        sta: int = 0xF,
+    ) -> AcpiDevice:
+        slot = check_plug(self, dimm_id, nid, start, size)
+        device = self.acpi_devices[slot]
+        device.dimm = self.dimms[dimm_id] = Dimm(dimm_id, nid, start, size, slot, crs, sta)
+        return device
+
+    def plug_container(self, dimms: Sequence[tuple[str, int, int, int]]) -> tuple[str, int]:
+        """Put a module with DIMMs in (an ACPI0004 container) in place and notify the kernel.
+
+        :param dimms: (id, proximity domain, start, size) of each, bytes.
+        :return: the container's name and the _OST status.
+        :raises FirmwareRefused: if the platform does not take one of the DIMMs; none is in then.
+        """
+        placed: list[AcpiDevice] = []
+        backends = set(self.dimm_backends)
+        try:
+            for dimm_id, nid, start, size in dimms:
+                placed.append(self._insert(dimm_id, nid, start, size))
+        except FirmwareRefused:
+            for device in placed:
+                if device.dimm is not None:
+                    self.eject_dimm(device.dimm)
+                    device.dimm = None
+            self.dimm_backends = backends
+            raise
+        number = next(
+            i for i in range(256) if f"{CONTAINER_HID}:{i:02x}" not in self.acpi_containers
+        )
+        container = AcpiDevice(f"{CONTAINER_HID}:{number:02x}", CONTAINER_HID, children=placed)
+        self.acpi_containers[container.name] = container
+        return container.name, acpi_device_hotplug(self, container, ACPI_NOTIFY_DEVICE_CHECK)
+
+    def unplug_container(self, name: str) -> int:
+        """Ask for a container's ejection; user space has to take it offline first.
+
+        :return: the final _OST status: 0 gone, 0x82 busy.
+        :raises FirmwareRefused: if there is no such container.
+        """
+        container = self.acpi_containers.get(name)
+        if container is None:
+            raise FirmwareRefused(f"Device '{name}' not found")
+        return acpi_device_hotplug(self, container, ACPI_NOTIFY_EJECT_REQUEST)
 
     def unplug(self, dimm_id: str) -> int:
         """Ask for a DIMM's ejection.

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from kmm import procfs
-from kmm.acpi_memhotplug import eject_store
+from kmm.acpi_memhotplug import container_offline, container_online, eject_store
 from kmm.arch_x86_64 import memory_add_physaddr_to_nid
 from kmm.errors import kernel_error
 from kmm.memory_block import (
@@ -432,6 +432,24 @@ def _acpi_file(m: Machine, match: re.Match[str]) -> Entry | None:
     return readonly(lambda m: texts[name]) if name in texts else None
 
 
+def _container_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    device = m.acpi_containers.get(match[1])
+    if device is None:
+        return None
+    if match[2] is None:
+        return directory(("online", "uevent"))
+
+    def store(m: Machine, text: str) -> None:
+        (container_online if kstrtobool(text) else container_offline)(m, device)
+
+    if match[2] == "online":
+        return Entry(0o644, lambda m: f"{int(not device.offlined)}\n", store)
+    if match[2] == "uevent":
+        path = f"/devices/system/container/{device.name}"
+        return Entry(0o644, lambda m: "", lambda m, t: synthetic_uevent(m, path, "container", t))
+    return None
+
+
 def _inject_file(m: Machine, match: re.Match[str]) -> Entry | None:
     name = match[1]
     if name not in INJECTABLE:
@@ -513,6 +531,8 @@ ENTRIES = (
     ),
     (rf"{ACPI}", lambda m, _: directory(d.name for d in m.acpi_devices)),
     (rf"{ACPI}/([\w:]+)(?:/(\w+))?", _acpi_file),
+    (r"/sys/devices/system/container", lambda m, _: directory(m.acpi_containers)),
+    (r"/sys/devices/system/container/([\w:]+)(?:/(\w+))?", _container_file),
     (rf"{INJECT}/(\w+)/error", _inject_file),
     (rf"{INJECT}/(?:{'|'.join(INJECTABLE)})", lambda m, _: directory(("error",))),
     (rf"{THP}/enabled", _thp_file),
@@ -521,7 +541,7 @@ ENTRIES = (
 DIRECTORIES: dict[str, tuple[str, ...]] = {
     "/sys": ("bus", "devices", "firmware", "kernel", "module"),
     "/sys/devices": ("system",),
-    "/sys/devices/system": ("memory", "node"),
+    "/sys/devices/system": ("container", "memory", "node"),
     "/sys/bus": ("acpi", "memory", "node"),
     "/sys/bus/acpi": ("devices",),
     "/sys/module": ("memory_hotplug",),
