@@ -9,7 +9,7 @@ import pytest
 from kmm import KernelError, Machine
 from kmm.snapshot import differences, dump
 from kmm.sysfs import readlink, stat
-from kmm.sysfs_devices import kstrtobool, kstrtoull
+from kmm.sysfs_entry import kstrtobool, kstrtoull
 from tests.conftest import DIMM, two_nodes
 
 MEMORY, NODE = "/sys/devices/system/memory", "/sys/devices/system/node"

@@ -50,7 +50,7 @@ SYMBOLS: tuple[Symbol, ...] = (
     Symbol(
         "probe_store",
         "drivers/base/memory.c",
-        "sysfs_devices",
+        "sysfs_memory",
         traceable=False,
         older=("memory_probe_store",),
         note="the word 'add' is taken if the machine says so",

@@ -1,10 +1,17 @@
-"""One entry of the modelled tree: a file with its handlers, a link, or a directory."""
+"""One entry of the modelled tree: a file with its handlers, a link, or a directory.
+
+With the parsers and the files that all devices share (drivers/base, lib/kstrtox.c).
+"""
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from kmm.errors import kernel_error
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -38,3 +45,92 @@ def readonly(read: Reader) -> Entry:
 def link(target: str) -> Entry:
     """A symbolic link."""
     return Entry(mode=0o777, link=target)
+
+
+_ACTIONS = ("add", "remove", "change", "move", "online", "offline", "bind", "unbind")
+POWER = (
+    "async",
+    "autosuspend_delay_ms",
+    "control",
+    "runtime_active_kids",
+    "runtime_active_time",
+    "runtime_enabled",
+    "runtime_status",
+    "runtime_suspended_time",
+    "runtime_usage",
+)
+
+
+def word(text: str) -> str:
+    """Return what sysfs_streq compares: the text without one trailing newline."""
+    return text[:-1] if text.endswith("\n") else text
+
+
+def kstrtobool(text: str) -> bool:
+    """Parse a boolean as the kernel does.
+
+    :raises InvalidArgument: for anything else.
+    """
+    first, second = text[:1], text[1:2]
+    if first in ("1", "y", "Y", "t", "T"):
+        return True
+    if first in ("0", "n", "N", "f", "F"):
+        return False
+    if first in ("o", "O") and second in ("n", "N"):
+        return True
+    if first in ("o", "O") and second in ("f", "F"):
+        return False
+    raise kernel_error(-errno.EINVAL, f"{word(text)!r}; allowed: 1, y, t, on, 0, n, f, off")
+
+
+def kstrtoull(text: str, bits: int = 64) -> int:
+    """Parse an unsigned number with its base read off its prefix.
+
+    :raises InvalidArgument: if it is none; OutOfRange: if it has more than ``bits`` bits.
+    """
+    match = re.fullmatch(r"\+?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)\n?", text)
+    if not match:
+        raise kernel_error(-errno.EINVAL, f"{word(text)!r}; allowed: an unsigned number")
+    digits = match[1].lower()
+    octal = len(digits) > 1 and digits[0] == "0" and digits[1] != "x"
+    value = int(digits, 8 if octal else 0)
+    if value >> bits:
+        raise kernel_error(-errno.ERANGE, f"{word(text)!r}; allowed: below 2^{bits}")
+    return value
+
+
+def synthetic_uevent(m: Machine, devpath: str, subsystem: str, text: str) -> None:
+    """Send the uevent that was written to a device's ``uevent`` file.
+
+    :raises InvalidArgument: for a word that is no action, with the kernel's log lines.
+    """
+    action = (word(text).split() or [""])[0]
+    if action not in _ACTIONS:
+        m.printk(f"synth uevent: {devpath}: unknown uevent action string")
+        name = devpath.rsplit("/", 1)[1]
+        m.printk(f"{subsystem} {name}: uevent: failed to send synthetic uevent: -22")
+        raise kernel_error(-errno.EINVAL, f"uevent: {action!r}; allowed: {', '.join(_ACTIONS)}")
+    m.uevent(action, devpath, subsystem)
+
+
+def power_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    """Return a file of a device's ``power`` directory; memory has no power management."""
+    path, name = match[1], match[2]
+    texts = {
+        "async": "disabled\n",
+        "control": "auto\n",
+        "runtime_status": "unsupported\n",
+        "runtime_enabled": "disabled\n",
+    }
+    if name == "control":
+        key = f"{path}/power/control"
+
+        def store(m: Machine, text: str) -> None:
+            if word(text) not in ("auto", "on"):
+                raise kernel_error(-errno.EINVAL, f"control: {word(text)!r}; allowed: auto, on")
+            m.sysfs_values[key] = word(text) + "\n"
+
+        return Entry(0o644, lambda m: m.sysfs_values.get(key, "auto\n"), store)
+    if name in POWER:
+        return readonly(lambda m: texts.get(name, "0\n"))
+    return None

@@ -1,0 +1,191 @@
+"""Module parameters, /sys/firmware, ACPI devices, debugfs and the huge page switch."""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import TYPE_CHECKING
+
+from kmm.acpi_memhotplug import container_offline, container_online, eject_store
+from kmm.errors import kernel_error
+from kmm.notifiers import INJECTABLE
+from kmm.params import ONLINE_POLICIES, THP_MODES
+from kmm.sysfs_entry import (
+    Entry,
+    directory,
+    kstrtobool,
+    kstrtoull,
+    link,
+    readonly,
+    synthetic_uevent,
+    word,
+)
+from kmm.watermarks import set_thp_enabled
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+MODULE = "/sys/module/memory_hotplug/parameters"
+ACPI, MEMMAP = "/sys/bus/acpi/devices", "/sys/firmware/memmap"
+INJECT = "/sys/kernel/debug/notifier-error-inject/memory/actions"
+THP = "/sys/kernel/mm/transparent_hugepage"
+
+
+def _policy_store(m: Machine, text: str) -> None:
+    if word(text) not in ONLINE_POLICIES:
+        raise kernel_error(
+            -errno.EINVAL, f"online_policy: {word(text)!r}; allowed: {', '.join(ONLINE_POLICIES)}"
+        )
+    m.online_policy = word(text)
+
+
+def _ratio_store(m: Machine, text: str) -> None:
+    m.auto_movable_ratio = kstrtoull(text, 32)
+
+
+def _numa_aware_store(m: Machine, text: str) -> None:
+    m.auto_movable_numa_aware = kstrtobool(text)
+
+
+def _parameter(m: Machine, match: re.Match[str]) -> Entry | None:
+    return {
+        "online_policy": Entry(0o644, lambda m: m.online_policy + "\n", _policy_store),
+        "auto_movable_ratio": Entry(0o644, lambda m: f"{m.auto_movable_ratio}\n", _ratio_store),
+        "auto_movable_numa_aware": Entry(
+            0o644, lambda m: "Y\n" if m.auto_movable_numa_aware else "N\n", _numa_aware_store
+        ),
+        "memmap_on_memory": readonly(lambda m: "Y\n" if m.memmap_on_memory else "N\n"),
+    }.get(match[1])
+
+
+def _memmap_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    entry = m.firmware_map.get(int(match[1]))
+    if entry is None:
+        return None
+    texts = {"start": f"{entry[0]:#x}\n", "end": f"{entry[1]:#x}\n", "type": f"{entry[2]}\n"}
+    return readonly(lambda m: texts[match[2]]) if match[2] in texts else None
+
+
+def _memmap_dir(m: Machine, match: re.Match[str]) -> Entry | None:
+    if match[1] is None:
+        return directory(str(k) for k in m.firmware_map)
+    return directory(("end", "start", "type")) if int(match[1]) in m.firmware_map else None
+
+
+def _acpi_enabled_store(m: Machine, text: str) -> None:
+    number = kstrtoull(text)
+    if number > 1:
+        raise kernel_error(-errno.EINVAL, f"enabled: {number}; allowed: 0, 1")
+    m.acpi_memory_enabled = bool(number)
+
+
+def _acpi_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    device = next((d for d in m.acpi_devices if d.name == match[1]), None)
+    if device is None:
+        return None
+    texts = {"hid": f"{device.hid}\n", "status": "15\n" if device.dimm else "0\n"}
+    if match[2] is None:
+        names = ["eject", "hid", "status"]
+        suffix = ["" if i == 0 else str(i) for i in range(len(device.physical_nodes))]
+        return directory(names + [f"physical_node{s}" for s in suffix])
+    name = match[2]
+    if name == "eject":
+        return Entry(0o200, write=lambda m, t: eject_store(m, device, t))
+    number = re.fullmatch(r"physical_node(\d*)", name)
+    if number and int(number[1] or 0) < len(device.physical_nodes):
+        block = device.physical_nodes[int(number[1] or 0)]
+        return link(f"../../../../system/memory/memory{block}")
+    return readonly(lambda m: texts[name]) if name in texts else None
+
+
+def _container_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    device = m.acpi_containers.get(match[1])
+    if device is None:
+        return None
+    if match[2] is None:
+        return directory(("online", "uevent"))
+
+    def store(m: Machine, text: str) -> None:
+        (container_online if kstrtobool(text) else container_offline)(m, device)
+
+    if match[2] == "online":
+        return Entry(0o644, lambda m: f"{int(not device.offlined)}\n", store)
+    if match[2] == "uevent":
+        path = f"/devices/system/container/{device.name}"
+        return Entry(0o644, lambda m: "", lambda m, t: synthetic_uevent(m, path, "container", t))
+    return None
+
+
+def _inject_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    name = match[1]
+    if name not in INJECTABLE:
+        return None
+
+    def store(m: Machine, text: str) -> None:
+        match_ = re.fullmatch(r"\s*(-?(?:0[xX][0-9a-fA-F]+|\d+))\s*", text)
+        value = int(match_[1], 0) if match_ else 1
+        if match_ is None or not -4095 <= value <= 0:
+            raise kernel_error(-errno.EINVAL, f"error: {word(text)!r}; allowed: 0 to -4095")
+        m.notifier_errors[name] = value
+
+    return Entry(0o644, lambda m: f"{m.notifier_errors.get(name, 0)}\n", store)
+
+
+def _thp_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    def show(m: Machine) -> str:
+        return " ".join(f"[{w}]" if w == m.vm.thp_enabled else w for w in THP_MODES) + "\n"
+
+    def store(m: Machine, text: str) -> None:
+        if word(text) not in THP_MODES:
+            raise kernel_error(
+                -errno.EINVAL, f"enabled: {word(text)!r}; allowed: {', '.join(THP_MODES)}"
+            )
+        set_thp_enabled(m, word(text))
+
+    return Entry(0o644, show, store)
+
+
+ENTRIES = (
+    (rf"{MODULE}/(\w+)", _parameter),
+    (rf"{MEMMAP}(?:/(\d+))?", _memmap_dir),
+    (rf"{MEMMAP}/(\d+)/(\w+)", _memmap_file),
+    (
+        r"/sys/firmware/acpi/hotplug/memory/enabled",
+        lambda m, _: (
+            Entry(0o644, lambda m: f"{int(m.acpi_memory_enabled)}\n", _acpi_enabled_store)
+            if m.acpi_memhotplug
+            else None
+        ),
+    ),
+    (rf"{ACPI}", lambda m, _: directory(d.name for d in m.acpi_devices)),
+    (rf"{ACPI}/([\w:]+)(?:/(\w+))?", _acpi_file),
+    (r"/sys/devices/system/container", lambda m, _: directory(m.acpi_containers)),
+    (r"/sys/devices/system/container/([\w:]+)(?:/(\w+))?", _container_file),
+    (rf"{INJECT}/(\w+)/error", _inject_file),
+    (rf"{INJECT}/(?:{'|'.join(INJECTABLE)})", lambda m, _: directory(("error",))),
+    (rf"{THP}/enabled", _thp_file),
+)
+
+DIRECTORIES: dict[str, tuple[str, ...]] = {
+    "/sys": ("bus", "devices", "firmware", "kernel", "module"),
+    "/sys/devices": ("system",),
+    "/sys/devices/system": ("container", "memory", "node"),
+    "/sys/bus": ("acpi", "memory", "node"),
+    "/sys/bus/acpi": ("devices",),
+    "/sys/bus/memory": ("devices",),
+    "/sys/bus/node": ("devices",),
+    "/sys/module": ("memory_hotplug",),
+    "/sys/module/memory_hotplug": ("parameters",),
+    MODULE: ("auto_movable_numa_aware", "auto_movable_ratio", "memmap_on_memory", "online_policy"),
+    "/sys/firmware": ("acpi", "memmap"),
+    "/sys/firmware/acpi": ("hotplug",),
+    "/sys/firmware/acpi/hotplug": ("memory",),
+    "/sys/firmware/acpi/hotplug/memory": ("enabled",),
+    "/sys/kernel": ("debug", "mm"),
+    "/sys/kernel/mm": ("transparent_hugepage",),
+    THP: ("enabled",),
+    "/sys/kernel/debug": ("notifier-error-inject",),
+    "/sys/kernel/debug/notifier-error-inject": ("memory",),
+    "/sys/kernel/debug/notifier-error-inject/memory": ("actions",),
+    INJECT: INJECTABLE,
+}

@@ -1,0 +1,194 @@
+"""/sys/devices/system/memory (drivers/base/memory.c)."""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import TYPE_CHECKING
+
+from kmm.arch_x86_64 import memory_add_physaddr_to_nid
+from kmm.errors import kernel_error
+from kmm.memory_block import (
+    MMOP_ONLINE,
+    MMOP_ONLINE_KERNEL,
+    MMOP_ONLINE_MOVABLE,
+    MemoryBlock,
+    block_range,
+    device_offline,
+    device_online,
+    state_store,
+)
+from kmm.memory_failure import hard_offline, soft_offline
+from kmm.memory_hotplug import __add_memory, zone_for_pfn_range
+from kmm.params import ONLINE_TYPES
+from kmm.sysfs_entry import (
+    POWER,
+    Entry,
+    directory,
+    kstrtobool,
+    kstrtoull,
+    link,
+    power_file,
+    readonly,
+    synthetic_uevent,
+    word,
+)
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+MEMORY = "/sys/devices/system/memory"
+
+
+def probe_store(m: Machine, text: str) -> None:
+    """Add the memory block at a physical address that a user writes to ``probe``.
+
+    :raises KernelError: EINVAL for no number or a misaligned one, or what the add fails with.
+    """
+    if m.config.probe_add and word(text) == "add":
+        known = {b * m.block_size for b in m.memory_blocks}
+        waiting = [d for d in sorted(m.dimms.values(), key=lambda d: d.addr) if d.addr not in known]
+        if not waiting:
+            raise kernel_error(-errno.ENODEV, "no DIMM waits to be added")
+        dimm = waiting[0]
+        for addr in range(dimm.addr, dimm.addr + dimm.size, m.block_size):
+            probe_store(m, f"{addr:#x}\n")
+        return
+    addr = kstrtoull(text)
+    if addr % m.block_size:
+        raise kernel_error(-errno.EINVAL, f"{addr:#x} is no multiple of {m.block_size:#x}")
+    __add_memory(m, memory_add_physaddr_to_nid(m, addr), addr, m.block_size)
+
+
+memory_probe_store = probe_store
+
+
+def _auto_online_store(m: Machine, text: str) -> None:
+    if word(text) not in ONLINE_TYPES:
+        raise kernel_error(
+            -errno.EINVAL,
+            f"auto_online_blocks: {word(text)!r}; allowed: {', '.join(ONLINE_TYPES)}",
+        )
+    m.mhp_default_online_type = ONLINE_TYPES.index(word(text))
+
+
+def _memory_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    name = match[1]
+    if name == "block_size_bytes":
+        return readonly(lambda m: f"{m.block_size:x}\n")
+    if name == "auto_online_blocks":
+        return Entry(
+            0o644, lambda m: ONLINE_TYPES[m.mhp_default_online_type] + "\n", _auto_online_store
+        )
+    if name == "probe" and m.config.probe:
+        return Entry(0o200, write=probe_store)
+    if name == "soft_offline_page" and m.config.memory_failure:
+        return Entry(0o200, write=lambda m, t: soft_offline(m, kstrtoull(t)))
+    if name == "hard_offline_page" and m.config.memory_failure:
+        return Entry(0o200, write=lambda m, t: hard_offline(m, kstrtoull(t)))
+    if name == "uevent":
+        return Entry(
+            0o644,
+            lambda m: "",
+            lambda m, t: synthetic_uevent(m, "/devices/system/memory", "memory", t),
+        )
+    return None
+
+
+def _memory_names(m: Machine) -> list[str]:
+    fixed = ["auto_online_blocks", "block_size_bytes", "power", "uevent"]
+    fixed += ["probe"] * m.config.probe
+    fixed += ["hard_offline_page", "soft_offline_page"] * m.config.memory_failure
+    return fixed + [f"memory{b}" for b in m.memory_blocks]
+
+
+def valid_zones_show(m: Machine, block: MemoryBlock) -> str:
+    """Return the zones that a block is in, or could be onlined to, the default first."""
+    if block.state == "online":
+        return f"{block.zone.name if block.zone is not None else 'none'}\n"
+    start, nr = block_range(m, block)
+
+    def name(kind: int) -> str:
+        return zone_for_pfn_range(m, kind, block.nid, block.group, start, nr).name
+
+    default = name(MMOP_ONLINE)
+    others = [n for n in (name(MMOP_ONLINE_KERNEL), name(MMOP_ONLINE_MOVABLE)) if n != default]
+    return " ".join([default, *others]) + "\n"
+
+
+def _online_store(m: Machine, block: MemoryBlock, text: str) -> None:
+    if kstrtobool(text):
+        device_online(m, block)
+    else:
+        device_offline(m, block)
+
+
+def _block_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    block = m.memory_blocks.get(int(match[1]))
+    if block is None:
+        return None
+    name = match[2]
+    shows = {
+        "removable": lambda m: "1\n",
+        "phys_index": lambda m: f"{block.block_id:08x}\n",
+        "phys_device": lambda m: "0\n",
+        "valid_zones": lambda m: valid_zones_show(m, block),
+    }
+    if name in shows:
+        return readonly(shows[name])
+    if name == "state":
+        return Entry(
+            0o644, lambda m: f"{block.state}\n", lambda m, t: state_store(m, block, word(t))
+        )
+    if name == "online":
+        return Entry(
+            0o644,
+            lambda m: f"{int(block.state != 'offline')}\n",
+            lambda m, t: _online_store(m, block, t),
+        )
+    if name == "uevent":
+        return Entry(
+            0o644, lambda m: "", lambda m, t: synthetic_uevent(m, block.devpath, "memory", t)
+        )
+    if name == "subsystem":
+        return link("../../../../bus/memory")
+    if name == "firmware_node" and block.firmware_node:
+        return link(f"../../../LNXSYSTM:00/LNXSYBUS:00/PNP0A06:04/{block.firmware_node}")
+    if name == "power":
+        return directory(POWER)
+    if name.startswith("node") and name[4:].isdigit() and int(name[4:]) in block.nodes:
+        return link(f"../../node/{name}")
+    return None
+
+
+def _block_dir(m: Machine, match: re.Match[str]) -> Entry | None:
+    block = m.memory_blocks.get(int(match[1]))
+    if block is None:
+        return None
+    names = [
+        "online",
+        "phys_device",
+        "phys_index",
+        "power",
+        "removable",
+        "state",
+        "subsystem",
+        "uevent",
+        "valid_zones",
+    ]
+    names += [f"node{n}" for n in block.nodes] + ["firmware_node"] * bool(block.firmware_node)
+    return directory(names)
+
+
+ENTRIES = (
+    (MEMORY, lambda m, _: directory(_memory_names(m))),
+    (rf"{MEMORY}/memory(\d+)", _block_dir),
+    (rf"{MEMORY}/(\w+)", _memory_file),
+    (rf"{MEMORY}/memory(\d+)/(\w+)", _block_file),
+    (rf"({MEMORY}(?:/memory\d+)?)/power/(\w+)", power_file),
+    (rf"{MEMORY}/power", lambda m, _: directory(POWER)),
+    (
+        r"/sys/bus/memory/devices",
+        lambda m, _: directory(f"memory{b}" for b in m.memory_blocks),
+    ),
+)

@@ -1,0 +1,131 @@
+"""/sys/devices/system/node (drivers/base/node.c)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from kmm import procfs
+from kmm.node import node_states_text
+from kmm.page_alloc import drain_all_pages
+from kmm.params import format_list
+from kmm.sysfs_entry import (
+    POWER,
+    Entry,
+    directory,
+    link,
+    power_file,
+    readonly,
+    synthetic_uevent,
+)
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+NODE = "/sys/devices/system/node"
+
+
+def _node_mask(m: Machine, match: re.Match[str]) -> Entry | None:
+    if match[1] == "uevent":
+        return Entry(
+            0o644, lambda m: "", lambda m, t: synthetic_uevent(m, "/devices/system/node", "node", t)
+        )
+    if match[1] not in node_states_text(m):
+        return None
+    return readonly(lambda m: format_list(sorted(node_states_text(m)[match[1]])) + "\n")
+
+
+def _distance(m: Machine, nid: int) -> str:
+    return " ".join(str(m.node_distance(nid, n)) for n in sorted(m.n_online)) + "\n"
+
+
+def _cpumap(m: Machine, nid: int) -> str:
+    mask = sum(1 << cpu for cpu in m.cpus_of_node(nid))
+    width = m.nr_cpus
+    words = []
+    while width > 0:
+        words.append(f"{mask & 0xFFFFFFFF:0{-(-min(width, 32) // 4)}x}")
+        mask, width = mask >> 32, width - 32
+    return ",".join(reversed(words)) + "\n"
+
+
+def _numastat(m: Machine, nid: int) -> str:
+    zones = m.nodes[nid].zones
+    names = (
+        ("numa_hit",) * 2,
+        ("numa_miss",) * 2,
+        ("numa_foreign",) * 2,
+        ("interleave_hit", "numa_interleave"),
+        ("local_node", "numa_local"),
+        ("other_node", "numa_other"),
+    )
+    return "".join(f"{a} {sum(z.vmstat.get(b, 0) for z in zones)}\n" for a, b in names)
+
+
+def _node_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    nid, name = int(match[1]), match[2]
+    if nid not in m.node_devices:
+        return None
+    shows = {
+        "cpulist": lambda m: format_list(m.cpus_of_node(nid)) + "\n",
+        "cpumap": lambda m: _cpumap(m, nid),
+        "distance": lambda m: _distance(m, nid),
+        "meminfo": lambda m: procfs.node_meminfo(m, nid),
+        "numastat": lambda m: _numastat(m, nid),
+        "vmstat": lambda m: procfs.vmstat_lines(m, m.nodes[nid]),
+    }
+    if name in shows:
+        return readonly(shows[name])
+    if name == "compact":
+        return Entry(0o200, write=lambda m, t: drain_all_pages(m))
+    if name == "uevent":
+        path = f"/devices/system/node/node{nid}"
+        return Entry(0o644, lambda m: "", lambda m, t: synthetic_uevent(m, path, "node", t))
+    if name == "subsystem":
+        return link("../../../../bus/node")
+    if name == "power":
+        return directory(POWER)
+    if name.startswith("memory") and name[6:].isdigit():
+        block = m.memory_blocks.get(int(name[6:]))
+        return link(f"../../memory/{name}") if block is not None and nid in block.nodes else None
+    if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in m.cpus_of_node(nid):
+        return link(f"../../cpu/{name}")
+    return None
+
+
+def _node_dir(m: Machine, match: re.Match[str]) -> Entry | None:
+    nid = int(match[1])
+    if nid not in m.node_devices:
+        return None
+    names = [
+        "compact",
+        "cpulist",
+        "cpumap",
+        "distance",
+        "meminfo",
+        "numastat",
+        "power",
+        "subsystem",
+        "uevent",
+        "vmstat",
+    ]
+    names += [f"cpu{c}" for c in m.cpus_of_node(nid)]
+    return directory(
+        names + [f"memory{b.block_id}" for b in m.memory_blocks.values() if nid in b.nodes]
+    )
+
+
+ENTRIES = (
+    (
+        NODE,
+        lambda m, _: directory(
+            [*node_states_text(m), "uevent", "power", *(f"node{n}" for n in m.node_devices)]
+        ),
+    ),
+    (rf"{NODE}/power", lambda m, _: directory(POWER)),
+    (rf"({NODE}(?:/node\d+)?)/power/(\w+)", power_file),
+    (rf"{NODE}/node(\d+)", _node_dir),
+    (rf"{NODE}/(\w+)", _node_mask),
+    (rf"{NODE}/node(\d+)/(\w+)", _node_file),
+    (r"/sys/bus/node/devices", lambda m, _: directory(f"node{n}" for n in m.node_devices)),
+)
