@@ -151,3 +151,34 @@ def test_without_the_handler_devices_are_left_alone() -> None:
     assert 32 not in m.memory_blocks
     assert m.unplug("a") == 0
     m.validate()
+
+
+@pytest.mark.parametrize(
+    ("function", "nth"),
+    [
+        ("memory_group_register_static", 1),
+        ("__add_memory", 1),
+        ("sparse_add_section", 2),
+        ("add_memory_block", 2),
+    ],
+)
+def test_an_add_that_fails_leaves_the_dimm_alone(m: Machine, function: str, nth: int) -> None:
+    before = dump(m)
+    m.trace(recording=False).fail(function, errno.ENOMEM, nth)
+    assert m.plug("a", 1, DIMM, 2 * BLOCK) == 0
+    m.kprobes = None
+    assert [d for d in differences(before, dump(m)) if not d.startswith("/dimms")] == []
+    m.validate()
+    assert m.unplug("a") == 0
+    assert m.plug("b", 1, DIMM, 2 * BLOCK) == 0
+    assert m.read(f"{MEMORY}/memory33/state") == "offline\n"
+    m.validate()
+
+
+@pytest.mark.parametrize("function", ["offline_pages", "start_isolate_page_range", "memory_notify"])
+def test_an_ejection_that_fails_once_succeeds_in_the_second_pass(m: Machine, function: str) -> None:
+    m.plug("a", 1, DIMM, 2 * BLOCK)
+    m.write(f"{MEMORY}/memory32/state", "online_movable")
+    m.trace(recording=False).fail(function, errno.EBUSY)
+    assert m.unplug("a") == 0
+    m.validate()

@@ -289,3 +289,7 @@ def eject_store(m: Machine, device: AcpiDevice, text: str) -> None:
     if not device.attached or not m.acpi_memory_enabled:
         raise kernel_error(-19, f"{device.name} has no driver")
     acpi_device_hotplug(m, device, ACPI_OST_EC_OSPM_EJECT)
+
+
+# The name in older kernels, for its loop over address ranges.
+acpi_memory_device_add_memory = acpi_memory_enable_device

@@ -253,3 +253,7 @@ def register_memory_notifier(m: Machine, notifier: MemoryNotifier) -> None:
 def unregister_memory_notifier(m: Machine, notifier: MemoryNotifier) -> None:
     """Leave the chain."""
     m.memory_notifiers.remove(notifier)
+
+
+# The name in older kernels.
+register_new_memory = create_memory_block_devices

@@ -37,6 +37,7 @@ from kmm.node import (
     kcompactd_stop,
     kswapd_run,
     kswapd_stop,
+    node_set_online,
     register_memory_blocks_under_node,
     unregister_one_node,
 )
@@ -256,7 +257,7 @@ def add_memory_resource(m: Machine, nid: int, res: Resource, mhp_flags: int = MH
             m.ops.arch_remove_memory(m, start, size)
             raise
     if new_node:
-        m.n_online.add(nid)
+        node_set_online(m, nid)
         __register_one_node(m, nid)
     register_memory_blocks_under_node(m, nid, start, size)
     if res.name == "System RAM":
@@ -485,12 +486,17 @@ def adjust_present_page_count(
             group.present_kernel_pages += nr_pages
 
 
-def online_pages_range(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
-    """Hand the range to the allocator in the largest aligned blocks, isolated still."""
+def generic_online_page(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
+    """Free the pages of a range; the kernel calls it once for each of the blocks this makes."""
     zone.managed_pages += nr_pages
     m.totalram_pages += nr_pages
     chunks = zone.free_range_core(start_pfn, nr_pages, MIGRATE_ISOLATE, FPI_TO_TAIL)
     note(m, "generic_online_page", chunks)
+
+
+def online_pages_range(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
+    """Hand the range to the allocator in the largest aligned blocks, isolated still."""
+    generic_online_page(m, zone, start_pfn, nr_pages)
     online_mem_sections(m, start_pfn, start_pfn + nr_pages)
 
 
@@ -866,3 +872,5 @@ grow_zone_span = resize_zone_range
 grow_pgdat_span = resize_pgdat_range
 memmap_init_zone = memmap_init_range
 __add_zone = move_pfn_range_to_zone
+online_page = generic_online_page
+find_next_system_ram = walk_system_ram_range

@@ -18,6 +18,14 @@ def __register_one_node(m: Machine, nid: int) -> None:
     m.uevent("add", f"/devices/system/node/node{nid}", "node")
 
 
+register_one_node = __register_one_node
+
+
+def node_set_online(m: Machine, nid: int) -> None:
+    """Mark a node online."""
+    m.n_online.add(nid)
+
+
 @traced
 def unregister_one_node(m: Machine, nid: int) -> None:
     """Remove a node's directory."""

@@ -191,3 +191,9 @@ def offline_mem_sections(m: Machine, start_pfn: int, end_pfn: int) -> None:
     """Mark the sections of a range offline."""
     first, last = start_pfn >> PFN_SECTION_SHIFT, -(-end_pfn // PAGES_PER_SECTION)
     m.sections["flags"][first:last] &= 0xFFFF ^ SECTION_IS_ONLINE
+
+
+# Names in older kernels.
+__add_section = sparse_add_section
+sparse_add_one_section = sparse_add_section
+sparse_remove_one_section = sparse_remove_section

@@ -74,9 +74,8 @@ SYMBOLS: tuple[Symbol, ...] = (
     ),
     *_rows(_HOTPLUG, "memory_hotplug", "memory_block_online memory_block_offline", traceable=False),
     Symbol("__register_one_node", "drivers/base/node.c", "node", older=("register_one_node",)),
-    *_rows(
-        "drivers/base/node.c", "node", "unregister_one_node unregister_memory_block_under_nodes"
-    ),
+    *_rows("drivers/base/node.c", "node", "unregister_one_node"),
+    Symbol("unregister_memory_block_under_nodes", "drivers/base/node.c", "memory_block"),
     Symbol("add_memory", _HOTPLUG, "memory_hotplug", traceable=False),
     *_rows(
         _HOTPLUG,
@@ -179,15 +178,20 @@ SYMBOLS: tuple[Symbol, ...] = (
     *_rows(
         "mm/page_isolation.c",
         "page_isolation",
-        "start_isolate_page_range undo_isolate_page_range test_pages_isolated "
+        "start_isolate_page_range undo_isolate_page_range test_pages_isolated",
+    ),
+    *_rows(
+        "mm/page_isolation.c",
+        "_scan",
         "isolate_single_pageblock unset_migratetype_isolate",
+        note="the engine does a whole range at a time",
     ),
     Symbol("lru_cache_disable", "mm/swap.c", "memory_hotplug", "stub"),
     Symbol("dissolve_free_huge_pages", "mm/hugetlb.c", "memory_hotplug", "stub"),
     *_rows("mm/vmscan.c", "node", "kswapd_run kswapd_stop"),
     *_rows("mm/compaction.c", "node", "kcompactd_run kcompactd_stop"),
     Symbol("writeback_set_ratelimit", "mm/page-writeback.c", "watermarks"),
-    Symbol("node_set_online", "include/linux/nodemask.h", "memory_hotplug", traceable=False),
+    Symbol("node_set_online", "include/linux/nodemask.h", "node", traceable=False),
     Symbol(
         "cpuset_track_online_nodes",
         "kernel/cgroup/cpuset.c",
@@ -197,12 +201,12 @@ SYMBOLS: tuple[Symbol, ...] = (
         note="follows the nodes with memory at once, not from a work queue",
     ),
     Symbol(
-        "nr_free_zone_pages",
+        "nr_free_pagecache_pages",
         _ALLOC,
         "zonelists",
+        "renamed",
         traceable=False,
-        older=("vm_total_pages", "nr_free_pagecache_pages"),
-        note="the total that build_all_zonelists computes and logs",
+        note="gone in 6.1; build_all_zonelists logs it, Machine.vm_total_pages keeps it",
     ),
     Symbol(
         "try_to_free_pages",

@@ -184,3 +184,7 @@ def writeback_set_ratelimit(m: Machine) -> None:
     )
     dirtyable = max(0, free - m.totalreserve_pages) + filelru + 1
     m.ratelimit_pages = max(16, dirtyable * 20 // 100 // (m.nr_cpus * 32))
+
+
+# The name in older kernels.
+setup_per_zone_pages_min = setup_per_zone_wmarks

@@ -99,3 +99,8 @@ def build_all_zonelists(m: Machine, pgdat: PgData | None = None) -> None:
 def zones_above(pgdat: PgData, zone_idx: int) -> list[Zone]:
     """The zones of a node above an index."""
     return pgdat.zones[zone_idx + 1 : MAX_NR_ZONES]
+
+
+def nr_free_pagecache_pages(m: Machine) -> int:
+    """Return the total that build_all_zonelists logs, as it would be now (an older name)."""
+    return nr_free_zone_pages(m, ZONE_MOVABLE)

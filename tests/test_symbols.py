@@ -1,0 +1,103 @@
+"""Every name, today's and older ones, leads to a function; chains print in both vocabularies."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from kmm import Machine
+from kmm.symbols import OLDER, RESOLVES, SYMBOLS, TRACEABLE, display, resolve
+from kmm.trace import visible_calls
+from kmm.views import call_tree
+from tests.conftest import DIMM, recording
+
+OLDER_NAMES = """hotadd_new_pgdat free_area_init_node __add_section sparse_add_one_section
+    sparse_remove_one_section __add_zone memmap_init_zone register_new_memory grow_zone_span
+    grow_pgdat_span online_page find_next_system_ram setup_per_zone_pages_min
+    memory_probe_store acpi_memory_device_add_memory release_memory_resource""".split()
+SAME = """node_set_online cpuset_track_online_nodes __register_one_node kswapd_run
+    writeback_set_ratelimit init_currently_empty_zone register_memory_resource arch_add_memory
+    __add_pages online_pages offline_pages build_all_zonelists try_to_free_pages wakeup_kswapd
+    add_memory __add_memory add_pages nr_free_pagecache_pages""".split()
+
+
+def test_names_are_listed_once() -> None:
+    names = [s.name for s in SYMBOLS]
+    assert len(set(names)) == len(names)
+    assert {s.status for s in SYMBOLS} <= {"faithful", "adapted", "stub", "renamed"}
+    assert all(s.note for s in SYMBOLS if s.status == "adapted")
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS, ids=lambda s: s.name)
+def test_a_symbol_is_where_the_table_says(symbol) -> None:
+    if not symbol.module or symbol.module.startswith("_"):
+        return
+    module = importlib.import_module(f"kmm.{symbol.module}")
+    function = getattr(module, symbol.name, None)
+    assert callable(function), f"{symbol.module}.{symbol.name}"
+    assert function.__doc__
+    for old in symbol.older:
+        if old != "release_memory_resource":  # remains a function of its own
+            assert getattr(module, old) is function
+
+
+@pytest.mark.parametrize("name", OLDER_NAMES)
+def test_older_names_resolve(name: str) -> None:
+    assert name in RESOLVES
+    assert resolve(name) in {s.name for s in SYMBOLS}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_names_that_stayed_are_listed(name: str) -> None:
+    assert resolve(name) == name
+    assert name in {s.name for s in SYMBOLS}
+
+
+def test_both_vocabularies() -> None:
+    assert display("hotadd_init_pgdat", "old") == "hotadd_new_pgdat"
+    assert display("hotadd_init_pgdat", "6.1") == "hotadd_init_pgdat"
+    assert all(resolve(old) == new for new, old in OLDER.items())
+
+
+def test_every_recorded_function_is_known() -> None:
+    seen = {
+        call[1]
+        for name in ("movable_node", "auto_online", "memmap_on_memory", "probe", "veto")
+        for step in recording(name)["steps"]
+        for call in step.get("calls", [])
+    }
+    assert seen <= TRACEABLE
+
+
+def test_a_chain_is_recorded_with_callers(m: Machine) -> None:
+    probes = m.trace()
+    m.plug("a", 1, DIMM, 128 << 20)
+    text = call_tree(probes.calls)
+    assert "acpi_device_hotplug()" in text
+    assert "sparse_add_section()" in text
+    hidden = visible_calls(probes.calls, TRACEABLE)
+    assert "sparse_add_section" not in {name for _, name, _ in hidden}
+    m.kprobes = None
+    count = len(probes.calls)
+    m.write("/sys/devices/system/memory/memory32/online", "1")
+    assert len(probes.calls) == count
+    m.validate()
+
+
+def test_hidden_callers_hand_their_callees_up() -> None:
+    calls = [
+        [0, "a", 1],
+        [1, "x", 1],
+        [2, "b", 2],
+        [1, "b", 1],
+        [2, "c", 1],
+        [0, "x", 1],
+        [1, "d", 1],
+    ]
+    assert visible_calls(calls, {"a", "b", "c", "d"}) == [
+        [0, "a", 1],
+        [1, "b", 3],
+        [2, "c", 1],
+        [0, "d", 1],
+    ]
