@@ -220,3 +220,45 @@ def test_machines_do_not_share_state() -> None:
     one.write("/proc/sys/vm/min_free_kbytes", "9999")
     assert differences(before, dump(two)) == []
     two.validate()
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda m: m.plug("a", -1, DIMM, SECTION), "nid: -1; allowed"),
+        (lambda m: m.plug("a", "x", DIMM, SECTION), "nid: 'x'; allowed"),
+        (lambda m: m.plug("a", 1, DIMM, -SECTION), "size: -134217728; allowed"),
+        (lambda m: m.plug("a", 1, 4.5, SECTION), "start: 4.5; allowed"),
+        (lambda m: m.plug(7, 1, DIMM, SECTION), "dimm_id: 7; allowed: text"),
+        (lambda m: m.write("/proc/sys/vm/min_free_kbytes", 5000), "value: 5000; allowed: text"),
+        (lambda m: m.read(None), "path: None; allowed: text"),
+        (lambda m: m.alloc_pages(11), "order: 11; allowed: a number from 0 to 10"),
+        (lambda m: m.alloc_pages(nid=9), r"nid: 9; allowed: \[0, 1\]"),
+        (lambda m: m.alloc_pages(0, "x"), "gfp: 'x'; allowed"),
+        (lambda m: m.alloc_pages_bulk(-1), "n: -1; allowed"),
+        (lambda m: m.alloc_pages_bulk(1, 12), "order: 12; allowed"),
+        (lambda m: m.alloc_pages_bulk(9, out=np.zeros(3, dtype=np.uint64)), "out: allowed"),
+        (lambda m: m.alloc_pages_bulk(3, out=np.zeros(3, dtype=np.int32)), "out: allowed"),
+        (lambda m: m.free_pages(-1), "pfn: -1; allowed"),
+        (lambda m: m.free_pages(5, 12), "order: 12; allowed"),
+        (lambda m: m.free_pages_bulk([-1]), "pfns: allowed"),
+        (lambda m: m.free_pages_bulk(["a"]), "pfns: allowed"),
+        (lambda m: m.kpageflags(0, -1), "count: -1; allowed"),
+    ],
+)
+def test_bad_arguments_are_named_and_change_nothing(act: Any, message: str) -> None:
+    m = two_nodes()
+    before = dump(m)
+    with pytest.raises(KernelError, match=message):
+        act(m)
+    assert differences(before, dump(m)) == []
+    m.validate()
+
+
+def test_a_block_freed_twice_in_one_call_frees_nothing() -> None:
+    m = two_nodes()
+    pfn = m.alloc_pages()
+    with pytest.raises(KernelError, match="index 1"):
+        m.free_pages_bulk([pfn, pfn])
+    m.free_pages(pfn)
+    m.validate()

@@ -7,6 +7,7 @@ class of one errno or ``OSError`` and look at ``errno``, as a program on Linux w
 from __future__ import annotations
 
 import errno as _errno
+import operator
 import os
 from typing import NoReturn
 
@@ -173,3 +174,28 @@ def bug(where: str, what: str) -> NoReturn:
     :raises ImpossibleState: always.
     """
     raise ImpossibleState(f"{where}: {what}")
+
+
+def check_number(name: str, value: object, low: int, high: int) -> int:
+    """Return an argument that has to be a whole number between two limits.
+
+    :param name: the argument's name, for the message; low, high: what is allowed, inclusive.
+    :raises InvalidArgument: naming the argument, its value and what is allowed.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise kernel_error(-22, f"{name}: {value!r}; allowed: a number from {low} to {high}")
+    return number
+
+
+def check_text(name: str, value: object) -> str:
+    """Return an argument that has to be text.
+
+    :raises InvalidArgument: naming the argument and its value.
+    """
+    if not isinstance(value, str):
+        raise kernel_error(-22, f"{name}: {value!r}; allowed: text")
+    return value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _memmap
+from kmm import _buddy, _memmap
 from kmm.acpi_memhotplug import (
     ACPI_NOTIFY_DEVICE_CHECK,
     ACPI_NOTIFY_EJECT_REQUEST,
@@ -19,7 +19,15 @@ from kmm.acpi_memhotplug import (
     acpi_device_hotplug,
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
-from kmm.errors import FirmwareRefused, KernelError
+from kmm.errors import (
+    ConfigError,
+    FirmwareRefused,
+    KernelError,
+    check,
+    check_number,
+    check_text,
+    kernel_error,
+)
 from kmm.firmware import Dimm, check_plug, pxm_to_node_map
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
@@ -29,6 +37,7 @@ from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,
     LOCAL_DISTANCE,
     MAX_NR_ZONES,
+    MAX_ORDER,
     NR_PAGES_MAX,
     PAGE_SHIFT,
     PFN_SECTION_SHIFT,
@@ -84,6 +93,8 @@ class Machine:
     """
 
     def __init__(self, config: MachineConfig | None = None) -> None:
+        if config is not None and not isinstance(config, MachineConfig):
+            raise ConfigError(f"config: {config!r}; allowed: a MachineConfig (see from_dict)")
         self._prepare(config or MachineConfig())
         from kmm.boot import boot
 
@@ -330,6 +341,10 @@ class Machine:
         crs: tuple[tuple[int, int], ...] | None = None,
         sta: int = 0xF,
     ) -> AcpiDevice:
+        check_text("dimm_id", dimm_id)
+        nid = check_number("nid", nid, 0, (1 << 31) - 1)
+        start = check_number("start", start, 0, (1 << 64) - 1)
+        size = check_number("size", size, 0, (1 << 64) - 1)
         slot = check_plug(self, dimm_id, nid, start, size)
         device = self.acpi_devices[slot]
         device.dimm = self.dimms[dimm_id] = Dimm(dimm_id, nid, start, size, slot, crs, sta)
@@ -397,7 +412,7 @@ class Machine:
         """
         from kmm.sysfs import read
 
-        return read(self, path)
+        return read(self, check_text("path", path))
 
     def write(self, path: str, value: str) -> None:
         """Write a value (a newline is added) to a file of /proc or /sys.
@@ -406,13 +421,23 @@ class Machine:
         """
         from kmm.sysfs import write
 
-        write(self, path, value)
+        write(self, check_text("path", path), check_text("value", value))
 
     def listdir(self, path: str) -> list[str]:
         """Return the names in a directory of /proc or /sys, sorted."""
         from kmm.sysfs import listdir
 
-        return listdir(self, path)
+        return listdir(self, check_text("path", path))
+
+    def kpageflags(self, pfn: int, count: int) -> npt.NDArray[np.uint64]:
+        """Return /proc/kpageflags of a range: a uint64 word (KPF_* bits) a page.
+
+        :param pfn: first page; count: pages.
+        """
+        check_number("pfn", pfn, 0, NR_PAGES_MAX - 1)
+        words = np.zeros(check_number("count", count, 0, NR_PAGES_MAX - pfn), dtype=np.uint64)
+        self.memmap_engine.kpageflags(pfn, words)
+        return words
 
     # -- pages ------------------------------------------------------------------------
 
@@ -421,10 +446,14 @@ class Machine:
 
         :raises OutOfMemory: if no zone has one.
         """
+        check_number("order", order, 0, MAX_ORDER - 1)
+        check_number("gfp", gfp, 0, (1 << 32) - 1)
         return _alloc_pages_of(self, gfp, order, self._nid(nid))
 
     def free_pages(self, pfn: int, order: int = 0) -> None:
         """Free a block; misuse raises (see page_alloc.__free_pages)."""
+        check_number("pfn", pfn, 0, (1 << 64) - 1)
+        check_number("order", order, 0, MAX_ORDER - 1)
         _free_pages_of(self, pfn, order)
 
     def alloc_pages_bulk(
@@ -439,6 +468,18 @@ class Machine:
 
         :param out: a uint64 array of at least n to fill; a part of it is returned.
         """
+        check_number("n", n, 0, NR_PAGES_MAX)
+        check_number("order", order, 0, MAX_ORDER - 1)
+        check_number("gfp", gfp, 0, (1 << 32) - 1)
+        if out is not None and (
+            not isinstance(out, np.ndarray)
+            or out.dtype != np.uint64
+            or out.ndim != 1
+            or len(out) < n
+            or not out.flags.c_contiguous
+            or not out.flags.writeable
+        ):
+            raise kernel_error(-22, f"out: allowed: a writable uint64 array of at least {n}")
         room = np.empty(n, dtype=np.uint64) if out is None else out[:n]
         return room[: alloc_pages_bulk(self, room, order, gfp, self._nid(nid))]
 
@@ -447,10 +488,11 @@ class Machine:
 
         :raises KernelError: naming the first pfn that cannot be freed.
         """
-        from kmm import _buddy
-        from kmm.errors import check
-
-        array = np.ascontiguousarray(pfns, dtype=np.uint64)
+        check_number("order", order, 0, MAX_ORDER - 1)
+        try:
+            array = np.ascontiguousarray(pfns, dtype=np.uint64).reshape(-1)
+        except (ValueError, TypeError, OverflowError):
+            raise kernel_error(-22, "pfns: allowed: numbers from 0 to 2^64 - 1") from None
         code, index = _buddy.free_pages_bulk(self.memmap_engine, array, order, self.this_cpu)
         if code:
             check(code, f"free of pfn {int(array[index]):#x} (index {index}), order {order}")
@@ -459,8 +501,6 @@ class Machine:
         if nid is None:
             return self.this_node()
         if nid not in self.nodes:
-            from kmm.errors import kernel_error
-
             raise kernel_error(-22, f"nid: {nid}; allowed: {sorted(self.nodes)}")
         return nid
 
