@@ -257,8 +257,11 @@ def test_bad_arguments_are_named_and_change_nothing(act: Any, message: str) -> N
 
 def test_a_block_freed_twice_in_one_call_frees_nothing() -> None:
     m = two_nodes()
-    pfn = m.alloc_pages()
-    with pytest.raises(KernelError, match="index 1"):
-        m.free_pages_bulk([pfn, pfn])
-    m.free_pages(pfn)
+    for order in (0, 3, 9, 10):
+        pfns = m.alloc_pages_bulk(3, order).tolist()
+        before = dump(m)
+        with pytest.raises(KernelError, match="index 3"):
+            m.free_pages_bulk([*pfns, pfns[0]], order)
+        assert differences(before, dump(m)) == []
+        m.free_pages_bulk(pfns, order)
     m.validate()

@@ -479,26 +479,53 @@ cdef int64_t rmqueue(mem_t *mem, zone_t *zone, int order, int mt, int flags, int
     return pfn
 
 
-cdef int free_pages_prepare(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
-    """Check that a block of this order was handed out at pfn, and forget that it was."""
-    cdef int kind, found
+cdef int claim_allocated(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
+    """Check that a block of this order was handed out at pfn, and mark that it is being freed."""
+    cdef pageblock_t *block
+    cdef page_t *page
     if pfn >= mem.nr_pages or page_zone(mem, pfn) == NULL or not section_online(mem, pfn):
         return -EFAULT
     if pfn & ((<pfn_t> 1 << order) - 1):
         return -EINVAL
     if order >= PAGEBLOCK_ORDER:
-        kind, found = mem.blocks[pfn >> PAGEBLOCK_ORDER].kind, mem.blocks[pfn >> PAGEBLOCK_ORDER].order
-    else:
-        kind, found = page_kind(&mem.pages[pfn]), page_order(&mem.pages[pfn])
-    if kind != KIND_ALLOCATED:
+        block = &mem.blocks[pfn >> PAGEBLOCK_ORDER]
+        if block.kind != KIND_ALLOCATED:
+            return -EEXIST
+        if block.order != order:
+            return -EINVAL
+        touch_block(mem, pfn)
+        block.kind = KIND_NONE
+        return 0
+    page = &mem.pages[pfn]
+    if page_kind(page) != KIND_ALLOCATED:
         return -EEXIST
-    if found != order:
+    if page_order(page) != order:
         return -EINVAL
+    touch_page(mem, pfn)
+    page.flags &= ~<uint32_t> PF_KIND
+    return 0
+
+
+cdef void unclaim_allocated(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
+    if order >= PAGEBLOCK_ORDER:
+        mem.blocks[pfn >> PAGEBLOCK_ORDER].kind = KIND_ALLOCATED
+    else:
+        mem.pages[pfn].flags |= KIND_ALLOCATED << PF_KIND_SHIFT
+
+
+cdef void forget_allocated(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
     clear_block_state(mem, pfn, order)
     if order < PAGEBLOCK_ORDER:
         mem.pages[pfn].refcount = 0
         mem.pages[pfn].flags &= PF_HWPOISON
-    return 0
+
+
+cdef int free_pages_prepare(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
+    """Check that a block of this order was handed out at pfn, and forget that it was."""
+    cdef int rc = claim_allocated(mem, pfn, order)
+    if rc == 0:
+        forget_allocated(mem, pfn, order)
+    return rc
 
 
 cdef void drain_pages(mem_t *mem, zone_t *zone, int cpu) noexcept nogil:
@@ -825,17 +852,15 @@ def free_pages_bulk(MemMap memmap, const uint64_t[::1] pfns, int order, int cpu=
     cdef mem_t *mem = &memmap.mem
     with nogil:
         while done < n:
-            rc = free_pages_prepare(mem, pfns[done], order)
+            rc = claim_allocated(mem, pfns[done], order)
             if rc:
                 break
             done += 1
-        if rc:
-            for i in range(done):
-                set_block_state(mem, pfns[i], order, KIND_ALLOCATED, MIGRATE_MOVABLE)
-                if order < PAGEBLOCK_ORDER:
-                    mem.pages[pfns[i]].refcount = 1
-        else:
-            for i in range(n):
+        for i in range(done):
+            if rc:
+                unclaim_allocated(mem, pfns[i], order)
+            else:
+                forget_allocated(mem, pfns[i], order)
                 free_unref_page(mem, page_zone(mem, pfns[i]), pfns[i], order, cpu)
     return rc, done
 
