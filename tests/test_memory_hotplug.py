@@ -429,3 +429,13 @@ def test_auto_online_failure_leaves_the_memory_added(m: Machine) -> None:
     assert m.plug("a", 1, DIMM, 2 * BLOCK) == 0
     assert m.read(STATE % 32) == "offline\n"
     m.validate()
+
+
+def test_max_pfn_and_the_policy_zone_never_fall(m: Machine) -> None:
+    add(m)
+    m.write(STATE % 32, "online_kernel")
+    assert (m.max_pfn, m.policy_zone) == (0x120000, 2)
+    mh.offline_and_remove_memory(m, DIMM, 4 * BLOCK)
+    assert (m.max_pfn, m.policy_zone) == (0x120000, 2)
+    assert m.log[-1] == "Policy zone: Normal"
+    m.validate()

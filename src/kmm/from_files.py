@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kmm import boot, freelists
@@ -42,6 +44,42 @@ VM = "/proc/sys/vm/"
 REQUIRED = ("/proc/iomem", "/proc/zoneinfo")
 
 ZoneFields = dict[str, str]
+
+
+_TREE = (
+    "proc/iomem proc/zoneinfo proc/buddyinfo proc/pagetypeinfo proc/meminfo proc/cmdline "
+    "proc/sys/vm/* sys/devices/system/memory/* sys/devices/system/memory/memory*/state "
+    "sys/devices/system/memory/memory*/valid_zones sys/devices/system/memory/memory*/node* "
+    "sys/devices/system/node/* sys/devices/system/node/node*/cpulist "
+    "sys/devices/system/node/node*/distance sys/module/memory_hotplug/parameters/* "
+    "sys/kernel/mm/transparent_hugepage/enabled"
+).split()
+
+
+def read_tree(root: str | os.PathLike[str] = "/") -> dict[str, str]:
+    """Collect from a directory what Machine.from_files takes.
+
+    :param root: ``/`` for the machine that this runs on, or a directory with a saved copy of
+        its ``/proc`` and ``/sys``; links may be files there.
+    :return: path to text; a link or directory has the text ``link``, and a file that exists but
+        cannot be read, an empty one.
+    :raises ConfigError: if the directory has none of the files.
+    """
+    base = Path(root)
+    files: dict[str, str] = {}
+    for pattern in _TREE:
+        for path in sorted(base.glob(pattern)):
+            name = "/" + str(path.relative_to(base))
+            if path.is_symlink() or path.is_dir():
+                files[name] = "link"
+                continue
+            try:
+                files[name] = path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
+            except OSError:
+                files[name] = ""
+    if not files:
+        raise ConfigError(f"{root}: no /proc and /sys files of a machine in it")
+    return files
 
 
 def parse_zoneinfo(text: str) -> dict[tuple[int, str], ZoneFields]:
@@ -206,7 +244,8 @@ def _blocks(m: Machine, files: Mapping[str, str], zones: dict[tuple[int, str], Z
         int(match[1]) for path in files if (match := re.match(MEMORY + r"memory(\d+)/state$", path))
     )
     if not ids:
-        raise ConfigError(f"{MEMORY}memoryN/state: missing for every N")
+        # A kernel without memory hot-plug has no block devices; its RAM is online all the same.
+        ids = _blocks_with_ram(m)
     ranges: dict[int, list[tuple[int, int]]] = {}
     for block_id in ids:
         _block(m, files, zones, block_id, ranges)
@@ -218,6 +257,12 @@ def _blocks(m: Machine, files: Mapping[str, str], zones: dict[tuple[int, str], Z
             meminfo.append((start << PAGE_SHIFT, end << PAGE_SHIFT, zone.nid))
             m.max_pfn = max(m.max_pfn, end)
     m.numa_meminfo = sorted(meminfo)
+
+
+def _blocks_with_ram(m: Machine) -> list[int]:
+    ram = boot.system_ram(m)
+    size = m.block_pages
+    return sorted({b for p, n in ram for b in range(p // size, (p + n - 1) // size + 1)})
 
 
 def _merge(parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -238,12 +283,12 @@ def _block(
     ranges: dict[int, list[tuple[int, int]]],
 ) -> None:
     base = f"{MEMORY}memory{block_id}/"
-    state = files[base + "state"].strip()
+    state = files.get(base + "state", "online").strip()
     if state not in ("online", "offline"):
         raise ConfigError(f"{base}state: {state!r}; allowed: online, offline")
     nids = tuple(
         sorted(int(match[1]) for path in files if (match := re.match(base + r"node(\d+)$", path)))
-    ) or (0,)
+    ) or tuple(sorted({nid for nid, _ in zones}))
     block = m.memory_blocks[block_id] = MemoryBlock(block_id, state, nids[0], nodes=nids)
     from kmm.resource import walk_system_ram_range
 

@@ -67,6 +67,8 @@ class VmSysctl:
     percpu_pagelist_high_fraction: int = 0
     user_reserve_kbytes: int = 131072
     admin_reserve_kbytes: int = 8192
+    dirty_ratio: int = 20
+    kept: dict[str, int] = field(default_factory=dict)
     thp_enabled: str = "always"
     thp_available: bool = True
 
@@ -82,8 +84,15 @@ class Ops:
 
 
 def _reserve(nbytes: int) -> mmap.mmap:
+    """Reserve address space for records; nothing of it is resident until it is written."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-    return mmap.mmap(-1, nbytes, flags=flags)
+    try:
+        return mmap.mmap(-1, nbytes, flags=flags)
+    except OSError as e:
+        raise MemoryError(
+            f"cannot reserve {nbytes >> 30} GiB of address space ({e.strerror}); "
+            "needed: no limit on virtual memory (ulimit -v), vm.overcommit_memory 0 or 1"
+        ) from None
 
 
 class Machine:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from kmm.errors import ConfigError, ValidationError, kernel_error
+from kmm.errors import ConfigError, ValidationError, bug, kernel_error
 from kmm.params import PAGE_SHIFT, PAGE_SIZE, MiB
 
 IORESOURCE_MEM = 0x200
@@ -17,6 +18,8 @@ IORESOURCE_SYSRAM_DRIVER_MANAGED = 0x02000000
 IORESOURCE_SYSRAM_MERGEABLE = 0x04000000
 IORESOURCE_EXCLUSIVE = 0x08000000
 IORESOURCE_BUSY = 0x80000000
+IORESOURCE_TYPE_BITS = 0x1F00
+IORESOURCE_EXT_TYPE_BITS = IORESOURCE_SYSRAM
 IORESOURCE_SYSTEM_RAM = IORESOURCE_MEM | IORESOURCE_SYSRAM
 
 MAX_IORES_LEVEL = 5
@@ -31,8 +34,9 @@ class Resource:
     name: str
     flags: int = IORESOURCE_MEM
     desc: int = 0
-    parent: Resource | None = None
-    children: list[Resource] = field(default_factory=list)
+    # The links stay out of the repr, which would print the whole tree from any node.
+    parent: Resource | None = field(default=None, repr=False)
+    children: list[Resource] = field(default_factory=list, repr=False)
 
     def contains(self, start: int, end: int) -> bool:
         """Whether the range from start to end (inclusive) lies inside."""
@@ -78,13 +82,20 @@ def _link(parent: Resource, new: Resource) -> None:
     parent.children.insert(_position(parent, new.start), new)
 
 
+def _index(parent: Resource, res: Resource) -> int:
+    i = _position(parent, res.start)
+    if i == len(parent.children) or parent.children[i] is not res:
+        bug("release_resource", f"{res.name} {res.start:#x} is not under {parent.name}")
+    return i
+
+
 def request_resource(parent: Resource, new: Resource) -> None:
     """Put a resource under a parent.
 
     :raises Busy: if it touches a child or sticks out.
     """
     if _conflict(parent, new.start, new.end) is not None:
-        raise kernel_error(-16, f"{new.name} {new.start:#x}-{new.end:#x} conflicts")
+        raise kernel_error(errno.EBUSY, f"{new.name} {new.start:#x}-{new.end:#x} conflicts")
     _link(parent, new)
 
 
@@ -99,19 +110,20 @@ def insert_resource(parent: Resource, new: Resource) -> None:
             _link(parent, new)
             return
         if found is parent:
-            raise kernel_error(-16, f"{new.name} sticks out of {parent.name}")
+            raise kernel_error(errno.EBUSY, f"{new.name} sticks out of {parent.name}")
         same = (found.start, found.end) == (new.start, new.end)
         if not found.contains(new.start, new.end) or same:
             break
         parent = found
-    inside = [c for c in parent.children if c.overlaps(new.start, new.end)]
-    if any(not new.contains(c.start, c.end) for c in inside):
-        raise kernel_error(-16, f"{new.name} {new.start:#x}-{new.end:#x} overlaps partly")
+    low, high = _index(parent, found), _position(parent, new.end + 1)
+    inside = parent.children[low:high]
+    if not new.contains(inside[0].start, inside[-1].end):
+        raise kernel_error(errno.EBUSY, f"{new.name} {new.start:#x}-{new.end:#x} overlaps partly")
     for child in inside:
-        parent.children.remove(child)
         child.parent = new
     new.children = inside
-    _link(parent, new)
+    new.parent = parent
+    parent.children[low:high] = [new]
 
 
 def __request_region(
@@ -119,6 +131,10 @@ def __request_region(
 ) -> Resource:
     """Reserve a range of bytes, descending into parents that are not busy.
 
+    The new resource is busy, and of its parent's type and desc.
+
+    :param start: the first byte.
+    :param size: bytes.
     :raises AlreadyExists: for whatever reason the range cannot be had.
     """
     end = start + size - 1
@@ -127,12 +143,15 @@ def __request_region(
     while True:
         found = _conflict(parent, start, end)
         if found is None:
+            inherited = parent.flags & (IORESOURCE_TYPE_BITS | IORESOURCE_EXT_TYPE_BITS)
+            new.flags = inherited | IORESOURCE_BUSY | flags
             new.desc = parent.desc
             _link(parent, new)
             return new
         if found is parent or found.flags & IORESOURCE_BUSY:
             raise kernel_error(
-                -17, f"{start:#x}-{end:#x} overlaps {found.name} {found.start:#x}-{found.end:#x}"
+                errno.EEXIST,
+                f"{start:#x}-{end:#x} overlaps {found.name} {found.start:#x}-{found.end:#x}",
             )
         parent = found
 
@@ -140,14 +159,18 @@ def __request_region(
 def release_resource(res: Resource) -> None:
     """Take a resource, with what is under it, out of its tree."""
     if res.parent is not None:
-        res.parent.children.remove(res)
+        del res.parent.children[_index(res.parent, res)]
         res.parent = None
 
 
 def release_mem_region_adjustable(tree: ResourceTree, start: int, size: int) -> None:
     """Remove a range of bytes from the busy resource that holds it: delete, trim or split.
 
-    Does nothing if no busy resource holds the whole range, as the kernel.
+    Does nothing if no busy resource holds the whole range, nor if a child would stick out of
+    what remains: 6.1 takes children as immutable (__adjust_resource), warns and goes on.
+
+    :param start: the first byte.
+    :param size: bytes.
     """
     end = start + size - 1
     parent = tree.root
@@ -165,13 +188,16 @@ def release_mem_region_adjustable(tree: ResourceTree, start: int, size: int) -> 
         return
     if (res.start, res.end) == (start, end):
         release_resource(res)
-    elif res.start == start:
-        res.start = end + 1
-    elif res.end == end:
-        res.end = start - 1
-    else:
+        return
+    # After a cut in the middle the lower part is the old resource, the upper part a new one.
+    low, high = (end + 1, res.end) if res.start == start else (res.start, start - 1)
+    if res.children and not (low <= res.children[0].start and res.children[-1].end <= high):
+        return
+    upper = None
+    if res.start < start and end < res.end:
         upper = Resource(end + 1, res.end, res.name, res.flags, res.desc)
-        res.end = start - 1
+    res.start, res.end = low, high
+    if upper is not None:
         _link(parent, upper)
 
 
@@ -193,7 +219,7 @@ def merge_system_ram_resource(tree: ResourceTree, res: Resource) -> None:
     if parent is None or res.flags & wanted != wanted:
         return
     res.flags |= IORESOURCE_SYSRAM_MERGEABLE
-    i = parent.children.index(res)
+    i = _index(parent, res)
     if i + 1 < len(parent.children) and _mergeable(res, parent.children[i + 1]):
         res.end = parent.children.pop(i + 1).end
     if i and _mergeable(parent.children[i - 1], res):
@@ -229,11 +255,10 @@ def walk_system_ram_range(
 
 
 def iomem_show(tree: ResourceTree) -> str:
-    """Return the text of /proc/iomem."""
+    """Return the text of /proc/iomem: every resource; only the indent ends at a depth (r_show)."""
     return "".join(
         f"{'  ' * min(depth, MAX_IORES_LEVEL)}{res.start:08x}-{res.end:08x} : {res.name}\n"
         for depth, res in tree.walk()
-        if depth < MAX_IORES_LEVEL
     )
 
 
@@ -256,6 +281,15 @@ def flags_of_name(name: str, start: int) -> int:
     return IORESOURCE_MEM | (IORESOURCE_BUSY if _BUSY.fullmatch(name) else 0)
 
 
+def _misfit(parent: Resource, start: int, end: int) -> str | None:
+    found = _conflict(parent, start, end)
+    if start > end:
+        return "ends before it starts"
+    if found is parent:
+        return f"is not inside {parent.name}"
+    return f"overlaps {found.name}" if found else None
+
+
 def parse_iomem(text: str) -> ResourceTree:
     """Build the tree of a /proc/iomem text.
 
@@ -263,19 +297,24 @@ def parse_iomem(text: str) -> ResourceTree:
     """
     tree = ResourceTree()
     stack = [tree.root]
-    rows = [line for line in text.splitlines() if line.strip()]
-    if rows and all(re.match(r"\s*0+-0+ : ", line) for line in rows):
+    rows = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if rows and all(re.match(r"\s*0+-0+ : ", line) for _, line in rows):
         raise ConfigError("/proc/iomem: all addresses are zero: it was read without privilege")
-    for number, line in enumerate(rows, 1):
+    for number, line in rows:
         match = re.fullmatch(r"((?:  )*)([0-9a-f]+)-([0-9a-f]+) : (.*)", line)
         depth = len(match[1]) // 2 if match else 0
-        if not match or depth >= len(stack):
+        if not match or depth >= len(stack) or depth > MAX_IORES_LEVEL:
             raise ConfigError(f"/proc/iomem: line {number}: {line!r}; allowed: 'start-end : name'")
-        del stack[depth + 1 :]
         start, end = int(match[2], 16), int(match[3], 16)
+        if depth == MAX_IORES_LEVEL:
+            # The indent goes no further: a line inside an earlier one is that one's child.
+            while depth + 1 < len(stack) and stack[depth + 1].contains(start, end):
+                depth += 1
+        del stack[depth + 1 :]
         res = Resource(start, end, match[4].rstrip(), flags_of_name(match[4].rstrip(), start))
-        if _conflict(stack[depth], start, end) is not None:
-            raise ConfigError(f"/proc/iomem: line {number}: {line!r} overlaps another line")
+        why = _misfit(stack[depth], start, end)
+        if why:
+            raise ConfigError(f"/proc/iomem: line {number}: {line!r} {why}")
         _link(stack[depth], res)
         stack.append(res)
     return tree

@@ -12,6 +12,7 @@ from kmm.procfs import parse_long
 from kmm.watermarks import (
     setup_per_zone_lowmem_reserve,
     setup_per_zone_wmarks,
+    writeback_set_ratelimit,
     zone_set_pageset_high_and_batch,
 )
 
@@ -55,6 +56,27 @@ def _nothing(m: Machine, value: int) -> None:
     pass
 
 
+def _dirty(m: Machine, value: int) -> None:
+    writeback_set_ratelimit(m)
+
+
+#: Tunables whose value is kept and shown but moves nothing that is modelled: limits and default.
+KEPT: dict[str, tuple[int, int, int]] = {
+    "compact_unevictable_allowed": (0, 1, 1),
+    "compaction_proactiveness": (0, 100, 20),
+    "dirty_background_ratio": (0, 100, 10),
+    "extfrag_threshold": (0, 1000, 500),
+    "min_slab_ratio": (0, 100, 5),
+    "min_unmapped_ratio": (0, 100, 1),
+    "overcommit_memory": (0, 2, 0),
+    "overcommit_ratio": (0, INT_MAX, 50),
+    "panic_on_oom": (0, 2, 0),
+    "stat_interval": (0, INT_MAX, 1),
+    "swappiness": (0, 200, 60),
+    "vfs_cache_pressure": (0, INT_MAX, 100),
+    "zone_reclaim_mode": (0, INT_MAX, 0),
+}
+
 TUNABLES = {
     t.name: t
     for t in (
@@ -62,8 +84,10 @@ TUNABLES = {
         Tunable("watermark_scale_factor", 1, 3000, _scale),
         Tunable("watermark_boost_factor", 0, INT_MAX, _boost),
         Tunable("percpu_pagelist_high_fraction", 0, INT_MAX, _fraction),
+        Tunable("dirty_ratio", 0, 100, _dirty),
         Tunable("user_reserve_kbytes", 0, INT_MAX, _nothing),
         Tunable("admin_reserve_kbytes", 0, INT_MAX, _nothing),
+        *(Tunable(name, low, high, _nothing) for name, (low, high, _) in KEPT.items()),
     )
 }
 
@@ -78,6 +102,8 @@ def read_tunable(m: Machine, name: str) -> str:
         return "\t".join(str(m.vm.lowmem_reserve_ratio[i]) for i in m.config.zones) + "\n"
     if name not in TUNABLES:
         raise kernel_error(-2, f"/proc/sys/vm/{name}")
+    if name in KEPT:
+        return f"{m.vm.kept.get(name, KEPT[name][2])}\n"
     return f"{getattr(m.vm, name)}\n"
 
 
@@ -104,7 +130,10 @@ def write_tunable(m: Machine, name: str, text: str) -> None:
         fits = fits and (value == 0 or value >= 8)
     if not fits or value is None:
         raise kernel_error(-22, f"{name}: {text.strip()!r}; allowed: {low} to {high}")
-    setattr(m.vm, name, value)
+    if name in KEPT:
+        m.vm.kept[name] = value
+    else:
+        setattr(m.vm, name, value)
     tunable.after(m, value)
 
 

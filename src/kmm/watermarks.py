@@ -183,7 +183,7 @@ def writeback_set_ratelimit(m: Machine) -> None:
         for p in m.nodes.values()
     )
     dirtyable = max(0, free - m.totalreserve_pages) + filelru + 1
-    m.ratelimit_pages = max(16, dirtyable * 20 // 100 // (m.nr_cpus * 32))
+    m.ratelimit_pages = max(16, dirtyable * m.vm.dirty_ratio // 100 // (m.nr_cpus * 32))
 
 
 # The name in older kernels.

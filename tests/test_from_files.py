@@ -1,0 +1,82 @@
+"""Machines from the texts of real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kmm import ConfigError, Machine
+from kmm.from_files import read_tree
+from kmm.replay import snapshot_files
+from tests.conftest import DIMM, recording
+
+
+def save(files: dict[str, str], root: Path) -> None:
+    for path, text in files.items():
+        target = root / path.lstrip("/")
+        if path == "kthreads":
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if text == "link":
+            target.symlink_to("nowhere")
+        else:
+            target.write_text(text + "\n")
+
+
+@pytest.mark.parametrize("name", ["movable_node", "four_nodes", "veto", "random_3_gib"])
+def test_a_saved_directory_makes_the_machine_that_was_saved(tmp_path: Path, name: str) -> None:
+    files = recording(name)["steps"][0]["files"]
+    save(files, tmp_path)
+    m = Machine.from_files(read_tree(tmp_path))
+    m.validate()
+    shown = snapshot_files(m)
+    for path in files:
+        same = path.startswith("/sys/") and not path.endswith("meminfo")
+        if same or path in ("/proc/iomem", "/proc/buddyinfo"):
+            have = [line.rstrip() for line in shown[path].splitlines()]
+            assert have == [line.rstrip() for line in files[path].splitlines()], path
+
+
+def test_a_machine_in_the_middle_of_its_life_can_be_saved(tmp_path: Path) -> None:
+    """Two DIMMs, three zones on node 1, one block offline."""
+    files = recording("kernel_zone")["steps"][4]["files"]
+    save(files, tmp_path)
+    m = Machine.from_files(read_tree(tmp_path))
+    m.validate()
+    assert m.read("/proc/buddyinfo").split() == files["/proc/buddyinfo"].split()
+    assert m.memory_blocks[43].state == "offline"
+    assert m.nodes[1].zone(3).present_pages == 32768
+    m.write("/sys/devices/system/memory/memory42/state", "offline")
+    m.validate()
+
+
+def test_without_block_devices_ram_is_online() -> None:
+    files = recording("movable_node")["steps"][0]["files"]
+    bare = {p: t for p, t in files.items() if "/system/memory/memory" not in p}
+    m = Machine.from_files(bare)
+    assert m.nodes[0].zone(1).present_pages == 258016
+    m.validate()
+    m.plug("a", 1, DIMM, 128 << 20) if 1 in m.nodes else None
+    m.validate()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"/proc/iomem": ""}, "/proc/iomem: missing"),
+        ({"/proc/zoneinfo": "x"}, "/proc/zoneinfo: line 1: 'x' before any zone"),
+        ({"/proc/zoneinfo": "Node 0, zone  Upper\n"}, "zone 'Upper'; allowed: DMA"),
+        ({"/sys/devices/system/memory/memory3/state": "asleep"}, "'asleep'; allowed: online"),
+        ({"/sys/devices/system/memory/block_size_bytes": "x"}, "block_size_bytes: 'x'; allowed"),
+    ],
+)
+def test_bad_files_are_named(change: dict[str, str], message: str) -> None:
+    files = {**recording("movable_node")["steps"][0]["files"], **change}
+    with pytest.raises(ConfigError, match=message):
+        Machine.from_files(files)
+
+
+def test_an_empty_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no /proc and /sys files"):
+        read_tree(tmp_path)
