@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.conftest import START, big_machine
 from kmm import GFP_KERNEL
+from kmm.trace import traced
 
 
 @pytest.mark.benchmark(group="frequent")
@@ -47,3 +48,15 @@ def test_online_and_offline_one_block(benchmark: Any) -> None:
 
     benchmark(pair)
     m.validate()
+
+
+@pytest.mark.benchmark(group="tracing off")
+@pytest.mark.parametrize("kind", ["plain", "traced"])
+def test_call_of_a_kernel_function(benchmark: Any, kind: str) -> None:
+    m = big_machine(128 << 20, "4G")
+
+    def kernel_function(m: Any) -> None:
+        pass
+
+    benchmark(traced(kernel_function) if kind == "traced" else kernel_function, m)
+    assert m.kprobes is None

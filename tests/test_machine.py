@@ -202,6 +202,30 @@ def test_boot_of_any_size_is_consistent(memory: str) -> None:
     assert m.totalram_pages > 0.85 * (sum(n.memory for n in m.config.nodes) >> 12) - 30000
 
 
+def test_64_nodes_with_distances() -> None:
+    nodes: list[dict[str, Any]] = [{"cpus": "0", "memory": "512M"}] + [{} for _ in range(63)]
+    matrix = [[10 if a == b else 20 + abs(a - b) for b in range(64)] for a in range(64)]
+    m = Machine(
+        MachineConfig.from_dict(
+            {
+                "memory": "512M",
+                "maxmem": "64G",
+                "slots": 64,
+                "nodes": nodes,
+                "distances": matrix,
+                "srat": "full",
+                "cmdline": "memhp_default_state=online_movable",
+            }
+        )
+    )
+    for pxm in (1, 2, 40):
+        assert m.plug(f"d{pxm}", pxm, DIMM + pxm * SECTION, SECTION) == 0
+    assert len(m.n_memory) == 4
+    order = m.nodes[m.pxm_to_node[40]].fallback_order
+    assert order == [m.pxm_to_node[p] for p in (40, 2, 1, 0)]
+    m.validate()
+
+
 def test_views_are_zero_copy() -> None:
     m = two_nodes()
     assert m.memmap.base is not None

@@ -165,6 +165,7 @@ class Machine:
         self.pageblocks = np.frombuffer(self._maps[1], dtype=_memmap.pageblock_dtype)
         self.sections = np.frombuffer(self._maps[2], dtype=_memmap.section_dtype)
         self.pxm_to_node = pxm_to_node_map(config)
+        self._pxm_of_node = {nid: pxm for pxm, nid in self.pxm_to_node.items()}
         nr_nodes = max(self.pxm_to_node.values(), default=0) + 1
         self.memmap_engine = _memmap.MemMap(
             self.memmap, self.pageblocks, self.sections, nr_nodes * MAX_NR_ZONES
@@ -242,9 +243,9 @@ class Machine:
 
     def node_distance(self, a: int, b: int) -> int:
         """The SLIT distance of two nodes."""
-        pxm = {nid: p for p, nid in self.pxm_to_node.items()}
-        if self.config.distances and a in pxm and b in pxm:
-            return self.config.distances[pxm[a]][pxm[b]]
+        pxm, matrix = self._pxm_of_node, self.config.distances
+        if matrix and a in pxm and b in pxm:
+            return matrix[pxm[a]][pxm[b]]
         return LOCAL_DISTANCE if a == b else REMOTE_DISTANCE
 
     @property
