@@ -34,6 +34,7 @@ REQUIRED = {
     "random_one_node": (1653, 1653),
     "unaligned": (122, 122),
     "veto": (707, 707),
+    "veto_values": (3668, 3668),
     "watermarks": (1386, 1386),
     # These load memory, which the model does not do yet.
     "anon": (644, 659),

@@ -252,3 +252,17 @@ def test_kstrtoull(text: str, value: int) -> None:
 def test_kstrtoull_refuses(text: str) -> None:
     with pytest.raises(KernelError):
         kstrtoull(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"), [("-16", -16), ("-0x10", -16), ("5", 0), ("-5000", -4095), ("0", 0)]
+)
+def test_notifier_errors_are_clamped_to_errnos(m: Machine, value: str, stored: int) -> None:
+    path = "/sys/kernel/debug/notifier-error-inject/memory/actions/MEM_GOING_ONLINE/error"
+    m.write(path, value)
+    assert m.read(path) == f"{stored}\n"
+    for bad in ("zebra", "", " -3", "--3"):
+        with pytest.raises(KernelError):
+            m.write(path, bad)
+    assert m.read(path) == f"{stored}\n"
+    m.validate()

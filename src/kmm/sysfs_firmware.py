@@ -30,6 +30,8 @@ ACPI, MEMMAP = "/sys/bus/acpi/devices", "/sys/firmware/memmap"
 INJECT = "/sys/kernel/debug/notifier-error-inject/memory/actions"
 THP = "/sys/kernel/mm/transparent_hugepage"
 
+MAX_ERRNO = 4095
+
 
 def _policy_store(m: Machine, text: str) -> None:
     if word(text) not in ONLINE_POLICIES:
@@ -122,11 +124,10 @@ def _inject_file(m: Machine, match: re.Match[str]) -> Entry | None:
         return None
 
     def store(m: Machine, text: str) -> None:
-        match_ = re.fullmatch(r"\s*(-?(?:0[xX][0-9a-fA-F]+|\d+))\s*", text)
-        value = int(match_[1], 0) if match_ else 1
-        if match_ is None or not -4095 <= value <= 0:
-            raise kernel_error(-errno.EINVAL, f"error: {word(text)!r}; allowed: 0 to -4095")
-        m.notifier_errors[name] = value
+        negative = text.startswith("-")
+        number = kstrtoull(text[1:] if negative else text, 63)
+        # What is no errno becomes the nearest one; a positive number is none at all.
+        m.notifier_errors[name] = -min(number, MAX_ERRNO) if negative else 0
 
     return Entry(0o644, lambda m: f"{m.notifier_errors.get(name, 0)}\n", store)
 
