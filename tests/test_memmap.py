@@ -37,9 +37,9 @@ def test_span_searches_agree_with_a_walk(words: list[str]) -> None:
     for zone in m.nodes[1].zones:
         search = m.memmap_engine.shrink_search
         for at in range(START, end, BLOCK):
-            assert search(at, end, zone.index, True, 1) == first_page(m, zone, at, end)
+            assert search(at, end, zone.index, True) == first_page(m, zone, at, end)
             last = at + BLOCK - 1
-            assert search(START, last, zone.index, False, 1) == last_page(m, zone, START, last)
+            assert search(START, last, zone.index, False) == last_page(m, zone, START, last)
     m.validate()
 
 

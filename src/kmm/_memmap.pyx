@@ -121,7 +121,7 @@ cdef class MemMap:
         self.mem.pages[pfn].flags = flags
         self.mem.pages[pfn].refcount = refcount
 
-    def shrink_search(self, pfn_t start, pfn_t end, int zone_index, bint upward, int nid):
+    def shrink_search(self, pfn_t start, pfn_t end, int zone_index, bint upward):
         """Find where a zone's span ends after a range left it.
 
         Looks in steps of 512 pages for an online page of the zone: the first one at or above

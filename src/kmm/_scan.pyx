@@ -158,11 +158,3 @@ def test_pages_isolated(MemMap memmap, pfn_t start, pfn_t end):
             else:
                 found = <int64_t> pfn
     return found
-
-
-def first_unmovable(MemMap memmap, pfn_t start, pfn_t end, bint zone_movable):
-    """The first page of a range that memory offlining cannot get rid of, or -1."""
-    cdef int64_t pfn
-    with nogil:
-        pfn = has_unmovable_pages(&memmap.mem, start, end, zone_movable)
-    return pfn

@@ -284,7 +284,6 @@ def claim_ranges(m: Machine, zone: Zone, ranges: list[tuple[int, int]], early: b
             _early_section(m, section, zone.nid, early)
     zone.early_ranges.extend(ranges)
     pgdat.nr_zones = max(pgdat.nr_zones, zone.zone_idx + 1)
-    zone.initialized = True
 
 
 def _early_section(m: Machine, section: int, nid: int, early: bool) -> None:

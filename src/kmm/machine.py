@@ -134,7 +134,6 @@ class Machine:
         )
         self.this_cpu = 0
         self.nr_cpus = config.cpus
-        self.clock_ns = 0
         self.log: list[str] = []
         self.uevents: list[str] = []
         self.swallowed: list[tuple[str, KernelError]] = []

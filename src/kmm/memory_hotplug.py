@@ -17,7 +17,6 @@ from kmm.memory_block import (
     MEM_GOING_ONLINE,
     MEM_OFFLINE,
     MEM_ONLINE,
-    MMOP_ONLINE,
     MMOP_ONLINE_KERNEL,
     MMOP_ONLINE_MOVABLE,
     MemoryBlock,
@@ -50,7 +49,6 @@ from kmm.page_isolation import (
 from kmm.params import (
     MIGRATE_ISOLATE,
     MIGRATE_UNMOVABLE,
-    ONLINE_TYPES,
     PAGE_SHIFT,
     PAGEBLOCK_NR_PAGES,
     PAGES_PER_SECTION,
@@ -427,7 +425,6 @@ def init_currently_empty_zone(m: Machine, zone: Zone, start_pfn: int) -> None:
     pgdat.nr_zones = max(pgdat.nr_zones, zone.zone_idx + 1)
     zone.zone_start_pfn = start_pfn
     zone.init_free_lists()
-    zone.initialized = True
 
 
 def resize_zone_range(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
@@ -590,11 +587,11 @@ def shrink_zone_span(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> No
     first, last = zone.zone_start_pfn, zone.zone_end_pfn
     search = m.memmap_engine.shrink_search
     if first == start_pfn:
-        found = search(end_pfn, last, zone.index, True, zone.nid)
+        found = search(end_pfn, last, zone.index, True)
         zone.spanned_pages = last - found if found >= 0 else 0
         zone.zone_start_pfn = max(found, 0)
     elif last == end_pfn:
-        found = search(first, start_pfn - 1, zone.index, False, zone.nid)
+        found = search(first, start_pfn - 1, zone.index, False)
         if found >= 0:
             zone.spanned_pages = found - first + 1
         else:
@@ -613,7 +610,6 @@ def remove_pfn_range_from_zone(m: Machine, zone: Zone, start_pfn: int, nr_pages:
     """Take an offline range out of its zone's and node's span."""
     if zone.zone_idx == ZONE_DEVICE:
         return
-    zone.contiguous = False
     shrink_zone_span(m, zone, start_pfn, start_pfn + nr_pages)
     update_pgdat_span(m, m.nodes[zone.nid])
 
@@ -858,11 +854,6 @@ def offline_and_remove_memory(m: Machine, start: int, size: int) -> None:
             block.online_type = kind
             device_online(m, block)
         raise
-
-
-def online_type_word(online_type: int) -> str:
-    """The sysfs word of an MMOP_* value."""
-    return ONLINE_TYPES[online_type if online_type else MMOP_ONLINE]
 
 
 # Names of older kernels for the same functions (docs: the table of names).

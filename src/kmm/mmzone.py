@@ -15,8 +15,6 @@ class Zone(BuddyZone):
     def __init__(self, memmap: MemMap, index: int, zone_idx: int, nr_cpus: int, nid: int) -> None:
         self.nid = nid
         self.name = ZONE_NAMES[zone_idx]
-        self.initialized = False
-        self.contiguous = False
         self.early_ranges: list[tuple[int, int]] = []
         self.vmstat: dict[str, int] = {}
 

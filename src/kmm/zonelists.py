@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmm.mmzone import PgData, Zone
-from kmm.params import MAX_NR_ZONES, MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, ZONE_MOVABLE, ZONE_NAMES
+from kmm.params import MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, ZONE_MOVABLE, ZONE_NAMES
 from kmm.trace import traced
 
 if TYPE_CHECKING:
@@ -94,11 +94,6 @@ def build_all_zonelists(m: Machine, pgdat: PgData | None = None) -> None:
         f"Total pages: {m.vm_total_pages}"
     )
     m.printk(f"Policy zone: {ZONE_NAMES[m.policy_zone]}")
-
-
-def zones_above(pgdat: PgData, zone_idx: int) -> list[Zone]:
-    """The zones of a node above an index."""
-    return pgdat.zones[zone_idx + 1 : MAX_NR_ZONES]
 
 
 def nr_free_pagecache_pages(m: Machine) -> int:
