@@ -201,3 +201,20 @@ TestEngineAgainstTwin.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def test_a_bulk_request_finds_what_lies_on_per_cpu_lists() -> None:
+    m = two_nodes()
+    m.alloc_pages_bulk(1 << 20)
+    with pytest.raises(KernelError):
+        while True:
+            m.alloc_pages()
+    assert len(m.alloc_pages_bulk(10)) == 0
+    m.validate()
+
+
+def test_the_engine_refuses_requests_out_of_range() -> None:
+    _, zone = kernel_zone(1)
+    for order, mt, cpu in ((11, 0, 0), (-1, 0, 0), (0, 3, 0), (0, 0, 2)):
+        with pytest.raises(ValueError, match="out of range"):
+            zone.rmqueue(order, mt, 0, cpu)

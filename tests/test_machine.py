@@ -267,6 +267,9 @@ def test_machines_do_not_share_state() -> None:
         (lambda m: m.free_pages(5, 12), "order: 12; allowed"),
         (lambda m: m.free_pages_bulk([-1]), "pfns: allowed"),
         (lambda m: m.free_pages_bulk(["a"]), "pfns: allowed"),
+        (lambda m: m.free_pages_bulk([1.5]), "pfns: allowed"),
+        (lambda m: m.alloc_pages(0, GFP_KERNEL | 0x18), "gfp: 0xcd8; allowed: movable or"),
+        (lambda m: m.alloc_pages_bulk(3, 0, GFP_KERNEL | 0x18), "gfp: 0xcd8; allowed"),
         (lambda m: m.kpageflags(0, -1), "count: -1; allowed"),
     ],
 )

@@ -439,3 +439,42 @@ def test_max_pfn_and_the_policy_zone_never_fall(m: Machine) -> None:
     assert (m.max_pfn, m.policy_zone) == (0x120000, 2)
     assert m.log[-1] == "Policy zone: Normal"
     m.validate()
+
+
+@pytest.mark.parametrize(
+    "event", ["MEM_ONLINE", "MEM_OFFLINE", "MEM_CANCEL_ONLINE", "MEM_CANCEL_OFFLINE"]
+)
+def test_a_refusal_that_comes_too_late_is_dropped(m: Machine, event: str) -> None:
+    """Only the two GOING events can be vetoed; the first refusal's errno is the writer's."""
+    add(m)
+    if "CANCEL" not in event:
+        veto(m, event, -errno.EPERM)
+        m.write(STATE % 32, "online_movable")
+        assert m.read(STATE % 32) == "online\n"
+        m.validate()
+        m.write(STATE % 32, "offline")
+        assert m.read(STATE % 32) == "offline\n"
+        m.validate()
+        return
+    if event == "MEM_CANCEL_OFFLINE":
+        m.write(STATE % 32, "online_movable")
+    veto(m, event, -errno.EPERM)
+    veto(m, event.replace("CANCEL", "GOING"), -errno.ENOMEM)
+    word = "online_movable" if event == "MEM_CANCEL_ONLINE" else "offline"
+    refused(m, lambda: m.write(STATE % 32, word), errno.ENOMEM)
+    assert m.swallowed[-1][0] == event
+
+
+def test_offline_and_remove_reports_the_first_error_even_if_the_undo_is_refused(
+    m: Machine,
+) -> None:
+    add(m)
+    m.write(STATE % 32, "online_movable")
+    m.write(STATE % 33, "online_kernel")
+    m.alloc_pages(nid=1)
+    veto(m, "MEM_GOING_ONLINE", -errno.EPERM)
+    with pytest.raises(KernelError) as e:
+        mh.offline_and_remove_memory(m, DIMM, 4 * BLOCK)
+    assert e.value.errno == errno.EBUSY
+    assert m.read(STATE % 32) == "offline\n"
+    m.validate()

@@ -535,6 +535,12 @@ cdef void drain_pages(mem_t *mem, zone_t *zone, int cpu) noexcept nogil:
 
 # -- the Python face --------------------------------------------------------------------
 
+cdef int check_request(const zone_t *zone, int order, int mt, int cpu) except -1:
+    if not 0 <= order < MAX_ORDER or not 0 <= mt <= MIGRATE_RECLAIMABLE or not 0 <= cpu < zone.nr_cpus:
+        raise ValueError(f"rmqueue: order {order}, migratetype {mt} or CPU {cpu} out of range")
+    return 0
+
+
 cdef class BuddyZone:
     """The counters, free lists and per-CPU lists of one zone (struct zone)."""
 
@@ -722,6 +728,7 @@ cdef class BuddyZone:
     def rmqueue(self, int order, int mt, int flags=0, int cpu=0):
         """Take one block of 2^order pages; return its pfn or -ENOMEM."""
         cdef int64_t pfn
+        check_request(&self.z, order, mt, cpu)
         with nogil:
             pfn = rmqueue(&self.memmap.mem, &self.z, order, mt, flags, cpu)
         return pfn if pfn >= 0 else -ENOMEM
@@ -730,6 +737,7 @@ cdef class BuddyZone:
         """Fill out with pfns of blocks of 2^order pages; return how many there were."""
         cdef Py_ssize_t i = 0, n = out.shape[0]
         cdef int64_t pfn
+        check_request(&self.z, order, mt, cpu)
         with nogil:
             while i < n:
                 pfn = rmqueue(&self.memmap.mem, &self.z, order, mt, flags, cpu)

@@ -499,7 +499,12 @@ class Machine:
         """
         check_number("order", order, 0, MAX_ORDER - 1)
         try:
+            given = np.asarray(pfns)
+            if given.size and given.dtype.kind not in "iu":
+                raise TypeError
             array = np.ascontiguousarray(pfns, dtype=np.uint64).reshape(-1)
+            if given.dtype.kind == "i" and given.size and given.min() < 0:
+                raise OverflowError
         except (ValueError, TypeError, OverflowError):
             raise kernel_error(-22, "pfns: allowed: numbers from 0 to 2^64 - 1") from None
         code, index = _buddy.free_pages_bulk(self.memmap_engine, array, order, self.this_cpu)

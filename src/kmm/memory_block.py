@@ -70,6 +70,17 @@ def memory_notify(m: Machine, action: int, arg: MemoryNotify) -> None:
             raise kernel_error(code, f"{ACTION_NAMES[action]} refused by {notifier.name}")
 
 
+def memory_notify_ignored(m: Machine, action: int, arg: MemoryNotify) -> None:
+    """Tell the notifiers what has happened; a refusal comes too late and is dropped.
+
+    The kernel ignores what MEM_ONLINE, MEM_OFFLINE and both cancels return.
+    """
+    try:
+        memory_notify(m, action, arg)
+    except KernelError as e:
+        m.note_swallowed(ACTION_NAMES[action], e)
+
+
 @traced
 def walk_memory_blocks(
     m: Machine, start: int, size: int, func: Callable[[MemoryBlock], None]

@@ -26,6 +26,7 @@ from kmm.memory_block import (
     device_offline,
     device_online,
     memory_notify,
+    memory_notify_ignored,
     remove_memory_block_devices,
     walk_memory_blocks,
 )
@@ -524,7 +525,7 @@ def online_pages(
     try:
         memory_notify(m, MEM_GOING_ONLINE, arg)
     except KernelError:
-        memory_notify(m, MEM_CANCEL_ONLINE, arg)
+        memory_notify_ignored(m, MEM_CANCEL_ONLINE, arg)
         remove_pfn_range_from_zone(m, zone, pfn, nr_pages)
         raise
     zone.nr_isolate_pageblock += nr_pages // PAGEBLOCK_NR_PAGES
@@ -544,7 +545,7 @@ def online_pages(
     kswapd_run(m, zone.nid)
     kcompactd_run(m, zone.nid)
     writeback_set_ratelimit(m)
-    memory_notify(m, MEM_ONLINE, arg)
+    memory_notify_ignored(m, MEM_ONLINE, arg)
 
 
 def memory_block_online(m: Machine, block: MemoryBlock) -> None:
@@ -666,7 +667,7 @@ def _isolate_and_empty(
         test_pages_isolated(m, start_pfn, end_pfn)
     except KernelError:
         undo_isolate_page_range(m, zone, start_pfn, end_pfn)
-        memory_notify(m, MEM_CANCEL_OFFLINE, arg)
+        memory_notify_ignored(m, MEM_CANCEL_OFFLINE, arg)
         raise
 
 
@@ -693,7 +694,7 @@ def _forget_offlined(
         kcompactd_stop(m, zone.nid)
         kswapd_stop(m, zone.nid)
     writeback_set_ratelimit(m)
-    memory_notify(m, MEM_OFFLINE, arg)
+    memory_notify_ignored(m, MEM_OFFLINE, arg)
     remove_pfn_range_from_zone(m, zone, start_pfn, nr_pages)
 
 
@@ -832,7 +833,10 @@ def remove_memory(m: Machine, start: int, size: int) -> None:
 
 @traced
 def offline_and_remove_memory(m: Machine, start: int, size: int) -> None:
-    """Take all blocks of a range of bytes offline, then remove it; all or nothing.
+    """Take all blocks of a range of bytes offline, then remove it.
+
+    A failure brings the blocks back online in their zones; one that a notifier then refuses
+    stays offline, as in the kernel.
 
     :raises InvalidArgument: for a misaligned range; KernelError: what an offline failed with.
     """
@@ -852,7 +856,10 @@ def offline_and_remove_memory(m: Machine, start: int, size: int) -> None:
     except KernelError:
         for block, kind in offlined:
             block.online_type = kind
-            device_online(m, block)
+            try:
+                device_online(m, block)
+            except KernelError as e:
+                m.note_swallowed("offline_and_remove_memory", e)
         raise
 
 

@@ -55,6 +55,8 @@ def gfp_zone(gfp: int) -> int:
 
 def gfp_migratetype(m: Machine, gfp: int) -> int:
     """Return the migratetype that a request prefers."""
+    if gfp & (__GFP_MOVABLE | __GFP_RECLAIMABLE) == __GFP_MOVABLE | __GFP_RECLAIMABLE:
+        raise kernel_error(-22, f"gfp: {gfp:#x}; allowed: movable or reclaimable, not both")
     if m.memmap_engine.grouping_disabled:
         return MIGRATE_UNMOVABLE
     return gfp >> 3 & 3
@@ -173,7 +175,22 @@ def alloc_pages_bulk(
     """
     zones, highest = _candidates(m, gfp, nid, None)
     mt = gfp_migratetype(m, gfp)
-    done = 0
+    done = _bulk_pass(m, zones, highest, order, mt, out, 0)
+    if done < len(out) and gfp & __GFP_DIRECT_RECLAIM and any(z.pcp_pages() for z in zones):
+        drain_all_pages(m)
+        done = _bulk_pass(m, zones, highest, order, mt, out, done)
+    return done
+
+
+def _bulk_pass(
+    m: Machine,
+    zones: list[Zone],
+    highest: int,
+    order: int,
+    mt: int,
+    out: npt.NDArray[np.uint64],
+    done: int,
+) -> int:
     for zone in zones:
         spare = zone.nr_free_pages - zone.min_wmark_pages() - zone.lowmem_reserve[highest]
         want = min(len(out) - done, max(0, spare >> order))
