@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kmm.arch_x86_64 import probe_memory_block_size
 from kmm.config import parse_cmdline
-from kmm.errors import ConfigError
+from kmm.errors import ConfigError, KernelError
 from kmm.firmware import device_memory, ram_layout
 from kmm.memory_block import MemoryBlock
 from kmm.memory_hotplug import resize_pgdat_range, resize_zone_range
@@ -31,6 +32,7 @@ from kmm.params import (
 )
 from kmm.resource import parse_iomem
 from kmm.sparse import _NOT_OURS, _PMDS_PER_TABLE, vmemmap_chunks
+from kmm.sysfs_entry import kstrtobool, kstrtoull
 from kmm.watermarks import init_per_zone_wmark_min, setup_zone_pageset, writeback_set_ratelimit
 from kmm.zonelists import build_all_zonelists
 
@@ -164,24 +166,32 @@ def numa_meminfo(m: Machine, low: int, high: int) -> list[tuple[int, int, int]]:
 
 def apply_cmdline(m: Machine) -> None:
     """Honour the kernel parameters that matter here; unknown ones and bad words are ignored."""
-    yes = {"", "1", "y", "Y", "on", "t", "T"}
     for name, value in m.config.cmdline_items or parse_cmdline(m.config.cmdline):
         if name == "memhp_default_state" and value in ONLINE_TYPES:
             m.mhp_default_online_type = ONLINE_TYPES.index(value)
         elif name == "memory_hotplug.memmap_on_memory":
-            m.memmap_on_memory = value in yes
+            m.memmap_on_memory = _boolean(value, m.memmap_on_memory)
         elif name == "memory_hotplug.online_policy" and value in ONLINE_POLICIES:
             m.online_policy = value
-        elif name == "memory_hotplug.auto_movable_ratio" and value.isdigit():
-            m.auto_movable_ratio = int(value)
+        elif name == "memory_hotplug.auto_movable_ratio":
+            with suppress(KernelError):
+                m.auto_movable_ratio = kstrtoull(value, 32)
         elif name == "memory_hotplug.auto_movable_numa_aware":
-            m.auto_movable_numa_aware = value in yes
+            m.auto_movable_numa_aware = _boolean(value, m.auto_movable_numa_aware)
         elif name == "movable_node":
             m.movable_node_enabled = True
         elif name == "acpi_no_memhotplug":
             m.acpi_memhotplug = False
         elif name == "transparent_hugepage" and value in ("always", "madvise", "never"):
             m.vm.thp_enabled = value
+
+
+def _boolean(value: str, default: bool) -> bool:
+    """Return a parameter's truth; alone it means yes, a bad word leaves the default."""
+    try:
+        return kstrtobool(value) if value else True
+    except KernelError:
+        return default
 
 
 def zone_of_pfn(pfn: int) -> tuple[int, int]:

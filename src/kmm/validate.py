@@ -226,6 +226,8 @@ def check_zonelists(m: Machine) -> None:
         )
         own = [z.index for z in pgdat.zonelist if z.nid == nid]
         _equal(f"node {nid}: its own zonelist", [z.index for z in pgdat.nofallback], own)
+    daemons = {f"{name}{nid}" for nid in m.n_memory for name in ("kswapd", "kcompactd")}
+    _equal("daemons", sorted(m.kthreads), sorted(daemons))
     _equal("top cpuset's nodes", m.top_cpuset_mems, m.n_memory)
 
 
