@@ -478,3 +478,14 @@ def test_offline_and_remove_reports_the_first_error_even_if_the_undo_is_refused(
     assert e.value.errno == errno.EBUSY
     assert m.read(STATE % 32) == "offline\n"
     m.validate()
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_add_pages_called_directly_undoes_itself(m: Machine, nth: int) -> None:
+    fail_at(
+        m,
+        "sparse_add_section",
+        lambda: mh.__add_pages(m, 1, DIMM >> 12, 4 * 32768),
+        errno.ENOMEM,
+        nth,
+    )

@@ -79,6 +79,11 @@ cdef class MemMap:
         memset(&self.journal, 0, sizeof(journal_t))
 
     @property
+    def journaling(self):
+        """Whether old contents are being kept."""
+        return self.mem.journal != NULL
+
+    @property
     def nr_pages(self):
         """Pages that the records can describe."""
         return self.mem.nr_pages

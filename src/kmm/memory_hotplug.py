@@ -213,14 +213,15 @@ def __add_pages(
     if altmap is not None and (altmap.base_pfn != pfn or altmap.free > nr_pages):
         raise kernel_error(-22, "memory add fail, invalid altmap")
     done: list[tuple[int, int]] = []
-    try:
-        for start, count in _section_chunks(pfn, nr_pages):
-            sparse_add_section(m, nid, start, count, altmap)
-            done.append((start, count))
-    except KernelError:
-        for start, count in reversed(done):
-            sparse_remove_section(m, start, count)
-        raise
+    with allocator_undo(m):
+        try:
+            for start, count in _section_chunks(pfn, nr_pages):
+                sparse_add_section(m, nid, start, count, altmap)
+                done.append((start, count))
+        except KernelError:
+            for start, count in reversed(done):
+                sparse_remove_section(m, start, count)
+            raise
 
 
 @traced

@@ -247,6 +247,9 @@ def allocator_undo(m: Machine) -> Iterator[None]:
     Freeing what a failed chain had allocated would leave pages on per-CPU lists and pageblocks
     claimed for another migratetype.
     """
+    if m.memmap_engine.journaling:
+        yield  # the chain that called this one undoes it all
+        return
     saved = [(zone, zone.save()) for zone in m.all_zones() if zone.populated]
     m.memmap_engine.begin_journal()
     try:

@@ -43,7 +43,10 @@ def dump_zone(zone: Zone) -> dict[str, Any]:
         for mt in range(MIGRATE_TYPES)
         if zone.free_counts()[mt][order]
     }
-    out["pcp"] = [zone.pcp_state(cpu)[1:3] for cpu in range(_cpus(zone))]
+    out["pcp"] = [
+        (zone.pcp_state(cpu), [zone.pcp_list(cpu, i) for i in range(14)])
+        for cpu in range(_cpus(zone))
+    ]
     return out
 
 
@@ -76,6 +79,8 @@ def _records(m: Machine) -> dict[str, Any]:
         "pages": pages,
         "vmemmap": (
             np.flatnonzero(m.vmemmap_users).tobytes(),
+            m.vmemmap_users[m.vmemmap_users != 0].tobytes(),
+            m.vmemmap_pfn[m.vmemmap_users != 0].tobytes(),
             dict(m.vmemmap_basepages),
             {k: tuple(v) for k, v in m.vmemmap_tables.items()},
         ),
@@ -85,7 +90,7 @@ def _records(m: Machine) -> dict[str, Any]:
 def dump(m: Machine) -> dict[str, Any]:
     """Return everything that a refused operation has to leave as it was.
 
-    Logs, uevents, _OST answers, the clock and the total that the last rebuild of zonelists printed
+    Logs, uevents, _OST answers and the total that the last rebuild of zonelists printed
     are history, not state; max_pfn and the policy zone never fall.  They are left out.
     """
     groups = {
@@ -133,6 +138,20 @@ def dump(m: Machine) -> dict[str, Any]:
         "zones": {z.index: dump_zone(z) for z in m.all_zones()},
         "records": _records(m),
         "totals": (m.totalram_pages, m.totalreserve_pages, m.ratelimit_pages, m.vm.min_free_kbytes),
+        "tunables": repr(m.vm),
+        "policy": (
+            m.mhp_default_online_type,
+            m.online_policy,
+            m.auto_movable_ratio,
+            m.auto_movable_numa_aware,
+            m.acpi_memory_enabled,
+            m.memmap_engine.grouping_disabled,
+            dict(m.notifier_errors),
+        ),
+        "acpi": [
+            (d.name, d.attached, d.mgid, tuple(d.physical_nodes), d.offlined)
+            for d in (*m.acpi_devices, *m.acpi_containers.values())
+        ],
         "kthreads": set(m.kthreads),
         "cpuset": set(m.top_cpuset_mems),
         "dimms": {d.dimm_id: (d.addr, d.size, d.slot) for d in m.dimms.values()},
