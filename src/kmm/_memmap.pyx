@@ -146,6 +146,14 @@ cdef class MemMap:
             with nogil:
                 kpageflags(&self.mem, start, count, &out[0])
 
+    def is_allocated(self, pfn_t pfn, int order):
+        """Whether a block of 2^order pages at pfn was handed out by the allocator."""
+        cdef const pageblock_t *block = &self.mem.blocks[pfn >> PAGEBLOCK_ORDER]
+        cdef const page_t *page = &self.mem.pages[pfn]
+        if order >= PAGEBLOCK_ORDER:
+            return block.kind == KIND_ALLOCATED and block.order == order
+        return page_kind(page) == KIND_ALLOCATED and page_order(page) == order
+
     def dirty_blocks(self, pfn_t start, pfn_t nr):
         """Count pageblocks of a range whose page records were written."""
         cdef pfn_t b, n = 0

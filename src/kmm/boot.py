@@ -31,7 +31,7 @@ from kmm.params import (
     MiB,
 )
 from kmm.resource import parse_iomem
-from kmm.sparse import _NOT_OURS, _PMDS_PER_TABLE, vmemmap_chunks
+from kmm.sparse import PMDS_PER_TABLE, VMEMMAP_NOT_OURS, vmemmap_chunks
 from kmm.sysfs_entry import kstrtobool, kstrtoull
 from kmm.watermarks import init_per_zone_wmark_min, setup_zone_pageset, writeback_set_ratelimit
 from kmm.zonelists import build_all_zonelists
@@ -303,8 +303,8 @@ def _early_section(m: Machine, section: int, nid: int, early: bool) -> None:
         record["nid"] = nid
         for chunk in vmemmap_chunks(m, section * PAGES_PER_SECTION, PAGES_PER_SECTION):
             if not m.vmemmap_users[chunk]:
-                m.vmemmap_pfn[chunk] = _NOT_OURS
-                m.vmemmap_tables.setdefault(chunk // _PMDS_PER_TABLE, [-1, 0])[1] += 1
+                m.vmemmap_pfn[chunk] = VMEMMAP_NOT_OURS
+                m.vmemmap_tables.setdefault(chunk // PMDS_PER_TABLE, [-1, 0])[1] += 1
             m.vmemmap_users[chunk] += 1
     record["flags"] = _EARLY_FLAGS if early else _EARLY_FLAGS & ~8
 

@@ -28,8 +28,8 @@ SECTION_MARKED_PRESENT, SECTION_HAS_MEM_MAP = 1, 2
 SECTION_IS_ONLINE, SECTION_IS_EARLY = 4, 8
 
 _VMEMMAP_GFP = GFP_KERNEL | __GFP_RETRY_MAYFAIL | __GFP_NOWARN
-_NOT_OURS = 1 << 63  # a chunk whose pages were taken at boot or from the block itself
-_PMDS_PER_TABLE = 512
+VMEMMAP_NOT_OURS = 1 << 63  # a chunk whose pages were taken at boot or from the block itself
+PMDS_PER_TABLE = 512
 
 
 @dataclass(slots=True)
@@ -76,13 +76,13 @@ def vmemmap_populate(
 
 
 def _populate_chunk(m: Machine, chunk: int, nid: int, altmap: VmemAltmap | None) -> None:
-    table = chunk // _PMDS_PER_TABLE
+    table = chunk // PMDS_PER_TABLE
     if table not in m.vmemmap_tables:
         m.vmemmap_tables[table] = [__alloc_pages(m, _VMEMMAP_GFP, 0, nid), 0]
     try:
         if altmap is not None:
             altmap.alloc += PMD_SIZE >> 12
-            m.vmemmap_pfn[chunk] = _NOT_OURS
+            m.vmemmap_pfn[chunk] = VMEMMAP_NOT_OURS
         else:
             m.vmemmap_pfn[chunk] = __alloc_pages(m, _VMEMMAP_GFP, 9, nid)
     except KernelError:
@@ -98,10 +98,10 @@ def _populate_basepages(m: Machine, chunk: int, nid: int) -> None:
     except KernelError:
         for page in reversed(pages):
             __free_pages(m, page, 0)
-        _put_table(m, chunk // _PMDS_PER_TABLE)
+        _put_table(m, chunk // PMDS_PER_TABLE)
         raise
     m.vmemmap_basepages[chunk] = pages
-    m.vmemmap_pfn[chunk] = _NOT_OURS
+    m.vmemmap_pfn[chunk] = VMEMMAP_NOT_OURS
 
 
 def _put_table(m: Machine, table: int) -> None:
@@ -120,9 +120,9 @@ def _drop_chunk(m: Machine, chunk: int) -> None:
     if chunk in m.vmemmap_basepages:
         for page in m.vmemmap_basepages.pop(chunk):
             __free_pages(m, page, 0)
-    elif not pfn & _NOT_OURS:
+    elif not pfn & VMEMMAP_NOT_OURS:
         __free_pages(m, pfn, 9)
-    table = chunk // _PMDS_PER_TABLE
+    table = chunk // PMDS_PER_TABLE
     m.vmemmap_tables[table][1] -= 1
     _put_table(m, table)
 

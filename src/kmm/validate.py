@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,19 +16,27 @@ from kmm.params import (
     MIGRATE_ISOLATE,
     MIGRATE_TYPES,
     MIGRATETYPE_NAMES,
-    PAGE_SHIFT,
     PAGEBLOCK_NR_PAGES,
     PAGES_PER_SECTION,
+    PMD_SIZE,
     ZONE_MOVABLE,
     ZONE_NORMAL,
 )
 from kmm.resource import IORESOURCE_BUSY, IORESOURCE_SYSTEM_RAM, check_tree, walk_system_ram_range
-from kmm.sparse import SECTION_IS_EARLY, SECTION_IS_ONLINE
+from kmm.sparse import (
+    PMDS_PER_TABLE,
+    SECTION_HAS_MEM_MAP,
+    SECTION_IS_EARLY,
+    SECTION_IS_ONLINE,
+    VMEMMAP_NOT_OURS,
+)
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
 PCP_LISTS = 14
+# A zone with fewer pages may get no watermark from its share of min_free_kbytes.
+MANAGED_WITHOUT_MARKS = 10000
 
 
 def _equal(what: str, have: object, want: object) -> None:
@@ -41,16 +50,17 @@ def _true(ok: bool, what: str) -> None:
 
 
 def check_resources(m: Machine) -> None:
-    """Resource tree in order; every block's memory is System RAM."""
+    """Resource tree in order; every block has its number, and its memory is System RAM."""
     check_tree(m.iomem_resource)
-    for block in m.memory_blocks.values():
-        start = block.block_id * m.block_pages
+    for block_id, block in m.memory_blocks.items():
+        _equal(f"memory{block_id}: id", block.block_id, block_id)
+        start = block_id * m.block_pages
         parts = walk_system_ram_range(m.iomem_resource, start, m.block_pages)
         covered = sum(n for _, n in parts)
         early = m.section_flags(start) & SECTION_IS_EARLY
         _true(
             covered == m.block_pages or (bool(early) and covered > 0),
-            f"memory{block.block_id}: {covered} of its pages are System RAM",
+            f"memory{block_id}: {covered} of its pages are System RAM",
         )
     wanted = IORESOURCE_SYSTEM_RAM | IORESOURCE_BUSY
     for _, res in m.iomem_resource.walk():
@@ -94,6 +104,36 @@ def _check_section(m: Machine, block: MemoryBlock, section: int) -> None:
     if not vmemmap_only:
         _equal(f"section {section}: online", online, block.state == "online")
     _true(int(m.sections["subsection_map"][section]) != 0, f"section {section}: no subsection")
+    nid = int(m.sections["nid"][section])
+    _true(nid in block.nodes, f"section {section}: node {nid}, but its block lies on {block.nodes}")
+
+
+def check_vmemmap(m: Machine) -> None:
+    """Each present section's memmap is backed, by pages that are in use, and nothing else is."""
+    present = np.flatnonzero(m.sections["flags"] & SECTION_HAS_MEM_MAP)
+    starts = present * PAGES_PER_SECTION * m.config.struct_page_size // PMD_SIZE
+    ends = -(-(present + 1) * PAGES_PER_SECTION * m.config.struct_page_size // PMD_SIZE)
+    described = {
+        c for s, e in zip(starts.tolist(), ends.tolist(), strict=True) for c in range(s, e)
+    }
+    backed = set(np.flatnonzero(m.vmemmap_users).tolist())
+    _equal("2 MiB pieces of memmap", _differ(backed, described), _differ(described, backed))
+    mapped = set(np.flatnonzero(m.vmemmap_pfn).tolist())
+    _equal("mapped pieces of memmap", _differ(mapped, described), _differ(described, mapped))
+    tables = Counter(chunk // PMDS_PER_TABLE for chunk in backed)
+    _equal("memmap's page tables", {t: n for t, (_, n) in m.vmemmap_tables.items()}, dict(tables))
+    own = [
+        (int(p), 9) for p in m.vmemmap_pfn[m.vmemmap_pfn != 0].tolist() if not p & VMEMMAP_NOT_OURS
+    ]
+    own += [(p, 0) for pages in m.vmemmap_basepages.values() for p in pages]
+    own += [(p, 0) for p, _ in m.vmemmap_tables.values() if p >= 0]
+    for pfn, order in own:
+        _true(m.memmap_engine.is_allocated(pfn, order), f"memmap's page {pfn:#x} is not in use")
+
+
+def _differ(one: set[int], other: set[int]) -> list[int]:
+    """Return the first few of what only one has, for a message that fits a line."""
+    return sorted(one - other)[:4]
 
 
 def _online_pages_of(m: Machine, zone: Zone) -> int:
@@ -121,6 +161,12 @@ def check_zone(m: Machine, zone: Zone) -> None:
     name = f"node {zone.nid} zone {zone.name}"
     _equal(f"{name}: present", zone.present_pages, _online_pages_of(m, zone))
     _true(zone.present_pages <= zone.spanned_pages, f"{name}: present exceeds spanned")
+    _true(zone.populated or not zone.spanned_pages, f"{name}: has a span but no pages")
+    if zone.populated and not zone.early_ranges:
+        # A span that hot-plug made begins and ends at pages of the zone; one made at boot, where
+        # the zone's addresses do.
+        for end, pfn in (("first", zone.zone_start_pfn), ("last", zone.zone_end_pfn - 1)):
+            _true(m.page_zone(pfn) is zone, f"{name}: the {end} page of its span is not in it")
     _true(0 <= zone.managed_pages <= zone.present_pages, f"{name}: managed {zone.managed_pages}")
     check_free_lists(m, zone, name)
     isolated = _isolated_blocks(m, zone)
@@ -132,6 +178,10 @@ def _check_marks(m: Machine, zone: Zone, name: str) -> None:
     _true(
         zone.watermark_min <= zone.watermark_low <= zone.watermark_high,
         f"{name}: watermarks out of order",
+    )
+    _true(
+        zone.watermark_high > 0 or zone.managed_pages < MANAGED_WITHOUT_MARKS,
+        f"{name}: no watermarks",
     )
     for cpu in range(m.nr_cpus):
         count, high, batch, _ = zone.pcp_state(cpu)
@@ -189,7 +239,7 @@ def _check_list(zone: Zone, order: int, mt: int, what: str) -> None:
 
 
 def check_node(m: Machine, pgdat: PgData) -> None:
-    """A node's span, counts, states, daemons and directory."""
+    """A node's span and present pages."""
     nid = pgdat.node_id
     name = f"node {nid}"
     zones = pgdat.zones
@@ -200,16 +250,21 @@ def check_node(m: Machine, pgdat: PgData) -> None:
     if spans or nid in m.n_online:
         have = (pgdat.node_start_pfn, pgdat.node_spanned_pages)
         _equal(f"{name}: start and span", have, (first, spanned))
-    kernel = any(z.populated for z in zones[: ZONE_NORMAL + 1])
-    memory = kernel or zones[ZONE_MOVABLE].populated
-    _equal(f"{name}: has normal memory", nid in m.n_normal_memory, kernel)
-    _equal(f"{name}: has memory", nid in m.n_memory, memory)
-    for daemon in (f"kswapd{nid}", f"kcompactd{nid}"):
-        _equal(f"{name}: {daemon} runs", daemon in m.kthreads, memory)
-    owned = any(nid in b.nodes for b in m.memory_blocks.values())
-    expected = owned or bool(m.cpus_of_node(nid)) or memory
-    _equal(f"{name}: online", nid in m.n_online, expected)
-    _equal(f"{name}: has a directory", nid in m.node_devices, nid in m.n_online)
+
+
+def check_node_states(m: Machine) -> None:
+    """Which nodes are online, have memory, daemons, directories, and are in the top cpuset."""
+    kernel = {n for n, p in m.nodes.items() if any(z.populated for z in p.zones[: ZONE_NORMAL + 1])}
+    memory = kernel | {n for n, p in m.nodes.items() if p.zones[ZONE_MOVABLE].populated}
+    _equal("nodes with normal memory", m.n_normal_memory, kernel)
+    _equal("nodes with memory", m.n_memory, memory)
+    owned = {n for b in m.memory_blocks.values() for n in b.nodes}
+    with_cpus = {n for n in m.nodes if m.cpus_of_node(n)}
+    _equal("online nodes", m.n_online, owned | with_cpus | memory)
+    _equal("nodes with a directory", m.node_devices, m.n_online)
+    daemons = {f"{name}{nid}" for nid in memory for name in ("kswapd", "kcompactd")}
+    _equal("daemons", sorted(m.kthreads), sorted(daemons))
+    _equal("top cpuset's nodes", m.top_cpuset_mems, m.n_memory)
 
 
 def check_zonelists(m: Machine) -> None:
@@ -226,16 +281,12 @@ def check_zonelists(m: Machine) -> None:
         )
         own = [z.index for z in pgdat.zonelist if z.nid == nid]
         _equal(f"node {nid}: its own zonelist", [z.index for z in pgdat.nofallback], own)
-    daemons = {f"{name}{nid}" for nid in m.n_memory for name in ("kswapd", "kcompactd")}
-    _equal("daemons", sorted(m.kthreads), sorted(daemons))
-    _equal("top cpuset's nodes", m.top_cpuset_mems, m.n_memory)
 
 
 def check_blocks(m: Machine) -> None:
     """Block devices: state, zone, node and group."""
     for block_id, block in m.memory_blocks.items():
         name = f"memory{block_id}"
-        _equal(f"{name}: id", block.block_id, block_id)
         _true(block.state in ("online", "offline"), f"{name}: state {block.state}")
         _true(block.state == "online" or block.zone is None, f"{name}: offline but in a zone")
         _true(all(n in m.node_devices for n in block.nodes), f"{name}: linked to an absent node")
@@ -280,10 +331,7 @@ def check_totals(m: Machine) -> None:
     if m.totalreserve_pages:
         _equal("totalreserve_pages", m.totalreserve_pages, reserve)
     top = max((z.zone_end_pfn for z in zones if z.spanned_pages), default=0)
-    _true(
-        m.max_pfn >= min(top, m.max_pfn if top << PAGE_SHIFT <= 4 << 30 else top),
-        f"max_pfn {m.max_pfn:#x} is below the end of memory {top:#x}",
-    )
+    _true(m.max_pfn >= top, f"max_pfn {m.max_pfn:#x} is below the end of memory {top:#x}")
 
 
 def validate(m: Machine) -> None:
@@ -298,6 +346,8 @@ def validate(m: Machine) -> None:
         check_zone(m, zone)
     for pgdat in m.nodes.values():
         check_node(m, pgdat)
+    check_node_states(m)
+    check_vmemmap(m)
     check_zonelists(m)
     check_totals(m)
     check_sysfs(m)
