@@ -1,4 +1,4 @@
-"""Adding, onlining, offlining and removing; and each chain failing at each of its steps.
+"""Adding, onlining, offlining and removing (test_trace.py makes each chain fail at each step).
 
 Most tests use one address line: node 0 has RAM from 0 to 1 GiB, a DIMM of four 128 MiB blocks
 (memory32 to memory35) goes to node 1 at 4 GiB.
@@ -44,15 +44,6 @@ def refused(m: Machine, act: Callable[[], object], code: int) -> None:
     m.validate()
 
 
-def fail_at(m: Machine, function: str, act: Callable[[], object], code: int, nth: int = 1) -> None:
-    """Make a kernel function fail at its nth call inside a chain; expect a clean undo."""
-    probes = m.trace(recording=False)
-    probes.fail(function, code, nth)
-    refused(m, act, code)
-    assert probes.pending() == []
-    m.kprobes = None
-
-
 # -- adding -----------------------------------------------------------------------------
 
 
@@ -66,27 +57,6 @@ def test_add_makes_offline_blocks_and_the_node(m: Machine) -> None:
         *(f"add /devices/system/memory/memory{b} memory" for b in range(32, 36)),
         "add /devices/system/node/node1 node",
     ]
-    m.validate()
-
-
-@pytest.mark.parametrize(
-    ("function", "nth"),
-    [
-        ("register_memory_resource", 1),
-        ("add_memory_resource", 1),
-        ("hotadd_init_pgdat", 1),
-        ("build_all_zonelists", 1),
-        ("arch_add_memory", 1),
-        ("add_pages", 1),
-        ("__add_pages", 1),
-        *(("sparse_add_section", n) for n in (1, 2, 3, 4)),
-        *(("vmemmap_populate", n) for n in (1, 2, 3, 4)),
-        *(("add_memory_block", n) for n in (1, 2, 3, 4)),
-    ],
-)
-def test_add_that_fails_at_a_step_leaves_nothing(m: Machine, function: str, nth: int) -> None:
-    fail_at(m, function, lambda: add(m), errno.ENOMEM, nth)
-    add(m)  # nothing was left in the way
     m.validate()
 
 
@@ -171,26 +141,6 @@ def test_second_memmap_lands_in_the_node_and_pins_it(m: Machine) -> None:
 # -- onlining ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("word", ["online", "online_kernel", "online_movable"])
-@pytest.mark.parametrize("function", ["zone_for_pfn_range", "online_pages", "memory_notify"])
-def test_online_that_fails_at_a_step_leaves_nothing(m: Machine, word: str, function: str) -> None:
-    add(m)
-    fail_at(m, function, lambda: m.write(STATE % 33, word), errno.ENOMEM)
-    m.write(STATE % 33, word)
-    m.validate()
-
-
-@pytest.mark.parametrize("function", ["online_pages", "memory_notify"])
-def test_online_with_its_own_memmap_that_fails_leaves_nothing(function: str) -> None:
-    m = two_nodes("memory_hotplug.memmap_on_memory=1")
-    m.plug("a", 1, DIMM, BLOCK)
-    assert m.memory_blocks[32].nr_vmemmap_pages == 512
-    fail_at(m, function, lambda: m.write(STATE % 32, "online_movable"), errno.ENOMEM)
-    m.write(STATE % 32, "online_movable")
-    assert m.nodes[1].zone(3).managed_pages == 32256
-    m.validate()
-
-
 def veto(m: Machine, action: str, code: int) -> MemoryNotifier:
     def call(m: Machine, act: int, arg: MemoryNotify) -> int:
         return code if ACTION_NAMES[act] == action else 0
@@ -261,29 +211,6 @@ def test_a_stale_wish_stays_after_a_failed_write(m: Machine) -> None:
 # -- offlining --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        "offline_pages",
-        "walk_system_ram_range",
-        "start_isolate_page_range",
-        "memory_notify",
-        "dissolve_free_huge_pages",
-        "test_pages_isolated",
-    ],
-)
-@pytest.mark.parametrize("memmap_on_memory", [False, True])
-def test_offline_that_fails_at_a_step_restores_everything(
-    function: str, memmap_on_memory: bool
-) -> None:
-    m = two_nodes(f"memory_hotplug.memmap_on_memory={int(memmap_on_memory)}")
-    m.plug("a", 1, DIMM, BLOCK)
-    m.write(STATE % 32, "online_movable")
-    fail_at(m, function, lambda: m.write(STATE % 32, "offline"), errno.EBUSY)
-    m.write(STATE % 32, "offline")
-    m.validate()
-
-
 def test_offline_of_a_used_kernel_block_is_ebusy_and_dumps_the_page(m: Machine) -> None:
     add(m)
     m.write(STATE % 32, "online_kernel")
@@ -310,6 +237,37 @@ def test_failed_offline_types_isolated_pageblocks_movable(m: Machine) -> None:
     assert m.memmap_engine.get_pageblock_migratetype(int(pfns[0])) == 1
     m.free_pages_bulk(pfns[1:], 10)
     assert zone.nr_free_pages == 32768
+    m.validate()
+
+
+def test_failed_offline_drains_the_per_cpu_lists(m: Machine) -> None:
+    """Parked pages of the whole zone, also of other blocks, are back on the free lists."""
+    add(m)
+    m.write(STATE % 32, "online_kernel")
+    m.write(STATE % 33, "online_kernel")
+    zone = m.nodes[1].zone(2)
+    pfns = m.alloc_pages_bulk(3, 0, GFP_KERNEL, 1)
+    m.free_pages_bulk(pfns[1:])
+    assert zone.pcp_pages() > 0
+    with pytest.raises(KernelError):
+        m.write(STATE % 32, "offline")
+    assert zone.pcp_pages() == 0
+    assert zone.pcp_state(0)[1:3] == (zone.pageset_high, zone.pageset_batch)
+    m.validate()
+
+
+def test_failed_offline_puts_free_blocks_at_the_tails(m: Machine) -> None:
+    """The isolated blocks of block 32 come back behind those of block 33."""
+    add(m)
+    m.write(STATE % 32, "online_movable")
+    m.write(STATE % 33, "online_movable")
+    movable = m.nodes[1].zone(3)
+    before = movable.free_list(10, 1)
+    assert before == list(range(DIMM >> 12, (DIMM >> 12) + 65536, 1024))
+    veto(m, "MEM_GOING_OFFLINE", -errno.EBUSY)
+    with pytest.raises(KernelError):
+        m.write(STATE % 32, "offline")
+    assert movable.free_list(10, 1) == before[32:] + before[:32]
     m.validate()
 
 
@@ -478,14 +436,3 @@ def test_offline_and_remove_reports_the_first_error_even_if_the_undo_is_refused(
     assert e.value.errno == errno.EBUSY
     assert m.read(STATE % 32) == "offline\n"
     m.validate()
-
-
-@pytest.mark.parametrize("nth", [1, 2, 3, 4])
-def test_add_pages_called_directly_undoes_itself(m: Machine, nth: int) -> None:
-    fail_at(
-        m,
-        "sparse_add_section",
-        lambda: mh.__add_pages(m, 1, DIMM >> 12, 4 * 32768),
-        errno.ENOMEM,
-        nth,
-    )

@@ -8,7 +8,7 @@ from kmm.errors import kernel_error
 from kmm.memory_hotplug import __add_pages, __remove_pages
 from kmm.params import PAGE_SHIFT, PHYSMEM_END, GiB, MiB
 from kmm.sparse import VmemAltmap
-from kmm.trace import traced
+from kmm.trace import fallible, traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -43,7 +43,7 @@ def init_memory_mapping(m: Machine, start: int, end: int) -> None:
     """Map a range of bytes; kmm counts no page tables."""
 
 
-@traced
+@fallible
 def add_pages(m: Machine, nid: int, pfn: int, nr_pages: int, altmap: VmemAltmap | None) -> None:
     """Add a range of pages and let max_pfn follow; it never falls again.
 
@@ -57,7 +57,7 @@ def add_pages(m: Machine, nid: int, pfn: int, nr_pages: int, altmap: VmemAltmap 
         m.max_pfn = max(m.max_pfn, pfn + nr_pages)
 
 
-@traced
+@fallible
 def arch_add_memory(
     m: Machine, nid: int, start: int, size: int, altmap: VmemAltmap | None = None
 ) -> None:

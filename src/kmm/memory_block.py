@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kmm.errors import KernelError, bug, kernel_error
 from kmm.mmzone import MemoryGroup, Zone
 from kmm.params import ONLINE_TYPES, PAGES_PER_SECTION
-from kmm.trace import traced
+from kmm.trace import fallible, traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -57,7 +57,7 @@ class MemoryBlock:
         return f"/devices/system/memory/memory{self.block_id}"
 
 
-@traced
+@fallible
 def memory_notify(m: Machine, action: int, arg: MemoryNotify) -> None:
     """Call the memory notifiers, highest priority first.
 
@@ -93,7 +93,7 @@ def walk_memory_blocks(
             func(block)
 
 
-@traced
+@fallible
 def add_memory_block(
     m: Machine, block_id: int, state: str, nr_vmemmap_pages: int, group: MemoryGroup | None
 ) -> MemoryBlock:
@@ -122,7 +122,7 @@ def remove_memory_block(m: Machine, block: MemoryBlock) -> None:
     m.uevent("remove", block.devpath, "memory")
 
 
-@traced
+@fallible
 def create_memory_block_devices(
     m: Machine, start: int, size: int, vmemmap_pages: int, group: MemoryGroup | None
 ) -> None:

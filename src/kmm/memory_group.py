@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kmm.errors import kernel_error
 from kmm.mmzone import MemoryGroup
-from kmm.trace import traced
+from kmm.trace import fallible, traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -20,7 +20,7 @@ def _register(m: Machine, group: MemoryGroup) -> int:
     return group.mgid
 
 
-@traced
+@fallible
 def memory_group_register_static(m: Machine, nid: int, max_pages: int) -> int:
     """Register a group whose memory comes and goes as one.
 
@@ -33,7 +33,7 @@ def memory_group_register_static(m: Machine, nid: int, max_pages: int) -> int:
     return _register(m, MemoryGroup(0, nid, False, max_pages=max_pages))
 
 
-@traced
+@fallible
 def memory_group_register_dynamic(m: Machine, nid: int, unit_pages: int) -> int:
     """Register a group that grows and shrinks by units.
 

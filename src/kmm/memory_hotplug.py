@@ -69,7 +69,7 @@ from kmm.sparse import (
     sparse_add_section,
     sparse_remove_section,
 )
-from kmm.trace import note, traced
+from kmm.trace import fallible, note, traced
 from kmm.watermarks import (
     init_per_zone_wmark_min,
     setup_zone_pageset,
@@ -104,7 +104,7 @@ def mhp_range_allowed(m: Machine, start: int, size: int) -> None:
     raise kernel_error(-7, f"range {start:#x}+{size:#x} is beyond {PHYSMEM_END:#x}")
 
 
-@traced
+@fallible
 def register_memory_resource(m: Machine, start: int, size: int, name: str) -> Resource:
     """Enter a range of bytes into the resource tree.
 
@@ -146,7 +146,7 @@ def free_area_init_core_hotplug(m: Machine, pgdat: PgData) -> None:
     pgdat.vmstat.clear()
 
 
-@traced
+@fallible
 def hotadd_init_pgdat(m: Machine, nid: int) -> PgData:
     """Prepare the pgdat of a node that gets its first memory; builds its own zonelists."""
     pgdat = m.nodes[nid]
@@ -159,7 +159,7 @@ def hotadd_init_pgdat(m: Machine, nid: int) -> PgData:
     return pgdat
 
 
-@traced
+@fallible
 def __try_online_node(m: Machine, nid: int) -> bool:
     """Prepare a node unless it is online; whether that was needed."""
     if nid in m.n_online:
@@ -197,7 +197,7 @@ def _section_chunks(pfn: int, nr_pages: int) -> list[tuple[int, int]]:
     return out
 
 
-@traced
+@fallible
 def __add_pages(
     m: Machine, nid: int, pfn: int, nr_pages: int, altmap: VmemAltmap | None = None
 ) -> None:
@@ -224,7 +224,7 @@ def __add_pages(
             raise
 
 
-@traced
+@fallible
 def add_memory_resource(m: Machine, nid: int, res: Resource, mhp_flags: int = MHP_NONE) -> None:
     """Add the memory of a resource that is in the tree already.
 
@@ -280,7 +280,7 @@ def _auto_online(m: Machine, start: int, size: int) -> None:
         m.note_swallowed("auto-online", e)
 
 
-@traced
+@fallible
 def __add_memory(m: Machine, nid: int, start: int, size: int, mhp_flags: int = MHP_NONE) -> None:
     """Add a range of bytes as System RAM; the caller holds the hot-plug lock.
 
@@ -295,13 +295,13 @@ def __add_memory(m: Machine, nid: int, start: int, size: int, mhp_flags: int = M
         raise
 
 
-@traced
+@fallible
 def add_memory(m: Machine, nid: int, start: int, size: int, mhp_flags: int = MHP_NONE) -> None:
     """Add a range of bytes as System RAM (see __add_memory)."""
     __add_memory(m, nid, start, size, mhp_flags)
 
 
-@traced
+@fallible
 def add_memory_driver_managed(
     m: Machine, nid: int, start: int, size: int, name: str, mhp_flags: int = MHP_NONE
 ) -> None:
@@ -509,7 +509,7 @@ def node_states_check_changes_online(
         arg.status_change_nid = zone.nid
 
 
-@traced
+@fallible
 def online_pages(
     m: Machine, pfn: int, nr_pages: int, zone: Zone, group: MemoryGroup | None = None
 ) -> None:
@@ -628,7 +628,7 @@ def node_states_check_changes_offline(
         arg.status_change_nid = zone.nid
 
 
-@traced
+@fallible
 def walk_system_ram_range(m: Machine, start_pfn: int, nr_pages: int) -> int:
     """Return how many pages of a range are System RAM."""
     parts = res_.walk_system_ram_range(m.iomem_resource, start_pfn, nr_pages)
@@ -640,7 +640,7 @@ def lru_cache_disable(m: Machine) -> None:
     """Keep pages from hiding in per-CPU LRU batches; kmm has none."""
 
 
-@traced
+@fallible
 def dissolve_free_huge_pages(m: Machine, start_pfn: int, end_pfn: int) -> None:
     """Give free hugetlb pages of a range back to the allocator; kmm has no pools yet."""
 
@@ -699,7 +699,7 @@ def _forget_offlined(
     remove_pfn_range_from_zone(m, zone, start_pfn, nr_pages)
 
 
-@traced
+@fallible
 def offline_pages(
     m: Machine, start_pfn: int, nr_pages: int, zone: Zone, group: MemoryGroup | None = None
 ) -> None:
@@ -787,7 +787,7 @@ def _check_memblocks_offline(m: Machine, start: int, size: int) -> tuple[int, in
     return found["nid"], found["vmemmap"]
 
 
-@traced
+@fallible
 def try_remove_memory(m: Machine, start: int, size: int) -> None:
     """Remove a range of bytes whose blocks are all offline.
 
@@ -823,7 +823,7 @@ def __remove_memory(m: Machine, start: int, size: int) -> None:
         bug("__remove_memory", str(e))
 
 
-@traced
+@fallible
 def remove_memory(m: Machine, start: int, size: int) -> None:
     """Remove a range of bytes.
 
@@ -832,7 +832,7 @@ def remove_memory(m: Machine, start: int, size: int) -> None:
     try_remove_memory(m, start, size)
 
 
-@traced
+@fallible
 def offline_and_remove_memory(m: Machine, start: int, size: int) -> None:
     """Take all blocks of a range of bytes offline, then remove it.
 

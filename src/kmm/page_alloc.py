@@ -20,7 +20,7 @@ from kmm.params import (
     ZONE_MOVABLE,
     ZONE_NORMAL,
 )
-from kmm.trace import traced
+from kmm.trace import fallible, traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -135,7 +135,7 @@ def _slowpath_flags(gfp: int, order: int) -> int:
     return flags
 
 
-@traced
+@fallible
 def __alloc_pages(
     m: Machine, gfp: int, order: int, nid: int, nodemask: Collection[int] | None = None
 ) -> int:

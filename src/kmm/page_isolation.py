@@ -8,13 +8,13 @@ from kmm import _scan
 from kmm.errors import kernel_error
 from kmm.mmzone import Zone
 from kmm.params import MIGRATE_MOVABLE, PAGEBLOCK_NR_PAGES
-from kmm.trace import note, traced
+from kmm.trace import fallible, note, traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
 
-@traced
+@fallible
 def start_isolate_page_range(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> None:
     """Isolate all pageblocks of a range.
 
@@ -37,7 +37,7 @@ def undo_isolate_page_range(
     _scan.undo_isolate_page_range(zone, start_pfn, end_pfn, mt)
 
 
-@traced
+@fallible
 def test_pages_isolated(m: Machine, start_pfn: int, end_pfn: int) -> None:
     """Check that every page of an isolated range is free.
 

@@ -19,7 +19,7 @@ from kmm.params import (
     PFN_SECTION_SHIFT,
     PMD_SIZE,
 )
-from kmm.trace import traced
+from kmm.trace import fallible, traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -54,7 +54,7 @@ def vmemmap_chunks(m: Machine, pfn: int, nr_pages: int) -> range:
     return range(pfn * size // PMD_SIZE, -(-(pfn + nr_pages) * size // PMD_SIZE))
 
 
-@traced
+@fallible
 def vmemmap_populate(
     m: Machine, pfn: int, nr_pages: int, nid: int, altmap: VmemAltmap | None
 ) -> None:
@@ -133,7 +133,7 @@ def vmemmap_free(m: Machine, pfn: int, nr_pages: int) -> None:
         _drop_chunk(m, chunk)
 
 
-@traced
+@fallible
 def sparse_add_section(
     m: Machine, nid: int, start_pfn: int, nr_pages: int, altmap: VmemAltmap | None
 ) -> None:

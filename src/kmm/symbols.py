@@ -232,7 +232,8 @@ RESOLVES: dict[str, str] = {old: s.name for s in SYMBOLS for old in s.older}
 LEFT_BEHIND: dict[str, str] = {
     "failed eject": "blocks that were taken offline come back by the default policy, perhaps in "
     "another zone",
-    "failed offline": "pageblocks that were isolated are typed Movable",
+    "failed offline": "isolated pageblocks are typed Movable; their free blocks come back "
+    "at the tails of the lists; the zone's per-CPU lists are drained",
     "failed online_movable": "of a block that is online already: the wish stays for the next 1 "
     "written to online",
     "failed ACPI add": "_OST says success",

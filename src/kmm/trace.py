@@ -1,8 +1,8 @@
 """Records which kernel function called which, and orders failures at any of them.
 
 A function marked :func:`traced` costs one attribute test while ``m.kprobes`` is None.  With
-probes set, each entry is recorded with its depth, and a function may be told to fail at its
-n-th call (the kernel's fault-injection framework does the same with fail_function).
+probes set, each entry is recorded with its depth, and a :func:`fallible` one may be told to fail
+at its n-th call (the kernel's fault-injection framework does the same with fail_function).
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from kmm.errors import kernel_error
+from kmm.errors import check_number, kernel_error
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: Kernel functions that can fail, and so may be told to.
+FALLIBLE: set[str] = set()
 
 
 class Kprobes:
@@ -47,11 +50,14 @@ class Kprobes:
     def fail(self, name: str, code: int, nth: int = 1) -> None:
         """Order the nth next call of a function to fail.
 
-        :param name: a kernel function that kmm marks as traced.
+        :param name: a kernel function that can fail, one of FALLIBLE.
         :param code: the errno, positive or negative.
         :param nth: 1 for the next call.
+        :raises InvalidArgument: for a function that has no way to fail in the kernel.
         """
-        self._faults[name] = [nth, code]
+        if name not in FALLIBLE:
+            raise kernel_error(-22, f"name: {name!r}; allowed: {', '.join(sorted(FALLIBLE))}")
+        self._faults[name] = [check_number("nth", nth, 1, 1 << 30), code]
 
     def pending(self) -> list[str]:
         """Functions that were told to fail and have not been called often enough yet."""
@@ -75,6 +81,12 @@ def traced(fn: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Mac
             probes.depth -= 1
 
     return call
+
+
+def fallible(fn: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Machine, P], R]:
+    """Mark a kernel function that can fail, as traced and so that tests can make it fail."""
+    FALLIBLE.add(fn.__name__)
+    return traced(fn)
 
 
 def note(m: Machine, name: str, times: int = 1) -> None:
