@@ -11,10 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from kmm.boot import KERNEL_END, mark_used
 from kmm.errors import ConfigError
+from kmm.mm_init import mark_used
 from kmm.mmzone import Zone
 from kmm.params import (
+    FILL_KERNEL,
+    FILL_RESERVED,
+    KERNEL_END,
     MAX_ORDER,
     MIGRATE_MOVABLE,
     MIGRATE_TYPES,
@@ -148,9 +151,9 @@ def _mark(m: Machine, zone: Zone, used: list[tuple[int, int]]) -> None:
     for pfn, count in used:
         part = min(reserved, count)
         if part:
-            mark_used(m, pfn, pfn + part, 1)
+            mark_used(m, pfn, pfn + part, FILL_RESERVED)
         if part < count:
-            mark_used(m, pfn + part, pfn + count, 3)
+            mark_used(m, pfn + part, pfn + count, FILL_KERNEL)
         reserved -= part
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kmm import boot, freelists
+from kmm import boot, freelists, mm_init
 from kmm.config import config_from_dict
 from kmm.errors import ConfigError
 from kmm.firmware import ram_layout
@@ -32,7 +32,7 @@ from kmm.params import (
     parse_list,
 )
 from kmm.procfs import NODE_STAT_ITEMS
-from kmm.resource import parse_iomem
+from kmm.resource import parse_iomem, walk_system_ram_range
 from kmm.zonelists import build_zonelists, nr_free_zone_pages
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def boot_from_files(
     )
     m._prepare(config)
     m.iomem_resource = parse_iomem(files["/proc/iomem"])
-    for start, end, kind in boot._e820(*ram_layout(config)):
+    for start, end, kind in boot.e820(*ram_layout(config)):
         m.firmware_map_add(start, end, kind)
     boot.apply_cmdline(m)
     _parameters(m, files)
@@ -250,7 +250,7 @@ def _blocks(m: Machine, files: Mapping[str, str], zones: dict[tuple[int, str], Z
     for block_id in ids:
         _block(m, files, zones, block_id, ranges)
     for index, parts in sorted(ranges.items()):
-        boot.claim_ranges(m, m.all_zones()[index], _merge(parts))
+        mm_init.claim_ranges(m, m.all_zones()[index], _merge(parts))
     meminfo = []
     for zone in m.all_zones():
         for start, end in zone.early_ranges:
@@ -290,11 +290,10 @@ def _block(
         sorted(int(match[1]) for path in files if (match := re.match(base + r"node(\d+)$", path)))
     ) or tuple(sorted({nid for nid, _ in zones}))
     block = m.memory_blocks[block_id] = MemoryBlock(block_id, state, nids[0], nodes=nids)
-    from kmm.resource import walk_system_ram_range
 
     ram = walk_system_ram_range(m.iomem_resource, block_id * m.block_pages, m.block_pages)
     if state == "offline":
-        boot_offline_sections(m, block_id, nids[0])
+        mm_init.offline_block(m, block_id, nids[0])
         return
     word = (files.get(base + "valid_zones", "").split() or ["none"])[0]
     if word in ZONE_NAMES:
@@ -303,14 +302,6 @@ def _block(
         return
     for pfn, count in ram:
         _split_by_span(m, zones, nids, pfn, pfn + count, ranges)
-
-
-def boot_offline_sections(m: Machine, block_id: int, nid: int) -> None:
-    """Make the sections of a block that was offline when the files were read."""
-    first = block_id * m.block_pages >> 15
-    for section in range(first, first + (m.block_pages >> 15)):
-        boot._early_section(m, section, nid, False)
-        m.sections[section]["flags"] = 3
 
 
 def _split_by_span(
@@ -378,7 +369,7 @@ def _zone(m: Machine, zone: Zone, fields: ZoneFields, files: Mapping[str, str]) 
 
 
 def _finish(m: Machine, files: Mapping[str, str]) -> None:
-    boot.finish_nodes(m)
+    mm_init.finish_nodes(m)
     if "kthreads" in files:
         m.kthreads = set(files["kthreads"].split())
     for nid in parse_list(files.get(NODE + "online", ""), NODE + "online"):

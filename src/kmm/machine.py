@@ -40,6 +40,7 @@ from kmm.params import (
     MAX_ORDER,
     NR_PAGES_MAX,
     PAGE_SHIFT,
+    PAGES_PER_SECTION,
     PFN_SECTION_SHIFT,
     PMD_SIZE,
     REMOTE_DISTANCE,
@@ -312,13 +313,35 @@ class Machine:
                 return
 
     def forget_pages(self, pfn: int, nr_pages: int) -> None:
-        """Zero the records of pages that are gone and give their host memory back."""
-        dirty = self.memmap_engine.dirty_blocks(pfn, nr_pages)
-        first, last = pfn >> 9, (pfn + nr_pages) >> 9
-        self.pageblocks[first:last] = np.zeros(1, dtype=_memmap.pageblock_dtype)
-        if dirty:
-            size = _memmap.page_dtype.itemsize
-            self._maps[0].madvise(mmap.MADV_DONTNEED, pfn * size, nr_pages * size)
+        """Zero the records of pages that are gone and give their host memory back.
+
+        :param pfn: first pfn; nr_pages: pages, both multiples of 512.
+        """
+        if self.memmap_engine.dirty_blocks(pfn, nr_pages):
+            self._forget(0, pfn, nr_pages, 0)
+        self._forget(1, pfn, nr_pages, 9)
+        first = -(-pfn // PAGES_PER_SECTION)
+        whole = ((pfn + nr_pages) >> PFN_SECTION_SHIFT) - first
+        if whole > 0:
+            self._forget(2, first << PFN_SECTION_SHIFT, whole << PFN_SECTION_SHIFT, 15)
+
+    def _forget(self, which: int, pfn: int, nr_pages: int, shift: int) -> None:
+        """Zero one array's records of a range of pages; untouched host pages are not touched."""
+        records = (self.memmap, self.pageblocks, self.sections)[which]
+        size = records.itemsize
+        start, end = (pfn >> shift) * size, ((pfn + nr_pages) >> shift) * size
+        host = mmap.PAGESIZE
+        inner, outer = -(-start // host) * host, end // host * host
+        raw = np.frombuffer(self._maps[which], dtype=np.uint8)
+        # At the ends the host page holds records of others too; it goes if those are zero.
+        if start < inner:
+            raw[start : min(inner, end)] = 0
+            inner -= host * (not raw[inner - host : inner].any())
+        if outer >= inner and outer < end:
+            raw[outer:end] = 0
+            outer += host * (not raw[outer : outer + host].any())
+        if outer > inner:
+            self._maps[which].madvise(mmap.MADV_DONTNEED, inner, outer - inner)
 
     # -- firmware events --------------------------------------------------------------
 

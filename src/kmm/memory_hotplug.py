@@ -48,6 +48,8 @@ from kmm.page_isolation import (
     undo_isolate_page_range,
 )
 from kmm.params import (
+    FILL_NONE,
+    FILL_VMEMMAP,
     MIGRATE_ISOLATE,
     MIGRATE_UNMOVABLE,
     PAGE_SHIFT,
@@ -83,8 +85,6 @@ if TYPE_CHECKING:
     from kmm.resource import Resource
 
 MHP_NONE, MHP_MERGE_RESOURCE, MHP_MEMMAP_ON_MEMORY, MHP_NID_IS_MGID = 0, 1, 2, 4
-
-FILL_NONE, FILL_VMEMMAP = 0, 2
 
 # -- adding -----------------------------------------------------------------------------
 
@@ -431,18 +431,12 @@ def init_currently_empty_zone(m: Machine, zone: Zone, start_pfn: int) -> None:
 
 def resize_zone_range(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
     """Grow a zone's span over a range (grow_zone_span of old)."""
-    old_end = zone.zone_end_pfn
-    if not zone.spanned_pages or start_pfn < zone.zone_start_pfn:
-        zone.zone_start_pfn = start_pfn
-    zone.spanned_pages = max(start_pfn + nr_pages, old_end) - zone.zone_start_pfn
+    zone.grow_span(start_pfn, nr_pages)
 
 
 def resize_pgdat_range(m: Machine, pgdat: PgData, start_pfn: int, nr_pages: int) -> None:
     """Grow a node's span over a range (grow_pgdat_span of old)."""
-    old_end = pgdat.node_start_pfn + pgdat.node_spanned_pages
-    if not pgdat.node_spanned_pages or start_pfn < pgdat.node_start_pfn:
-        pgdat.node_start_pfn = start_pfn
-    pgdat.node_spanned_pages = max(start_pfn + nr_pages, old_end) - pgdat.node_start_pfn
+    pgdat.grow_span(start_pfn, nr_pages)
 
 
 @traced
@@ -756,6 +750,7 @@ def __remove_pages(m: Machine, pfn: int, nr_pages: int) -> None:
     _check_pfn_span(pfn, nr_pages, "remove")
     for start, count in _section_chunks(pfn, nr_pages):
         sparse_remove_section(m, start, count)
+    m.forget_pages(pfn, nr_pages)
 
 
 @traced

@@ -40,6 +40,13 @@ class Zone(BuddyZone):
         """The min watermark with the boost, in pages."""
         return self.watermark_min + self.watermark_boost
 
+    def grow_span(self, start_pfn: int, nr_pages: int) -> None:
+        """Let the zone span a range too."""
+        end = max(start_pfn + nr_pages, self.zone_end_pfn)
+        if not self.spanned_pages or start_pfn < self.zone_start_pfn:
+            self.zone_start_pfn = start_pfn
+        self.spanned_pages = end - self.zone_start_pfn
+
     def intersects(self, start_pfn: int, nr_pages: int) -> bool:
         """Whether a range of pages touches the span, holes included (zone_intersects)."""
         if not self.spanned_pages:
@@ -66,6 +73,13 @@ class PgData:
     def zone(self, idx: int) -> Zone:
         """The zone with this index (0 DMA ... 4 Device)."""
         return self.zones[idx]
+
+    def grow_span(self, start_pfn: int, nr_pages: int) -> None:
+        """Let the node span a range too."""
+        end = max(start_pfn + nr_pages, self.node_start_pfn + self.node_spanned_pages)
+        if not self.node_spanned_pages or start_pfn < self.node_start_pfn:
+            self.node_start_pfn = start_pfn
+        self.node_spanned_pages = end - self.node_start_pfn
 
     @property
     def managed_pages(self) -> int:

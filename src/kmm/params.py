@@ -47,6 +47,12 @@ MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = SECTION_SIZE, 64 * GiB
 
 _SUFFIX = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
 
+# What the pages of a pageblock are whose own records are still zero (the engine's FILL_*).
+FILL_NONE, FILL_RESERVED, FILL_VMEMMAP, FILL_KERNEL = range(4)
+
+# Where the kernel image of the reference build lies, bytes.
+KERNEL_START, KERNEL_END = 0x1000000, 0x4400000
+
 
 def parse_size(value: object, field_name: str) -> int:
     """Return a number of bytes.

@@ -178,7 +178,6 @@ def sparse_remove_section(m: Machine, start_pfn: int, nr_pages: int) -> None:
         record["flags"] = 0
         record["pageblock_flags"] = 0
         record["nid"] = 0
-    m.forget_pages(start_pfn, nr_pages)
 
 
 def online_mem_sections(m: Machine, start_pfn: int, end_pfn: int) -> None:

@@ -11,6 +11,13 @@ from kmm.mmzone import PgData
 from kmm.node import node_states_text
 from kmm.params import PAGES_PER_SECTION, ZONE_NAMES, format_list
 from kmm.resource import iomem_show
+from kmm.sparse import (
+    SECTION_IS_EARLY,
+    SECTION_IS_ONLINE,
+    SECTION_MARKED_PRESENT,
+    VMEMMAP_NOT_OURS,
+    vmemmap_chunks,
+)
 from kmm.symbols import display
 
 if TYPE_CHECKING:
@@ -24,20 +31,39 @@ def runs(numbers: Sequence[int]) -> str:
     return format_list(numbers) or "none"
 
 
+def _resources(m: Machine) -> list[str]:
+    """Return RAM and what lies inside it; the rest of the address map is only counted."""
+    out, others, inside = [], 0, False
+    for line in iomem_show(m.iomem_resource).splitlines():
+        inside = "System RAM" in line or (inside and line.startswith(" "))
+        if inside:
+            out.append(line)
+        else:
+            others += 1
+    return [*out, f"and {others} others, see /proc/iomem"]
+
+
+def _memmap_place(m: Machine, section: int) -> str:
+    """Say where the pages lie that hold a section's memmap."""
+    if m.sections["flags"][section] & SECTION_IS_EARLY:
+        return "taken at boot"
+    chunk = vmemmap_chunks(m, section * PAGES_PER_SECTION, PAGES_PER_SECTION)[0]
+    basepages = m.vmemmap_basepages.get(chunk)
+    pfn = basepages[0] if basepages else int(m.vmemmap_pfn[chunk])
+    zone = None if pfn & VMEMMAP_NOT_OURS else m.page_zone(pfn)
+    if zone is None:
+        return "in the block itself"
+    return f"in node {zone.nid} {zone.name}" + (", page by page" if basepages else "")
+
+
 def _sections(m: Machine) -> list[str]:
     flags = m.sections["flags"]
-    present = np.flatnonzero(flags & 1)
-    online = np.flatnonzero(flags & 4)
-    early = np.flatnonzero(flags & 8)
+    present = np.flatnonzero(flags & SECTION_MARKED_PRESENT)
+    online = np.flatnonzero(flags & SECTION_IS_ONLINE)
+    early = np.flatnonzero(flags & SECTION_IS_EARLY)
     where: dict[str, list[int]] = {}
     for section in present.tolist():
-        if flags[section] & 8:
-            where.setdefault("taken at boot", []).append(section)
-            continue
-        pfn = int(m.vmemmap_pfn[section * PAGES_PER_SECTION * m.config.struct_page_size >> 21])
-        zone = m.page_zone(pfn) if pfn and not pfn >> 63 else None
-        name = f"in node {zone.nid} {zone.name}" if zone is not None else "in the block itself"
-        where.setdefault(name, []).append(section)
+        where.setdefault(_memmap_place(m, section), []).append(section)
     out = [
         f"sections of {PAGES_PER_SECTION} pages present: {runs(present.tolist())}",
         f"online: {runs(online.tolist())}",
@@ -111,7 +137,7 @@ def layers(m: Machine) -> list[Layer]:
     """Return the layers of a machine from the address map up to what user space sees."""
     states = node_states_text(m)
     return [
-        ("resource tree", [s for s in iomem_show(m.iomem_resource).splitlines() if "RAM" in s]),
+        ("resource tree", _resources(m)),
         ("nodes (pgdat)", [line for p in m.nodes.values() for line in _node(m, p)]),
         ("sections and memmap", _sections(m)),
         ("zones and watermarks (pages)", _zones(m)),
