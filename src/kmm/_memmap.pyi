@@ -7,16 +7,6 @@ page_dtype: np.dtype[np.void]
 pageblock_dtype: np.dtype[np.void]
 section_dtype: np.dtype[np.void]
 
-KPF_LRU: int
-KPF_SLAB: int
-KPF_BUDDY: int
-KPF_COMPOUND_HEAD: int
-KPF_HWPOISON: int
-KPF_NOPAGE: int
-KPF_OFFLINE: int
-KPF_RESERVED: int
-KPF_OWNER_PRIVATE: int
-
 class MemMap:
     grouping_disabled: bool
     def __init__(

@@ -18,15 +18,17 @@ page_dtype = np.asarray(<page_t[:1]> &_page).dtype
 pageblock_dtype = np.asarray(<pageblock_t[:1]> &_block).dtype
 section_dtype = np.asarray(<section_t[:1]> &_section).dtype
 
-KPF_LRU = 1 << 5
-KPF_SLAB = 1 << 7
-KPF_BUDDY = 1 << 10
-KPF_COMPOUND_HEAD = 1 << 15
-KPF_HWPOISON = 1 << 19
-KPF_NOPAGE = 1 << 20
-KPF_OFFLINE = 1 << 23
-KPF_RESERVED = 1 << 32
-KPF_OWNER_PRIVATE = 1 << 37
+# The words of /proc/kpageflags.
+cdef enum:
+    KPF_LRU = 1 << 5
+    KPF_SLAB = 1 << 7
+    KPF_BUDDY = 1 << 10
+    KPF_HWPOISON = 1 << 19
+    KPF_NOPAGE = 1 << 20
+    KPF_OFFLINE = 1 << 23
+
+cdef uint64_t KPF_RESERVED = <uint64_t> 1 << 32
+cdef uint64_t KPF_OWNER_PRIVATE = <uint64_t> 1 << 37
 
 
 cdef class MemMap:
@@ -229,22 +231,22 @@ cdef uint64_t _page_word(const page_t *page, int fill) noexcept nogil:
     cdef uint64_t word = 0
     if page.flags == 0 and page.refcount == 0:
         if fill == FILL_RESERVED:
-            return <uint64_t> 1 << 32
+            return KPF_RESERVED
         if fill == FILL_VMEMMAP:
-            return (<uint64_t> 1 << 32) | (<uint64_t> 1 << 37)
+            return KPF_RESERVED | KPF_OWNER_PRIVATE
         return 0
     if page.flags & PF_RESERVED:
-        word |= <uint64_t> 1 << 32
+        word |= KPF_RESERVED
     if page.flags & PF_OWNER_PRIV:
-        word |= <uint64_t> 1 << 37
+        word |= KPF_OWNER_PRIVATE
     if page.flags & PF_SLAB:
-        word |= 1 << 7
+        word |= KPF_SLAB
     if page.flags & PF_LRU:
-        word |= 1 << 5
+        word |= KPF_LRU
     if page.flags & PF_HWPOISON:
-        word |= 1 << 19
+        word |= KPF_HWPOISON
     if page.flags & PF_OFFLINE:
-        word |= 1 << 23
+        word |= KPF_OFFLINE
     return word
 
 
@@ -259,13 +261,13 @@ cdef void kpageflags(const mem_t *mem, pfn_t start, pfn_t count, uint64_t *out) 
             n = count - i
         if pfn >= mem.nr_pages or not section_online(mem, pfn):
             for j in range(i, i + n):
-                out[j] = 1 << 20
+                out[j] = KPF_NOPAGE
             i += n
             continue
         block = &mem.blocks[pfn >> PAGEBLOCK_ORDER]
         if block.kind == KIND_BUDDY or _upper_half_of_max_order(mem, pfn):
             for j in range(i, i + n):
-                out[j] = 1 << 10
+                out[j] = KPF_BUDDY
             i += n
             continue
         _kpageflags_block(mem, pfn, n, &out[i])
@@ -286,7 +288,7 @@ cdef void _kpageflags_block(const mem_t *mem, pfn_t pfn, pfn_t count, uint64_t *
     while p < end:
         page = &mem.pages[p]
         if page_kind(page) == KIND_BUDDY:
-            word, q = 1 << 10, p + (<pfn_t> 1 << page_order(page))
+            word, q = KPF_BUDDY, p + (<pfn_t> 1 << page_order(page))
         else:
             word, q = _page_word(page, fill), p + 1
         while p < q and p < end:

@@ -15,7 +15,6 @@ cdef enum:
     MIGRATE_TYPES = 5
     PCP_LISTS = 14
     NR_ZONES = 5
-    BLOCKS_PER_SECTION = 64
 
 cdef enum:
     MIGRATE_UNMOVABLE = 0
@@ -63,11 +62,9 @@ cdef enum:
     SECTION_HAS_MEM_MAP = 2
     SECTION_IS_ONLINE = 4
     SECTION_IS_EARLY = 8
-    SECTION_TAINT_ZONE_DEVICE = 16
 
 cdef enum:
     FPI_NONE = 0
-    FPI_SKIP_REPORT_NOTIFY = 1
     FPI_TO_TAIL = 2
 
 cdef enum:
@@ -99,9 +96,7 @@ cdef struct section_t:
     uint64_t pageblock_flags[4]
     uint16_t flags
     uint16_t nid
-    uint32_t reserved32
-    uint64_t memmap_pfn             # first pfn of the pages that hold this section's memmap
-    uint64_t reserved64
+    uint32_t unused[5]              # to 64 bytes: one cache line a section
 
 cdef struct free_list_t:
     uint64_t head

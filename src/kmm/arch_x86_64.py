@@ -61,7 +61,11 @@ def add_pages(m: Machine, nid: int, pfn: int, nr_pages: int, altmap: VmemAltmap 
 def arch_add_memory(
     m: Machine, nid: int, start: int, size: int, altmap: VmemAltmap | None = None
 ) -> None:
-    """Map a range of bytes and add its pages to a node (see __add_pages for errors)."""
+    """Map a range of bytes and add its pages to a node.
+
+    :param start: first byte; size: bytes; altmap: pages of the range that hold its memmap.
+    :raises KernelError: as __add_pages.
+    """
     init_memory_mapping(m, start, start + size)
     add_pages(m, nid, start >> PAGE_SHIFT, size >> PAGE_SHIFT, altmap)
 

@@ -35,6 +35,7 @@ from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
 from kmm.page_alloc import GFP_KERNEL, __alloc_pages, __free_pages, alloc_pages_bulk
 from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,
+    KPF_RESERVED,
     LOCAL_DISTANCE,
     MAX_NR_ZONES,
     MAX_ORDER,
@@ -48,6 +49,7 @@ from kmm.params import (
     MiB,
 )
 from kmm.resource import ResourceTree
+from kmm.rules import LINUX_6_1, Rules
 from kmm.trace import Kprobes
 
 if TYPE_CHECKING:
@@ -129,6 +131,7 @@ class Machine:
 
     def _prepare(self, config: MachineConfig) -> None:
         self.config = config
+        self.rules: Rules = LINUX_6_1
         self.kprobes: Kprobes | None = None
         self.ops = Ops(
             arch_add_memory, arch_remove_memory, memory_block_online, memory_block_offline
@@ -282,7 +285,7 @@ class Machine:
         node, idx = (zone.nid, zone.zone_idx) if zone is not None else (0, 0)
         word = np.zeros(1, dtype=np.uint64)
         self.memmap_engine.kpageflags(pfn, word)
-        reserved = bool(int(word[0]) >> 32 & 1)
+        reserved = bool(int(word[0]) & KPF_RESERVED)
         name, bit = ("reserved", 12) if reserved else ("slab", 9)
         flags = node << 54 | idx << 51 | 0x1FFFFF << 30 | 1 << bit
         names = f"{name}|node={node}|zone={idx}|lastcpupid=0x1fffff"
@@ -456,13 +459,16 @@ class Machine:
         write(self, check_text("path", path), check_text("value", value))
 
     def listdir(self, path: str) -> list[str]:
-        """Return the names in a directory of /proc or /sys, sorted."""
+        """Return the names in a directory of /proc or /sys, sorted.
+
+        :raises NoSuchFile: if there is none at the path; NotADirectory: if it is a file.
+        """
         from kmm.sysfs import listdir
 
         return listdir(self, check_text("path", path))
 
     def kpageflags(self, pfn: int, count: int) -> npt.NDArray[np.uint64]:
-        """Return /proc/kpageflags of a range: a uint64 word (KPF_* bits) a page.
+        """Return /proc/kpageflags of a range: a uint64 word (params.KPF_* bits) a page.
 
         :param pfn: first page; count: pages.
         """

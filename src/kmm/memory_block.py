@@ -126,7 +126,12 @@ def remove_memory_block(m: Machine, block: MemoryBlock) -> None:
 def create_memory_block_devices(
     m: Machine, start: int, size: int, vmemmap_pages: int, group: MemoryGroup | None
 ) -> None:
-    """Create the offline block devices of a range of bytes; all or none."""
+    """Create the offline block devices of a range of bytes; all or none.
+
+    :param start: first byte; size: bytes, whole blocks; vmemmap_pages: pages at the start of each
+        block that hold its own memmap; group: the memory group that they join.
+    :raises AlreadyExists: if a block of the range exists.
+    """
     first, last = start // m.block_size, (start + size) // m.block_size
     made: list[MemoryBlock] = []
     try:
@@ -187,7 +192,10 @@ def memory_block_change_state(m: Machine, block: MemoryBlock, to: str, frm: str)
 
 @traced
 def memory_subsys_online(m: Machine, block: MemoryBlock) -> None:
-    """Online a block with its stored online type, which is spent by the attempt."""
+    """Online a block with its stored online type, which is spent by the attempt.
+
+    :raises KernelError: what online_pages refused with; the block is as before then.
+    """
     if block.state == "online":
         return
     if block.online_type == MMOP_OFFLINE:
@@ -200,14 +208,20 @@ def memory_subsys_online(m: Machine, block: MemoryBlock) -> None:
 
 @traced
 def memory_subsys_offline(m: Machine, block: MemoryBlock) -> None:
-    """Offline a block."""
+    """Offline a block.
+
+    :raises KernelError: what offline_pages refused with; the block is as before then.
+    """
     if block.state == "offline":
         return
     memory_block_change_state(m, block, "offline", "online")
 
 
 def device_online(m: Machine, block: MemoryBlock) -> int:
-    """Bring a block online; 1 if it was online already, 0 after doing it."""
+    """Bring a block online; 1 if it was online already, 0 after doing it.
+
+    :raises KernelError: what online_pages refused with; the block is as before then.
+    """
     if block.state == "online":
         return 1
     memory_subsys_online(m, block)
@@ -216,7 +230,10 @@ def device_online(m: Machine, block: MemoryBlock) -> int:
 
 
 def device_offline(m: Machine, block: MemoryBlock) -> int:
-    """Take a block offline; 1 if it was offline already, 0 after doing it."""
+    """Take a block offline; 1 if it was offline already, 0 after doing it.
+
+    :raises KernelError: what offline_pages refused with; the block is as before then.
+    """
     if block.state == "offline":
         return 1
     memory_subsys_offline(m, block)

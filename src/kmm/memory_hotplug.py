@@ -122,12 +122,17 @@ def release_memory_resource(m: Machine, res: Resource) -> None:
     res_.release_resource(res)
 
 
+def is_whole_blocks(m: Machine, start: int, size: int) -> bool:
+    """Whether a range of bytes consists of whole memory blocks, at least one."""
+    return size > 0 and start % m.block_size == 0 and size % m.block_size == 0
+
+
 def check_hotplug_memory_range(m: Machine, start: int, size: int) -> None:
     """Check that a range of bytes consists of whole memory blocks.
 
     :raises InvalidArgument: with the kernel's log line.
     """
-    if not size or start % m.block_size or size % m.block_size:
+    if not is_whole_blocks(m, start, size):
         m.printk(
             f"Block size [{m.block_size:#x}] unaligned hotplug range: start {start:#x}, "
             f"size {size:#x}"
@@ -177,7 +182,7 @@ def mhp_supports_memmap_on_memory(m: Machine, size: int) -> bool:
     vmemmap_size = (size >> PAGE_SHIFT) * m.config.struct_page_size
     return (
         m.memmap_on_memory
-        and size == m.block_size
+        and (size == m.block_size or not m.rules.memmap_on_memory_is_one_block)
         and vmemmap_size % PMD_SIZE == 0
         and (size - vmemmap_size) % (PAGEBLOCK_NR_PAGES << PAGE_SHIFT) == 0
     )
@@ -544,7 +549,10 @@ def online_pages(
 
 
 def memory_block_online(m: Machine, block: MemoryBlock) -> None:
-    """Online one block: choose the zone, its own memmap first, then the rest."""
+    """Online one block: choose the zone, its own memmap first, then the rest.
+
+    :raises KernelError: what online_pages refused with; the block is as before then.
+    """
     start, nr = block_range(m, block)
     vmemmap = block.nr_vmemmap_pages
     zone = zone_for_pfn_range(m, block.online_type, block.nid, block.group, start, nr)
@@ -723,7 +731,10 @@ def offline_pages(
 
 
 def memory_block_offline(m: Machine, block: MemoryBlock) -> None:
-    """Offline one block: the pages of its own memmap are uncounted first."""
+    """Offline one block: the pages of its own memmap are uncounted first.
+
+    :raises InvalidArgument: if its pages lie in several zones; KernelError: as offline_pages.
+    """
     if block.zone is None:
         raise kernel_error(-22, f"memory{block.block_id} lies in several zones or nodes")
     start, nr = block_range(m, block)
@@ -789,7 +800,7 @@ def try_remove_memory(m: Machine, start: int, size: int) -> None:
     :raises Busy: if a block is online; InvalidArgument: if blocks that hold their own memmap
         would not be removed one by one.
     """
-    if not size or start % m.block_size or size % m.block_size:
+    if not is_whole_blocks(m, start, size):
         bug("try_remove_memory", f"{start:#x}+{size:#x} is not whole blocks")
     nid, vmemmap = _check_memblocks_offline(m, start, size)
     if vmemmap and size != m.block_size:
@@ -836,7 +847,7 @@ def offline_and_remove_memory(m: Machine, start: int, size: int) -> None:
 
     :raises InvalidArgument: for a misaligned range; KernelError: what an offline failed with.
     """
-    if not size or start % m.block_size or size % m.block_size:
+    if not is_whole_blocks(m, start, size):
         raise kernel_error(-22, f"{start:#x}+{size:#x} is not whole blocks")
     offlined: list[tuple[MemoryBlock, int]] = []
 

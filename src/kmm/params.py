@@ -50,6 +50,11 @@ _SUFFIX = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
 # What the pages of a pageblock are whose own records are still zero (the engine's FILL_*).
 FILL_NONE, FILL_RESERVED, FILL_VMEMMAP, FILL_KERNEL = range(4)
 
+# Bits of /proc/kpageflags words that kmm shows.
+KPF_LRU, KPF_SLAB, KPF_BUDDY = 1 << 5, 1 << 7, 1 << 10
+KPF_HWPOISON, KPF_NOPAGE, KPF_OFFLINE = 1 << 19, 1 << 20, 1 << 23
+KPF_RESERVED, KPF_OWNER_PRIVATE = 1 << 32, 1 << 37
+
 # Where the kernel image of the reference build lies, bytes.
 KERNEL_START, KERNEL_END = 0x1000000, 0x4400000
 

@@ -6,7 +6,7 @@ from math import isqrt
 from typing import TYPE_CHECKING
 
 from kmm.mmzone import Zone
-from kmm.params import MAX_NR_ZONES, PAGEBLOCK_NR_PAGES, ZONE_DEVICE, ZONE_NORMAL
+from kmm.params import MAX_NR_ZONES, PAGEBLOCK_NR_PAGES, ZONE_DEVICE, ZONE_MOVABLE, ZONE_NORMAL
 from kmm.trace import traced
 from kmm.zonelists import nr_free_zone_pages
 
@@ -74,7 +74,10 @@ def setup_per_zone_wmarks(m: Machine) -> None:
     """Spread min_free_kbytes over the zones by size, then size reserves and per-CPU lists."""
     zones = [z for nid in sorted(m.n_online) for z in m.nodes[nid].zones]
     pages_min = m.vm.min_free_kbytes >> 2
-    lowmem = sum(z.managed_pages for z in zones)
+    shared = [z for z in zones if z.zone_idx != ZONE_MOVABLE]
+    if m.rules.movable_shares_min_free_kbytes:
+        shared = zones
+    lowmem = sum(z.managed_pages for z in shared)
     scale = m.vm.watermark_scale_factor
     for zone in zones:
         managed = zone.managed_pages
