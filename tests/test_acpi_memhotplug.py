@@ -7,9 +7,12 @@ import errno
 import pytest
 
 from kmm import FirmwareRefused, KernelError, Machine
+from kmm import memory_hotplug as mh
 from kmm.acpi_memhotplug import AcpiMemoryInfo, acpi_memory_get_device_resources
+from kmm.errors import ImpossibleState
 from kmm.firmware import Dimm
 from kmm.snapshot import differences, dump
+from kmm.sysfs import lookup
 from tests.conftest import DIMM, two_nodes
 
 BLOCK = 128 << 20
@@ -98,9 +101,203 @@ def test_one_good_range_is_enough(m: Machine) -> None:
 
 @pytest.mark.parametrize("sta", [0, 0x1, 0x3, 0xB])
 def test_only_a_usable_device_is_added(m: Machine, sta: int) -> None:
-    assert m.plug("a", 1, DIMM, BLOCK, sta=sta) == 0
+    assert m.plug("a", 1, DIMM, BLOCK, sta=sta) == (0 if sta else 1)
     assert (32 in m.memory_blocks) == (sta == 0xB)
     m.validate()
+
+
+def test_a_device_that_is_not_there_is_not_missed(m: Machine) -> None:
+    """It is checked before it has come, comes, is checked again, goes, and is asked for once more.
+
+    Expect EALREADY twice, and its memory while it is there.
+    """
+    assert m.plug("a", 1, DIMM, BLOCK, sta=0) == 1
+    assert m.log[-1] == "acpi PNP0C80:00: Still not present"
+    m.dimms["a"].sta = 0xF
+    assert m.notify("a", "device_check") == 0
+    assert 32 in m.memory_blocks
+    before = dump(m)
+    assert m.notify("a", "device_check") == 0
+    assert m.notify("a", "bus_check") == 0
+    assert differences(before, dump(m)) == []
+    m.validate()
+    m.dimms["a"].sta = 0
+    assert m.notify("a", "device_check") == 0
+    assert 32 not in m.memory_blocks
+    assert m.notify("a", "device_check") == 1
+    assert m.log.count("acpi PNP0C80:00: Still not present") == 2
+    assert m.notify("a", "bus_check") == 0
+    m.validate()
+
+
+def test_a_device_that_nobody_handled_is_known_all_the_same(m: Machine) -> None:
+    """Present but not enabled: no driver takes it, and a later check finds it enumerated."""
+    assert m.plug("a", 1, DIMM, BLOCK, sta=0x9) == 0
+    m.dimms["a"].sta = 0xF
+    assert m.notify("a", "device_check") == 0
+    assert 32 not in m.memory_blocks
+    m.dimms["a"].sta = 0
+    assert m.notify("a", "bus_check") == 0
+    m.dimms["a"].sta = 0xF
+    assert m.notify("a", "bus_check") == 0
+    assert 32 in m.memory_blocks
+    m.validate()
+
+
+def test_a_check_retries_what_could_not_be_added(m: Machine) -> None:
+    m.trace(recording=False).fail("__add_memory", errno.ENOMEM)
+    assert m.plug("a", 1, DIMM, BLOCK) == 0
+    assert 32 not in m.memory_blocks
+    assert m.notify("a", "device_check") == 0
+    assert 32 in m.memory_blocks
+    m.validate()
+
+
+def test_memory_that_goes_without_notice_while_it_is_online_stops_the_kernel(m: Machine) -> None:
+    m.plug("a", 1, DIMM, BLOCK)
+    m.write(f"{MEMORY}/memory32/state", "online_movable")
+    m.dimms["a"].sta = 0
+    with pytest.raises(ImpossibleState, match="__remove_memory"):
+        m.notify("a", "device_check")
+
+
+@pytest.mark.parametrize(
+    ("ej0", "sta", "status", "line"),
+    [
+        ("missing", 0xF, 1, None),
+        ("fails", 0xF, 1, None),
+        ("stays", 0xF, 0, "ACPI: \\_SB_.MHPC.MP00: Eject incomplete - status 0xf"),
+        ("stays", 0x0, 0, None),
+    ],
+)
+def test_firmware_that_does_not_eject(
+    m: Machine, ej0: str, sta: int, status: int, line: str | None
+) -> None:
+    """The memory is gone in every case; the DIMM stays in its slot, and a check adds it again."""
+    m.plug("a", 1, DIMM, 2 * BLOCK)
+    m.dimms["a"].ej0 = ej0
+    before = len(m.log)
+    m.dimms["a"].sta = sta
+    assert m.unplug("a") == status
+    assert m.log[before:] == ([line] if line else [])
+    assert 32 not in m.memory_blocks and "a" in m.dimms
+    assert m.ost_events[-1] == ("a", 3, status)
+    m.validate()
+    m.dimms["a"].sta, m.dimms["a"].ej0 = 0xF, "ejects"
+    assert m.notify("a", "device_check") == 0
+    assert {32, 33} <= set(m.memory_blocks)
+    assert m.unplug("a") == 0 and m.dimms == {}
+    m.validate()
+
+
+def test_an_eject_file_of_a_device_without_the_method(m: Machine) -> None:
+    m.plug("a", 1, DIMM, BLOCK)
+    m.dimms["a"].ej0 = "missing"
+    with pytest.raises(KernelError) as e:
+        m.write("/sys/bus/acpi/devices/PNP0C80:00/eject", "1")
+    assert e.value.errno == errno.ENODEV
+    m.validate()
+
+
+def test_notifications_that_are_none(m: Machine) -> None:
+    m.plug("a", 1, DIMM, BLOCK)
+    with pytest.raises(KernelError, match="event: 'wake'; allowed: bus_check, device_check, eject"):
+        m.notify("a", "wake")
+    with pytest.raises(FirmwareRefused, match="'b' not found"):
+        m.notify("b", "bus_check")
+    m.validate()
+
+
+# -- links between blocks and devices ------------------------------------------------------
+
+
+def links(m: Machine, device: str = "PNP0C80:00") -> list[str]:
+    names = m.listdir(f"/sys/bus/acpi/devices/{device}")
+    return [n for n in names if n.startswith("physical_node")]
+
+
+def test_a_link_goes_with_its_block(m: Machine) -> None:
+    """Two of three blocks are removed by a caller; the ejection of the DIMM finds the third."""
+    m.plug("a", 1, DIMM, 3 * BLOCK)
+    mh.remove_memory(m, DIMM, 2 * BLOCK)
+    assert links(m) == ["physical_node2"]
+    assert "memory34" in str(lookup(m, "/sys/bus/acpi/devices/PNP0C80:00/physical_node2").link)
+    m.validate()
+    assert m.unplug("a") == 0
+    assert m.memory_blocks.keys() == set(range(8)) and m.memory_groups == {}
+    m.validate()
+
+
+def test_a_dimm_whose_memory_was_removed_already_can_be_ejected(m: Machine) -> None:
+    m.plug("a", 1, DIMM, 2 * BLOCK)
+    mh.remove_memory(m, DIMM, 2 * BLOCK)
+    assert links(m) == []
+    m.validate()
+    assert m.unplug("a") == 0
+    assert m.log[-2:] == [
+        "section already deactivated (0x100000 + 32768)",
+        "section already deactivated (0x108000 + 32768)",
+    ]
+    m.validate()
+    assert m.plug("a", 1, DIMM, 2 * BLOCK) == 0
+    assert 33 in m.memory_blocks
+    m.validate()
+
+
+def test_a_container_with_removed_memory_can_be_taken_offline(m: Machine) -> None:
+    name, _ = m.plug_container([("a", 1, DIMM, BLOCK), ("b", 1, DIMM + BLOCK, BLOCK)])
+    mh.remove_memory(m, DIMM, BLOCK)
+    m.write(f"/sys/devices/system/container/{name}/online", "0")
+    assert m.unplug_container(name) == 0
+    m.validate()
+
+
+def test_a_block_belongs_to_one_device(m: Machine) -> None:
+    """The second DIMM's _CRS lists the first one's memory: it exists, but cannot be linked.
+
+    Expect the links of both to be gone, and no driver for the second.
+    """
+    m.plug("a", 1, DIMM, BLOCK)
+    assert m.plug("b", 1, DIMM + BLOCK, BLOCK, crs=((DIMM, BLOCK),)) == 0
+    assert m.log[-2:] == [
+        "memory memory32: ACPI companion already set",
+        "acpi PNP0C80:01: acpi_memory_enable_device() error",
+    ]
+    assert (links(m), links(m, "PNP0C80:01")) == ([], [])
+    assert not m.acpi_devices[1].attached
+    m.validate()
+    assert (m.unplug("b"), m.unplug("a")) == (0, 0)
+    assert 32 not in m.memory_blocks
+    m.validate()
+
+
+# -- containers ------------------------------------------------------------------------------
+
+
+def test_a_containers_children_go_last_first_and_no_profile_is_asked(m: Machine) -> None:
+    """The profile for memory says whether a memory device is ejected, not a container of some."""
+    name, _ = m.plug_container([("a", 1, DIMM, BLOCK), ("b", 1, DIMM + BLOCK, BLOCK)])
+    path = f"/devices/system/container/{name} container"
+    assert m.uevents[0] == f"add {path}" and m.uevents[-1] == f"online {path}"
+    m.write("/sys/firmware/acpi/hotplug/memory/enabled", "0")
+    m.write(f"/sys{path.split()[0]}/online", "0")
+    m.uevents.clear()
+    assert m.unplug_container(name) == 0
+    assert m.uevents[:2] == [
+        "remove /devices/system/memory/memory33 memory",
+        "remove /devices/system/memory/memory32 memory",
+    ]
+    assert m.uevents[-1] == f"remove {path}"
+    m.validate()
+
+
+def test_a_block_that_is_online_again_in_an_offline_container_stops_the_kernel(m: Machine) -> None:
+    """Nothing keeps user space from it, and nothing looks again before the memory is removed."""
+    name, _ = m.plug_container([("a", 1, DIMM, BLOCK)])
+    m.write(f"/sys/devices/system/container/{name}/online", "0")
+    m.write(f"{MEMORY}/memory32/state", "online_movable")
+    with pytest.raises(ImpossibleState, match="__remove_memory"):
+        m.unplug_container(name)
 
 
 def test_a_container_must_be_taken_offline_by_user_space(m: Machine) -> None:

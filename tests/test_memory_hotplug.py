@@ -436,3 +436,77 @@ def test_offline_and_remove_reports_the_first_error_even_if_the_undo_is_refused(
     assert e.value.errno == errno.EBUSY
     assert m.read(STATE % 32) == "offline\n"
     m.validate()
+
+
+def test_one_block_with_its_own_memmap_among_others_is_enough_to_refuse() -> None:
+    """A DIMM of one block holds its memmap, the one behind it, of two blocks, does not."""
+    m = two_nodes("memhp_default_state=offline memory_hotplug.memmap_on_memory=1")
+    m.plug("a", 1, DIMM, BLOCK)
+    m.plug("b", 1, DIMM + BLOCK, 2 * BLOCK)
+    assert m.memory_blocks[32].nr_vmemmap_pages and not m.memory_blocks[34].nr_vmemmap_pages
+    refused(m, lambda: mh.remove_memory(m, DIMM, 3 * BLOCK), errno.EINVAL)
+    assert m.log[-1] == "Refuse to remove 0x100000000 - 0x118000000,wrong granularity"
+
+
+def test_a_range_of_two_resources_leaves_their_lines(m: Machine) -> None:
+    """Two adds, one removal over both: no resource holds the range, so both lines stay.
+
+    Expect nothing to be added there before each line was removed by itself.
+    """
+    mh.add_memory(m, 1, DIMM, BLOCK)
+    mh.add_memory(m, 1, DIMM + BLOCK, 2 * BLOCK)
+    mh.remove_memory(m, DIMM, 3 * BLOCK)
+    lines = ["100000000-107ffffff : System RAM", "108000000-117ffffff : System RAM"]
+    assert [x for x in iomem_show(m.iomem_resource).splitlines() if x in lines] == lines
+    assert 32 not in m.memory_blocks and m.n_online == {0}
+    m.validate()
+    refused(m, lambda: mh.add_memory(m, 1, DIMM, BLOCK), errno.EEXIST)
+    mh.remove_memory(m, DIMM + BLOCK, 2 * BLOCK)
+    refused(m, lambda: mh.add_memory(m, 1, DIMM, 2 * BLOCK), errno.EEXIST)
+    mh.remove_memory(m, DIMM, BLOCK)
+    m.validate()
+    mh.add_memory(m, 1, DIMM, 3 * BLOCK)
+    mh.remove_memory(m, DIMM, 3 * BLOCK)
+    assert not any(x in iomem_show(m.iomem_resource) for x in lines)
+    m.validate()
+
+
+def test_a_dimm_over_probed_memory_takes_the_block_and_leaves_the_line(m: Machine) -> None:
+    """A user adds the DIMM's first block by hand: for ACPI it is there already."""
+    m.write("/sys/devices/system/memory/probe", f"{DIMM:#x}")
+    m.plug("a", 1, DIMM, 2 * BLOCK)
+    assert 33 not in m.memory_blocks
+    assert m.unplug("a") == 0
+    assert 32 not in m.memory_blocks
+    assert "100000000-107ffffff : System RAM" in iomem_show(m.iomem_resource)
+    assert m.log[-1] == "section already deactivated (0x108000 + 32768)"
+    m.validate()
+    with pytest.raises(KernelError) as e:
+        m.write("/sys/devices/system/memory/probe", f"{DIMM:#x}")
+    assert e.value.errno == errno.EEXIST
+    m.validate()
+
+
+def test_a_misaligned_dimm_over_probed_memory_stops_the_kernel_when_it_leaves(m: Machine) -> None:
+    """It overlaps, which is found before its size is looked at; the removal does look (BUG_ON)."""
+    m.write("/sys/devices/system/memory/probe", f"{DIMM:#x}")
+    assert m.plug("a", 1, DIMM, BLOCK + (2 << 20)) == 0
+    m.validate()
+    with pytest.raises(ImpossibleState, match="try_remove_memory"):
+        m.unplug("a")
+    assert m.log[-1].startswith("Block size [0x8000000] unaligned hotplug range")
+
+
+@pytest.mark.parametrize(
+    ("nid", "pfn", "nr_pages", "code", "words"),
+    [
+        (9, DIMM >> 12, 512, errno.EINVAL, "nid: 9; allowed: a number from 0 to 1"),
+        (1, 1 << 40, 512, errno.ERANGE, "are beyond"),
+        (1, -512, 512, errno.EINVAL, "pfn: -512"),
+        (1, DIMM >> 12, "x", errno.EINVAL, "nr_pages: 'x'"),
+    ],
+)
+def test_add_pages_of_what_is_not_there(m, nid, pfn, nr_pages, code: int, words: str) -> None:
+    with pytest.raises(KernelError, match=words):
+        mh.__add_pages(m, nid, pfn, nr_pages)
+    refused(m, lambda: mh.__add_pages(m, nid, pfn, nr_pages), code)

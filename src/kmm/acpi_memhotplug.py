@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kmm.arch_x86_64 import memory_add_physaddr_to_nid
 from kmm.errors import KernelError, kernel_error
-from kmm.firmware import Dimm
+from kmm.firmware import Dimm, check_methods
 from kmm.memory_block import MemoryBlock, device_offline, device_online, walk_memory_blocks
 from kmm.memory_group import memory_group_register_static, memory_group_unregister
 from kmm.memory_hotplug import (
@@ -29,6 +29,13 @@ ACPI_OST_SC_SUCCESS, ACPI_OST_SC_NON_SPECIFIC_FAILURE = 0x00, 0x01
 ACPI_OST_SC_EJECT_NOT_SUPPORTED, ACPI_OST_SC_DEVICE_BUSY = 0x80, 0x82
 ACPI_OST_SC_EJECT_IN_PROGRESS = 0x84
 STA_USABLE = 0x1 | 0x2 | 0x8  # present, enabled, functioning
+STA_PRESENT, STA_ENABLED = 0x1 | 0x8, 0x2  # as the scan code asks for them
+#: Notifications by the words that Machine.notify takes.
+NOTIFY_EVENTS = {
+    "bus_check": ACPI_NOTIFY_BUS_CHECK,
+    "device_check": ACPI_NOTIFY_DEVICE_CHECK,
+    "eject_request": ACPI_NOTIFY_EJECT_REQUEST,
+}
 MEMORY_DEVICE_HID, CONTAINER_HID = "PNP0C80", "ACPI0004"
 
 
@@ -50,9 +57,11 @@ class AcpiDevice:
     dimm: Dimm | None = None
     children: list[AcpiDevice] = field(default_factory=list)
     attached: bool = False
+    enumerated: bool = False  # a later check finds it known, with a driver or without
     mgid: int = -1
     res_list: list[AcpiMemoryInfo] = field(default_factory=list)
-    physical_nodes: list[int] = field(default_factory=list)
+    #: Number of each ``physical_node`` link by the block that it leads to.
+    physical_nodes: dict[int, int] = field(default_factory=dict)
     offlined: bool = False  # a container that user space has taken offline
 
 
@@ -78,7 +87,8 @@ def acpi_get_node(m: Machine, device: AcpiDevice) -> int | None:
 def acpi_memory_enable_device(m: Machine, device: AcpiDevice) -> None:
     """Add each range of a device; one success is enough.
 
-    :raises InvalidArgument: if there is nothing to add or nothing could be added.
+    :raises InvalidArgument: if there is nothing to add or nothing could be added; NoSuchDevice: if
+        a block of an added range belongs to another device, the memory stays added then.
     """
     ranges = [info for info in device.res_list if info.length]
     if not ranges:
@@ -100,23 +110,48 @@ def acpi_memory_enable_device(m: Machine, device: AcpiDevice) -> None:
             if e.errno != 17:
                 continue
         info.enabled = True
-        _bind(m, device, info)
+        acpi_bind_memory_blocks(m, device, info)
     if not any(info.enabled for info in ranges):
         m.printk(f"acpi {device.name}: add_memory failed")
         raise kernel_error(-22, "add_memory failed")
 
 
-def _bind(m: Machine, device: AcpiDevice, info: AcpiMemoryInfo) -> None:
-    def bind(block: MemoryBlock) -> None:
-        block.firmware_node = device.name
-        device.physical_nodes.append(block.block_id)
+def acpi_bind_memory_blocks(m: Machine, device: AcpiDevice, info: AcpiMemoryInfo) -> None:
+    """Link the blocks of a range with their device.
 
-    walk_memory_blocks(m, info.start_addr, info.length, bind)
+    :raises NoSuchDevice: if one of them has a device already; none of the range is linked then.
+    """
+
+    def bind(block: MemoryBlock) -> None:
+        if block.firmware_node is not None:
+            m.printk(f"memory memory{block.block_id}: ACPI companion already set")
+            raise kernel_error(-19, f"memory{block.block_id} belongs to {block.firmware_node}")
+        block.firmware_node = device.name
+        device.physical_nodes[block.block_id] = len(device.physical_nodes)
+
+    try:
+        walk_memory_blocks(m, info.start_addr, info.length, bind)
+    except KernelError:
+        acpi_unbind_memory_blocks(m, info)
+        raise
+
+
+def acpi_unbind_memory_blocks(m: Machine, info: AcpiMemoryInfo) -> None:
+    """Drop the links between the blocks of a range and whatever devices they have."""
+    walk_memory_blocks(m, info.start_addr, info.length, lambda block: acpi_unbind_one(m, block))
+
+
+def acpi_unbind_one(m: Machine, block: MemoryBlock) -> None:
+    """Drop the links between a block and its ACPI device, if it has one."""
+    if block.firmware_node is not None:
+        slot = int(block.firmware_node.partition(":")[2], 16)
+        m.acpi_devices[slot].physical_nodes.pop(block.block_id, None)
+        block.firmware_node = None
 
 
 @traced
 def acpi_memory_device_add(m: Machine, device: AcpiDevice) -> bool:
-    """Attach the driver to a device that is present; whether it was handled.
+    """Attach the driver to a device; whether it was handled, which needs a usable one.
 
     :raises KernelError: if the memory could not be added; the device has no driver then.
     """
@@ -129,7 +164,6 @@ def acpi_memory_device_add(m: Machine, device: AcpiDevice) -> bool:
         m.printk(f"acpi {device.name}: acpi_memory_enable_device() error")
         _device_free(m, device)
         raise
-    device.attached = True
     return True
 
 
@@ -145,32 +179,63 @@ def _device_free(m: Machine, device: AcpiDevice) -> None:
 
 @traced
 def acpi_memory_device_remove(m: Machine, device: AcpiDevice) -> None:
-    """Detach the driver: unbind and remove every enabled range."""
+    """Detach the driver: unbind and remove every enabled range.
 
-    def unbind(block: MemoryBlock) -> None:
-        block.firmware_node = None
-
+    :raises ImpossibleState: if a block is online that this device does not know of.
+    """
     for info in device.res_list:
         if info.enabled:
-            walk_memory_blocks(m, info.start_addr, info.length, unbind)
+            acpi_unbind_memory_blocks(m, info)
             __remove_memory(m, info.start_addr, info.length)
-    device.physical_nodes.clear()
     _device_free(m, device)
-    device.attached = False
+
+
+def _is_present(device: AcpiDevice) -> bool:
+    """Whether _STA says present or functioning; a container always is."""
+    if device.hid == CONTAINER_HID:
+        return True
+    return device.dimm is not None and bool(device.dimm.sta & STA_PRESENT)
+
+
+def acpi_scan_attach_handler(m: Machine, device: AcpiDevice) -> bool:
+    """Offer a device to the handler for its id; whether that took it.
+
+    :raises KernelError: what the handler failed with.
+    """
+    if device.hid == CONTAINER_HID:
+        m.uevent("add", container_devpath(device), "container")
+        return True
+    return m.acpi_memhotplug and acpi_memory_device_add(m, device)
 
 
 @traced
 def acpi_bus_attach(m: Machine, device: AcpiDevice) -> None:
     """Attach drivers to a device, then to its children; a driver's failure is not passed on."""
-    if device.hid == MEMORY_DEVICE_HID and m.acpi_memhotplug and not device.attached:
+    if not _is_present(device):
+        device.enumerated = False
+        return
+    if not device.enumerated:
         try:
-            acpi_memory_device_add(m, device)
+            device.attached = acpi_scan_attach_handler(m, device)
         except KernelError as e:
             m.note_swallowed("acpi_bus_attach", e)
+            return
+        device.enumerated = True
     for child in device.children:
         acpi_bus_attach(m, child)
     if device.hid == CONTAINER_HID:
         m.uevent("online", container_devpath(device), "container")
+
+
+def acpi_bus_trim(m: Machine, device: AcpiDevice) -> None:
+    """Detach drivers from a device's children, the last one first, then from itself."""
+    for child in reversed(device.children):
+        acpi_bus_trim(m, child)
+    if device.attached and device.hid == CONTAINER_HID:
+        m.uevent("remove", container_devpath(device), "container")
+    elif device.attached:
+        acpi_memory_device_remove(m, device)
+    device.attached = device.enumerated = False
 
 
 def container_devpath(device: AcpiDevice) -> str:
@@ -224,10 +289,7 @@ def acpi_scan_try_to_offline(m: Machine, device: AcpiDevice) -> None:
     :raises Busy: if a block stays online in the second pass.
     """
     put_online: list[MemoryBlock] = []
-    devices = [device, *device.children]
-    if all([_offline_pass(m, d, put_online, False) for d in devices]):
-        return
-    if all(_offline_pass(m, d, put_online, True) for d in devices):
+    if _offline_pass(m, device, put_online, False) or _offline_pass(m, device, put_online, True):
         return
     for block in put_online:
         # Plain online: the zone is chosen anew, as in the kernel.
@@ -238,37 +300,111 @@ def acpi_scan_try_to_offline(m: Machine, device: AcpiDevice) -> None:
     raise kernel_error(-16, f"{device.name} has memory that cannot go offline")
 
 
-def acpi_scan_hot_remove(m: Machine, device: AcpiDevice) -> None:
-    """Offline, detach and eject a device.
+def acpi_evaluate_ej0(m: Machine, device: AcpiDevice) -> None:
+    """Let firmware eject a device, or all that is in a container.
 
-    :raises KernelError: EBUSY if it cannot go.
+    :raises NoSuchDevice: without an _EJ0; InputOutputError: if it fails.
     """
-    if device.hid == CONTAINER_HID and not device.offlined:
+    for each in (device, *device.children):
+        if each.dimm is None:
+            continue
+        if each is device and each.dimm.ej0 != "ejects":
+            if each.dimm.ej0 == "stays":
+                return
+            code = -19 if each.dimm.ej0 == "missing" else -5
+            raise kernel_error(code, f"_EJ0 of {device.name}: {each.dimm.ej0}")
+        m.eject_dimm(each.dimm)
+        each.dimm = None
+
+
+def acpi_scan_hot_remove(m: Machine, device: AcpiDevice) -> None:
+    """Offline, detach and eject a device; a container is not taken offline, but has to be.
+
+    :raises Busy: if it cannot go; NoSuchDevice, InputOutputError: if firmware does not eject it,
+        its memory is gone then all the same.
+    """
+    if device.hid != CONTAINER_HID:
+        acpi_scan_try_to_offline(m, device)
+    elif not device.offlined:
         m.uevent("change", container_devpath(device), "container")
         raise kernel_error(-16, f"{device.name} has to be taken offline first")
-    acpi_scan_try_to_offline(m, device)
-    for child in [*device.children, device]:
-        if child.attached:
-            acpi_memory_device_remove(m, child)
-        if child.dimm is not None:
-            m.eject_dimm(child.dimm)
-            child.dimm = None
+    acpi_bus_trim(m, device)
+    acpi_evaluate_ej0(m, device)
+    if device.dimm is not None and device.dimm.sta & STA_ENABLED:
+        m.printk(
+            f"ACPI: \\_SB_.MHPC.MP{device.dimm.slot:02X}: Eject incomplete - "
+            f"status {device.dimm.sta:#x}"
+        )
     if device.hid == CONTAINER_HID:
         m.acpi_containers.pop(device.name, None)
 
 
+def acpi_scan_device_not_present(m: Machine, device: AcpiDevice) -> None:
+    """Forget a device that is gone.
+
+    :raises KernelError: EALREADY if it was not known.
+    """
+    if not device.enumerated:
+        m.printk(f"acpi {device.name}: Still not present")
+        raise kernel_error(-114, f"{device.name} is still not present")
+    acpi_bus_trim(m, device)
+
+
+def acpi_scan_device_check(m: Machine, device: AcpiDevice) -> None:
+    """Attach a device that has come, or forget one that has gone.
+
+    :raises KernelError: EALREADY if it is not there and never was.
+    """
+    if not _is_present(device):
+        acpi_scan_device_not_present(m, device)
+    elif not device.attached:
+        acpi_bus_attach(m, device)
+
+
+def acpi_scan_bus_check(m: Machine, device: AcpiDevice) -> None:
+    """Look again at a device and at all below it."""
+    if not _is_present(device):
+        try:
+            acpi_scan_device_not_present(m, device)
+        except KernelError as e:
+            m.note_swallowed("acpi_scan_bus_check", e)
+        return
+    acpi_bus_attach(m, device)
+    for child in device.children:
+        acpi_scan_bus_check(m, child)
+
+
+def acpi_generic_hotplug_event(m: Machine, device: AcpiDevice, source: int) -> None:
+    """Do what a notification asks for.
+
+    :raises KernelError: EPERM if the hot-plug profile forbids it, or what the action failed with.
+    """
+    if source == ACPI_NOTIFY_BUS_CHECK:
+        acpi_scan_bus_check(m, device)
+    elif source == ACPI_NOTIFY_DEVICE_CHECK:
+        acpi_scan_device_check(m, device)
+    else:
+        if device.attached and device.hid == MEMORY_DEVICE_HID and not m.acpi_memory_enabled:
+            m.printk(f"acpi {device.name}: Eject disabled")
+            raise kernel_error(-1, "eject is disabled")
+        m.ost(device, ACPI_NOTIFY_EJECT_REQUEST, ACPI_OST_SC_EJECT_IN_PROGRESS)
+        acpi_scan_hot_remove(m, device)
+
+
 @traced
 def acpi_device_hotplug(m: Machine, device: AcpiDevice, source: int) -> int:
-    """Handle a firmware notification and answer it; return the _OST status."""
+    """Handle a notification and answer firmware; a failure is told to it, not to the caller.
+
+    :param source: ACPI_NOTIFY_BUS_CHECK, _DEVICE_CHECK, _EJECT_REQUEST, or OSPM_EJECT for sysfs.
+    :return: the _OST status: 0 done, 0x80 not supported (EPERM), 0x82 busy (EBUSY), else 0x01.
+    :raises InvalidArgument: for a DIMM whose ``sta`` or ``ej0`` was set to what is not allowed;
+        ImpossibleState: where the kernel stops, an online block of a device that has gone.
+    """
+    for each in (device, *device.children):
+        if each.dimm is not None:
+            check_methods(each.dimm)
     try:
-        if source in (ACPI_NOTIFY_BUS_CHECK, ACPI_NOTIFY_DEVICE_CHECK):
-            acpi_bus_attach(m, device)
-        else:
-            if device.attached and not m.acpi_memory_enabled:
-                m.printk(f"acpi {device.name}: Eject disabled")
-                raise kernel_error(-1, "eject is disabled")
-            m.ost(device, ACPI_NOTIFY_EJECT_REQUEST, ACPI_OST_SC_EJECT_IN_PROGRESS)
-            acpi_scan_hot_remove(m, device)
+        acpi_generic_hotplug_event(m, device, source)
         status = ACPI_OST_SC_SUCCESS
     except KernelError as e:
         m.note_swallowed("acpi_device_hotplug", e)
@@ -288,6 +424,8 @@ def eject_store(m: Machine, device: AcpiDevice, text: str) -> None:
         raise kernel_error(-22, f"eject: {text!r}; allowed: 1")
     if not device.attached or not m.acpi_memory_enabled:
         raise kernel_error(-19, f"{device.name} has no driver")
+    if device.dimm is not None and device.dimm.ej0 == "missing":
+        raise kernel_error(-19, f"{device.name} has no _EJ0")
     acpi_device_hotplug(m, device, ACPI_OST_EC_OSPM_EJECT)
 
 

@@ -15,8 +15,10 @@ from kmm.acpi_memhotplug import (
     ACPI_NOTIFY_DEVICE_CHECK,
     ACPI_NOTIFY_EJECT_REQUEST,
     CONTAINER_HID,
+    NOTIFY_EVENTS,
     AcpiDevice,
     acpi_device_hotplug,
+    acpi_unbind_one,
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
 from kmm.errors import (
@@ -28,7 +30,7 @@ from kmm.errors import (
     check_text,
     kernel_error,
 )
-from kmm.firmware import Dimm, check_plug, pxm_to_node_map
+from kmm.firmware import Dimm, check_crs, check_plug, pxm_to_node_map
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
@@ -84,6 +86,7 @@ class Ops:
     arch_remove_memory: Callable[[Machine, int, int], None]
     memory_block_online: Callable[[Machine, MemoryBlock], None]
     memory_block_offline: Callable[[Machine, MemoryBlock], None]
+    device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
 
 
 def _reserve(nbytes: int) -> mmap.mmap:
@@ -134,7 +137,11 @@ class Machine:
         self.rules: Rules = LINUX_6_1
         self.kprobes: Kprobes | None = None
         self.ops = Ops(
-            arch_add_memory, arch_remove_memory, memory_block_online, memory_block_offline
+            arch_add_memory,
+            arch_remove_memory,
+            memory_block_online,
+            memory_block_offline,
+            acpi_unbind_one,
         )
         self.this_cpu = 0
         self.nr_cpus = config.cpus
@@ -208,6 +215,8 @@ class Machine:
         self.numa_meminfo: list[tuple[int, int, int]] = [(0, 0, 0)]
         self.kthreads: set[str] = set()
         self.iomem_resource = ResourceTree()
+        #: Blocks that are gone while their System RAM stays in the tree (symbols.LEFT_BEHIND).
+        self.ram_left_behind: set[int] = set()
 
     def _prepare_devices(self, config: MachineConfig) -> None:
         self.memory_blocks: dict[int, MemoryBlock] = {}
@@ -219,7 +228,7 @@ class Machine:
         self.firmware_map: dict[int, tuple[int, int, str]] = {}
         self.firmware_map_next = 0
         self.dimms: dict[str, Dimm] = {}
-        self.dimm_backends: set[str] = set()
+        self.dimm_backends: set[str] | None = None  # ids that a recording's monitor remembers
         self.ost_events: list[tuple[str, int, int]] = []
         self.acpi_devices: list[AcpiDevice] = [
             AcpiDevice(f"PNP0C80:{slot:02x}") for slot in range(config.slots)
@@ -362,7 +371,8 @@ class Machine:
         :param nid: proximity domain; start, size: bytes; crs: ranges that its _CRS lists, if
             not the one; sta: what its _STA says.
         :return: the _OST status (0 even where the memory could not be added, as the kernel).
-        :raises FirmwareRefused: if the platform does not take the DIMM.
+        :raises FirmwareRefused: if the platform does not take the DIMM; InvalidArgument: for an
+            argument that is not allowed.
         """
         device = self._insert(dimm_id, nid, start, size, crs, sta)
         return acpi_device_hotplug(self, device, ACPI_NOTIFY_DEVICE_CHECK)
@@ -380,6 +390,8 @@ class Machine:
         nid = check_number("nid", nid, 0, (1 << 31) - 1)
         start = check_number("start", start, 0, (1 << 64) - 1)
         size = check_number("size", size, 0, (1 << 64) - 1)
+        crs = check_crs(crs)
+        sta = check_number("sta", sta, 0, (1 << 32) - 1)
         slot = check_plug(self, dimm_id, nid, start, size)
         device = self.acpi_devices[slot]
         device.dimm = self.dimms[dimm_id] = Dimm(dimm_id, nid, start, size, slot, crs, sta)
@@ -393,7 +405,7 @@ class Machine:
         :raises FirmwareRefused: if the platform does not take one of the DIMMs; none is in then.
         """
         placed: list[AcpiDevice] = []
-        backends = set(self.dimm_backends)
+        backends = None if self.dimm_backends is None else set(self.dimm_backends)
         try:
             for dimm_id, nid, start, size in dimms:
                 placed.append(self._insert(dimm_id, nid, start, size))
@@ -428,11 +440,23 @@ class Machine:
         :return: the final _OST status: 0 gone, 0x80 not supported, 0x82 busy.
         :raises FirmwareRefused: if there is no such DIMM.
         """
+        return self.notify(dimm_id, "eject_request")
+
+    def notify(self, dimm_id: str, event: str) -> int:
+        """Send a notification for a DIMM that is in its slot.
+
+        What its _STA and _EJ0 then say is set at ``m.dimms[dimm_id]`` (see firmware.Dimm).
+
+        :param event: ``bus_check``, ``device_check`` or ``eject_request``.
+        :return: the final _OST status.
+        :raises FirmwareRefused: if there is no such DIMM; InvalidArgument: for another event.
+        """
+        if event not in NOTIFY_EVENTS:
+            raise kernel_error(-22, f"event: {event!r}; allowed: {', '.join(NOTIFY_EVENTS)}")
         dimm = self.dimms.get(dimm_id)
         if dimm is None:
             raise FirmwareRefused(f"Device '{dimm_id}' not found")
-        device = self.acpi_devices[dimm.slot]
-        return acpi_device_hotplug(self, device, ACPI_NOTIFY_EJECT_REQUEST)
+        return acpi_device_hotplug(self, self.acpi_devices[dimm.slot], NOTIFY_EVENTS[event])
 
     def eject_dimm(self, dimm: Dimm) -> None:
         """The platform's part of _EJ0: the slot is empty."""

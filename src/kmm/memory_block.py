@@ -112,12 +112,16 @@ def add_memory_block(
 
 
 def remove_memory_block(m: Machine, block: MemoryBlock) -> None:
-    """Take a block device away again."""
+    """Take a block device away again, out of its group and off its firmware device.
+
+    :raises ImpossibleState: if the block is not offline.
+    """
     if block.state != "offline":
         bug("remove_memory_block", f"memory{block.block_id} is {block.state}")
     if block.group is not None:
         block.group.blocks.discard(block.block_id)
         block.group = None
+    m.ops.device_platform_notify_remove(m, block)
     del m.memory_blocks[block.block_id]
     m.uevent("remove", block.devpath, "memory")
 

@@ -163,7 +163,7 @@ def release_resource(res: Resource) -> None:
         res.parent = None
 
 
-def release_mem_region_adjustable(tree: ResourceTree, start: int, size: int) -> None:
+def release_mem_region_adjustable(tree: ResourceTree, start: int, size: int) -> bool:
     """Remove a range of bytes from the busy resource that holds it: delete, trim or split.
 
     Does nothing if no busy resource holds the whole range, nor if a child would stick out of
@@ -171,6 +171,7 @@ def release_mem_region_adjustable(tree: ResourceTree, start: int, size: int) -> 
 
     :param start: the first byte.
     :param size: bytes.
+    :return: whether the range was removed.
     """
     end = start + size - 1
     parent = tree.root
@@ -179,26 +180,27 @@ def release_mem_region_adjustable(tree: ResourceTree, start: int, size: int) -> 
         near = parent.children[max(0, i - 1) : i + 1]
         res = next((c for c in near if c.contains(start, end)), None)
         if res is None:
-            return
+            return False
         if not res.flags & IORESOURCE_BUSY:
             parent = res
             continue
         break
     if not res.flags & IORESOURCE_MEM:
-        return
+        return False
     if (res.start, res.end) == (start, end):
         release_resource(res)
-        return
+        return True
     # After a cut in the middle the lower part is the old resource, the upper part a new one.
     low, high = (end + 1, res.end) if res.start == start else (res.start, start - 1)
     if res.children and not (low <= res.children[0].start and res.children[-1].end <= high):
-        return
+        return False
     upper = None
     if res.start < start and end < res.end:
         upper = Resource(end + 1, res.end, res.name, res.flags, res.desc)
     res.start, res.end = low, high
     if upper is not None:
         _link(parent, upper)
+    return True
 
 
 def _mergeable(a: Resource, b: Resource) -> bool:

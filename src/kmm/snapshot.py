@@ -130,6 +130,7 @@ def dump(m: Machine) -> dict[str, Any]:
     }
     return {
         "iomem": dump_resources(m.iomem_resource),
+        "ram_left_behind": set(m.ram_left_behind),
         "firmware_map": dict(m.firmware_map),
         "blocks": blocks,
         "groups": groups,
@@ -149,7 +150,7 @@ def dump(m: Machine) -> dict[str, Any]:
             dict(m.notifier_errors),
         ),
         "acpi": [
-            (d.name, d.attached, d.mgid, tuple(d.physical_nodes), d.offlined)
+            (d.name, d.attached, d.enumerated, d.mgid, tuple(d.physical_nodes.items()), d.offlined)
             for d in (*m.acpi_devices, *m.acpi_containers.values())
         ],
         "kthreads": set(m.kthreads),

@@ -237,6 +237,8 @@ LEFT_BEHIND: dict[str, str] = {
     "failed online_movable": "of a block that is online already: the wish stays for the next 1 "
     "written to online",
     "failed ACPI add": "_OST says success",
+    "removal of a range that no single resource holds": "its lines stay in /proc/iomem, without "
+    "blocks, and nothing can be added there until each is removed by itself",
     "max_pfn and policy zone": "never fall",
 }
 

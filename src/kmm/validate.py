@@ -68,7 +68,7 @@ def check_resources(m: Machine) -> None:
             first = res.start // m.block_size
             for block_id in range(first, res.end // m.block_size + 1):
                 _true(
-                    block_id in m.memory_blocks,
+                    (block_id in m.memory_blocks) != (block_id in m.ram_left_behind),
                     f"System RAM {res.start:#x}-{res.end:#x}: no memory{block_id}",
                 )
 
