@@ -18,7 +18,7 @@ from kmm.memory_hotplug import (
     mhp_supports_memmap_on_memory,
 )
 from kmm.params import PAGE_SHIFT
-from kmm.trace import traced
+from kmm.trace import fallible, traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -84,6 +84,7 @@ def acpi_get_node(m: Machine, device: AcpiDevice) -> int | None:
     return m.pxm_to_node.get(device.dimm.node)
 
 
+@fallible
 def acpi_memory_enable_device(m: Machine, device: AcpiDevice) -> None:
     """Add each range of a device; one success is enough.
 
@@ -149,7 +150,7 @@ def acpi_unbind_one(m: Machine, block: MemoryBlock) -> None:
         block.firmware_node = None
 
 
-@traced
+@fallible
 def acpi_memory_device_add(m: Machine, device: AcpiDevice) -> bool:
     """Attach the driver to a device; whether it was handled, which needs a usable one.
 
@@ -227,6 +228,7 @@ def acpi_bus_attach(m: Machine, device: AcpiDevice) -> None:
         m.uevent("online", container_devpath(device), "container")
 
 
+@traced
 def acpi_bus_trim(m: Machine, device: AcpiDevice) -> None:
     """Detach drivers from a device's children, the last one first, then from itself."""
     for child in reversed(device.children):
@@ -283,6 +285,7 @@ def _offline_pass(
     return good
 
 
+@traced
 def acpi_scan_try_to_offline(m: Machine, device: AcpiDevice) -> None:
     """Take a device's blocks offline, in two passes; a failure brings them back.
 
@@ -317,6 +320,7 @@ def acpi_evaluate_ej0(m: Machine, device: AcpiDevice) -> None:
         each.dimm = None
 
 
+@traced
 def acpi_scan_hot_remove(m: Machine, device: AcpiDevice) -> None:
     """Offline, detach and eject a device; a container is not taken offline, but has to be.
 
@@ -374,6 +378,7 @@ def acpi_scan_bus_check(m: Machine, device: AcpiDevice) -> None:
         acpi_scan_bus_check(m, child)
 
 
+@traced
 def acpi_generic_hotplug_event(m: Machine, device: AcpiDevice, source: int) -> None:
     """Do what a notification asks for.
 

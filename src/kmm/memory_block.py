@@ -111,6 +111,7 @@ def add_memory_block(
     return block
 
 
+@traced
 def remove_memory_block(m: Machine, block: MemoryBlock) -> None:
     """Take a block device away again, out of its group and off its firmware device.
 
@@ -176,6 +177,7 @@ def sections_of(m: Machine, block: MemoryBlock) -> range:
     return range(start // PAGES_PER_SECTION, (start + nr) // PAGES_PER_SECTION)
 
 
+@traced
 def memory_block_change_state(m: Machine, block: MemoryBlock, to: str, frm: str) -> None:
     """Run the online or offline action; a failure leaves the state as it was.
 
@@ -221,6 +223,7 @@ def memory_subsys_offline(m: Machine, block: MemoryBlock) -> None:
     memory_block_change_state(m, block, "offline", "online")
 
 
+@traced
 def device_online(m: Machine, block: MemoryBlock) -> int:
     """Bring a block online; 1 if it was online already, 0 after doing it.
 
@@ -233,6 +236,7 @@ def device_online(m: Machine, block: MemoryBlock) -> int:
     return 0
 
 
+@traced
 def device_offline(m: Machine, block: MemoryBlock) -> int:
     """Take a block offline; 1 if it was offline already, 0 after doing it.
 
@@ -245,6 +249,7 @@ def device_offline(m: Machine, block: MemoryBlock) -> int:
     return 0
 
 
+@fallible
 def state_store(m: Machine, block: MemoryBlock, word: str) -> None:
     """Write to a block's ``state`` file.
 

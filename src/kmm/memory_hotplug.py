@@ -118,6 +118,7 @@ def register_memory_resource(m: Machine, start: int, size: int, name: str) -> Re
     return res_.__request_region(m.iomem_resource, start, size, name, flags, 0)
 
 
+@traced
 def release_memory_resource(m: Machine, res: Resource) -> None:
     """Take back what register_memory_resource entered, after a failed add."""
     res_.release_resource(res)
@@ -128,6 +129,7 @@ def is_whole_blocks(m: Machine, start: int, size: int) -> bool:
     return size > 0 and start % m.block_size == 0 and size % m.block_size == 0
 
 
+@fallible
 def check_hotplug_memory_range(m: Machine, start: int, size: int) -> None:
     """Check that a range of bytes consists of whole memory blocks.
 
@@ -440,6 +442,7 @@ def zone_for_pfn_range(
 # -- onlining ---------------------------------------------------------------------------
 
 
+@traced
 def init_currently_empty_zone(m: Machine, zone: Zone, start_pfn: int) -> None:
     """Make a zone ready for its first pages."""
     pgdat = m.nodes[zone.nid]
@@ -448,11 +451,13 @@ def init_currently_empty_zone(m: Machine, zone: Zone, start_pfn: int) -> None:
     zone.init_free_lists()
 
 
+@traced
 def resize_zone_range(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
     """Grow a zone's span over a range (grow_zone_span of old)."""
     zone.grow_span(start_pfn, nr_pages)
 
 
+@traced
 def resize_pgdat_range(m: Machine, pgdat: PgData, start_pfn: int, nr_pages: int) -> None:
     """Grow a node's span over a range (grow_pgdat_span of old)."""
     pgdat.grow_span(start_pfn, nr_pages)
@@ -506,12 +511,14 @@ def generic_online_page(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -
     note(m, "generic_online_page", chunks)
 
 
+@traced
 def online_pages_range(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
     """Hand the range to the allocator in the largest aligned blocks, isolated still."""
     generic_online_page(m, zone, start_pfn, nr_pages)
     online_mem_sections(m, start_pfn, start_pfn + nr_pages)
 
 
+@traced
 def node_states_check_changes_online(
     m: Machine, nr_pages: int, zone: Zone, arg: MemoryNotify
 ) -> None:
@@ -562,6 +569,7 @@ def online_pages(
     memory_notify_ignored(m, MEM_ONLINE, arg)
 
 
+@fallible
 def memory_block_online(m: Machine, block: MemoryBlock) -> None:
     """Online one block: choose the zone, its own memmap first, then the rest.
 
@@ -583,6 +591,7 @@ def memory_block_online(m: Machine, block: MemoryBlock) -> None:
     block.zone = zone
 
 
+@traced
 def mhp_init_memmap_on_memory(m: Machine, pfn: int, nr_pages: int, zone: Zone) -> None:
     """Put the pages that hold a block's own memmap into its zone, never to be handed out."""
     move_pfn_range_to_zone(m, zone, pfn, nr_pages, MIGRATE_UNMOVABLE, FILL_VMEMMAP)
@@ -590,6 +599,7 @@ def mhp_init_memmap_on_memory(m: Machine, pfn: int, nr_pages: int, zone: Zone) -
         online_mem_sections(m, pfn, pfn + nr_pages // PAGES_PER_SECTION * PAGES_PER_SECTION)
 
 
+@traced
 def mhp_deinit_memmap_on_memory(m: Machine, pfn: int, nr_pages: int, zone: Zone) -> None:
     """Undo mhp_init_memmap_on_memory."""
     if nr_pages >= PAGES_PER_SECTION:
@@ -600,6 +610,7 @@ def mhp_deinit_memmap_on_memory(m: Machine, pfn: int, nr_pages: int, zone: Zone)
 # -- offlining --------------------------------------------------------------------------
 
 
+@traced
 def shrink_zone_span(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> None:
     """Shrink a zone's span if a range at one of its ends has left; holes inside stay."""
     first, last = zone.zone_start_pfn, zone.zone_end_pfn
@@ -616,6 +627,7 @@ def shrink_zone_span(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> No
             zone.zone_start_pfn = zone.spanned_pages = 0
 
 
+@traced
 def update_pgdat_span(m: Machine, pgdat: PgData) -> None:
     """Recompute a node's span from its zones."""
     spans = [(z.zone_start_pfn, z.zone_end_pfn) for z in pgdat.zones if z.spanned_pages]
@@ -632,6 +644,7 @@ def remove_pfn_range_from_zone(m: Machine, zone: Zone, start_pfn: int, nr_pages:
     update_pgdat_span(m, m.nodes[zone.nid])
 
 
+@traced
 def node_states_check_changes_offline(
     m: Machine, nr_pages: int, zone: Zone, arg: MemoryNotify
 ) -> None:
@@ -748,6 +761,7 @@ def offline_pages(
     _forget_offlined(m, zone, start_pfn, group, nr_pages, arg)
 
 
+@fallible
 def memory_block_offline(m: Machine, block: MemoryBlock) -> None:
     """Offline one block: the pages of its own memmap are uncounted first.
 

@@ -180,12 +180,14 @@ def sparse_remove_section(m: Machine, start_pfn: int, nr_pages: int) -> None:
         record["nid"] = 0
 
 
+@traced
 def online_mem_sections(m: Machine, start_pfn: int, end_pfn: int) -> None:
     """Mark the sections of a range online."""
     first, last = start_pfn >> PFN_SECTION_SHIFT, -(-end_pfn // PAGES_PER_SECTION)
     m.sections["flags"][first:last] |= SECTION_IS_ONLINE
 
 
+@traced
 def offline_mem_sections(m: Machine, start_pfn: int, end_pfn: int) -> None:
     """Mark the sections of a range offline."""
     first, last = start_pfn >> PFN_SECTION_SHIFT, -(-end_pfn // PAGES_PER_SECTION)

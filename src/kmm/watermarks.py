@@ -45,6 +45,7 @@ def zone_set_pageset_high_and_batch(m: Machine, zone: Zone, cpu_online: int = 0)
         zone.pageset_update(high, batch, True)
 
 
+@traced
 def setup_zone_pageset(m: Machine, zone: Zone) -> None:
     """Give a zone its own per-CPU lists when its first memory comes."""
     zone.pageset_reset()
@@ -120,6 +121,7 @@ def calculate_min_free_kbytes(m: Machine) -> None:
         )
 
 
+@traced
 def refresh_zone_stat_thresholds(m: Machine) -> None:
     """Size how far per-CPU counters may drift from a zone's totals."""
     for pgdat in m.nodes.values():

@@ -99,3 +99,7 @@ def build_all_zonelists(m: Machine, pgdat: PgData | None = None) -> None:
 def nr_free_pagecache_pages(m: Machine) -> int:
     """Return the total that build_all_zonelists logs, as it would be now (an older name)."""
     return nr_free_zone_pages(m, ZONE_MOVABLE)
+
+
+# The variable of older kernels that was set to it; Machine.vm_total_pages is what was logged.
+vm_total_pages = nr_free_pagecache_pages
