@@ -114,7 +114,7 @@ def test_memmap_of_base_pages_when_no_large_block_is_left(m: Machine) -> None:
     m.free_pages_bulk(sorted(pfns)[::2])
     before = m.nodes[0].zone(1).nr_free_pages + m.nodes[0].zone(0).nr_free_pages
     mh.add_memory(m, 1, DIMM, BLOCK)
-    assert len(next(iter(m.vmemmap_basepages.values()))) == 512
+    assert len(next(iter(m.vmemmap_basepages.values()))) == 513  # and their page table
     m.validate()
     mh.remove_memory(m, DIMM, BLOCK)
     m.write("/proc/sys/vm/compact_memory", "1")
@@ -510,3 +510,84 @@ def test_add_pages_of_what_is_not_there(m, nid, pfn, nr_pages, code: int, words:
     with pytest.raises(KernelError, match=words):
         mh.__add_pages(m, nid, pfn, nr_pages)
     refused(m, lambda: mh.__add_pages(m, nid, pfn, nr_pages), code)
+
+
+def free_pages(m: Machine) -> int:
+    return sum(z.nr_free_pages + z.pcp_pages() for z in m.all_zones())
+
+
+def test_less_than_a_section_has_a_memmap_of_base_pages(m: Machine) -> None:
+    """Subsections 0, 2 and 3 of a section come and go: 8 pages each, and one page table.
+
+    Expect the large page of a whole section to stay until its last subsection has gone.
+    """
+    pfn, free = DIMM >> 12, free_pages(m)
+    before = dump(m)
+    mh.__add_pages(m, 0, pfn, 512)
+    assert free_pages(m) == free - (8 + 1)
+    mh.__add_pages(m, 0, pfn + 1024, 1024)
+    assert free_pages(m) == free - (24 + 1)
+    with pytest.raises(KernelError) as e:
+        mh.__add_pages(m, 0, pfn + 512, 1024)
+    assert e.value.errno == errno.EEXIST
+    mh.__remove_pages(m, pfn, 512)
+    assert free_pages(m) == free - (16 + 1)
+    mh.__remove_pages(m, pfn + 1024, 1024)
+    assert free_pages(m) == free
+    mh.__add_pages(m, 0, pfn, 32768)
+    assert free_pages(m) == free - 512
+    mh.__remove_pages(m, pfn, 512)
+    assert free_pages(m) == free - 512
+    mh.__remove_pages(m, pfn + 512, 32768 - 512)
+    assert free_pages(m) == free
+    after = dump(m)
+    assert before["records"]["vmemmap"] == after["records"]["vmemmap"]
+    m.validate()
+
+
+@pytest.mark.parametrize("nth", [1, 2, 5, 9])
+def test_a_shortage_in_the_middle_of_base_pages_gives_all_back(m: Machine, nth: int) -> None:
+    before = dump(m)
+    m.trace(recording=False).fail("__alloc_pages", errno.ENOMEM, nth)
+    with pytest.raises(OutOfMemory):
+        mh.__add_pages(m, 0, DIMM >> 12, 512)
+    m.kprobes = None
+    assert differences(before, dump(m)) == []
+    m.validate()
+
+
+def test_a_hole_in_a_boot_section_takes_pages_and_has_a_memmap_already() -> None:
+    """64 MiB of RAM behind the last whole section; the other half of its section is a hole."""
+    m = two_nodes(memory="1088M", nodes=[{"cpus": "0-1", "memory": "1088M"}, {}])
+    pfn, free = (1088 << 20) >> 12, free_pages(m)
+    with pytest.raises(KernelError) as e:
+        mh.__add_pages(m, 0, pfn - 512, 1024)
+    assert e.value.errno == errno.EEXIST
+    mh.__add_pages(m, 0, pfn, 1024)
+    assert free_pages(m) == free
+    with pytest.raises(KernelError) as e:
+        mh.__add_pages(m, 0, pfn + 512, 512)
+    assert e.value.errno == errno.EEXIST
+    m.validate()
+    mh.__remove_pages(m, pfn, 1024)
+    assert free_pages(m) == free
+    m.validate()
+
+
+def test_a_refusal_that_ends_the_chain_leaves_the_cpuset_as_it_was(m: Machine) -> None:
+    """Priority 100 refuses MEM_OFFLINE; the cpuset, at 10, hears of it with the next event."""
+    add(m)
+    m.write(STATE % 32, "online_movable")
+
+    def refuse(m: Machine, act: int, arg: MemoryNotify) -> int:
+        return -errno.EPERM if ACTION_NAMES[act] == "MEM_OFFLINE" else 0
+
+    notifier = MemoryNotifier("refuse", refuse, 100)
+    register_memory_notifier(m, notifier)
+    m.write(STATE % 32, "offline")
+    assert (m.n_memory, m.top_cpuset_mems) == ({0}, {0, 1})
+    m.validate()
+    unregister_memory_notifier(m, notifier)
+    m.write(STATE % 3, "offline")
+    assert m.top_cpuset_mems == {0}
+    m.validate()

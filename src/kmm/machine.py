@@ -184,7 +184,7 @@ class Machine:
         self.vmemmap_pfn: npt.NDArray[np.uint64] = np.zeros(nr_chunks, dtype=np.uint64)
         self.vmemmap_users: npt.NDArray[np.uint32] = np.zeros(nr_chunks, dtype=np.uint32)
         self.vmemmap_tables: dict[int, list[int]] = {}
-        self.vmemmap_basepages: dict[int, list[int]] = {}
+        self.vmemmap_basepages: dict[int, dict[int, int]] = {}
         self.nodes: dict[int, PgData] = {nid: self._new_pgdat(nid) for nid in range(nr_nodes)}
         self._zones = [z for p in self.nodes.values() for z in p.zones]
         self._cpus_of_node: dict[int, tuple[int, ...]] = {

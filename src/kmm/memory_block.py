@@ -64,9 +64,13 @@ def memory_notify(m: Machine, action: int, arg: MemoryNotify) -> None:
     :param action: a MEM_* value; arg: the range and what changes.
     :raises KernelError: what the first notifier that refuses gave (EPERM for NOTIFY_BAD).
     """
-    for notifier in list(m.memory_notifiers):
+    chain = list(m.memory_notifiers)
+    for i, notifier in enumerate(chain):
+        notifier.missed = False
         code = notifier.call(m, action, arg)
         if code:
+            for later in chain[i + 1 :]:
+                later.missed = True
             raise kernel_error(code, f"{ACTION_NAMES[action]} refused by {notifier.name}")
 
 
@@ -273,12 +277,14 @@ def state_store(m: Machine, block: MemoryBlock, word: str) -> None:
 class MemoryNotifier:
     """A subscriber of the memory notifier chain.
 
-    ``call(m, action, arg)`` returns 0 to agree or a negative errno to refuse.
+    ``call(m, action, arg)`` returns 0 to agree or a negative errno to refuse, which ends the
+    chain: those behind it have ``missed`` that event.
     """
 
     name: str
     call: Callable[[Machine, int, MemoryNotify], int]
     priority: int = 0
+    missed: bool = False
 
 
 def register_memory_notifier(m: Machine, notifier: MemoryNotifier) -> None:

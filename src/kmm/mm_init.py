@@ -32,7 +32,9 @@ from kmm.sparse import (
     SECTION_IS_ONLINE,
     SECTION_MARKED_PRESENT,
     VMEMMAP_NOT_OURS,
+    subsection_mask,
     vmemmap_chunks,
+    vmemmap_users_of,
 )
 from kmm.watermarks import setup_zone_pageset
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 _OFFLINE_FLAGS = SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP
 _EARLY_FLAGS = _OFFLINE_FLAGS | SECTION_IS_ONLINE | SECTION_IS_EARLY
+ALL_SUBSECTIONS = (1 << 64) - 1
 _PG_RESERVED, _PG_SLAB = 1 << 13, 1 << 14  # bits of the engine's page record
 
 
@@ -92,21 +95,27 @@ def claim_ranges(m: Machine, zone: Zone, ranges: list[tuple[int, int]], early: b
             FILL_NONE,
         )
         for section in range(start // PAGES_PER_SECTION, -(-end // PAGES_PER_SECTION)):
-            _early_section(m, section, zone.nid, early)
+            first_pfn = section * PAGES_PER_SECTION
+            at, stop = max(start, first_pfn), min(end, first_pfn + PAGES_PER_SECTION)
+            _early_section(m, section, zone.nid, early, subsection_mask(at, stop - at))
     zone.early_ranges.extend(ranges)
     pgdat.nr_zones = max(pgdat.nr_zones, zone.zone_idx + 1)
 
 
-def _early_section(m: Machine, section: int, nid: int, early: bool) -> None:
+def _early_section(
+    m: Machine, section: int, nid: int, early: bool, mask: int = ALL_SUBSECTIONS
+) -> None:
     record = m.sections[section]
+    record["subsection_map"] = int(record["subsection_map"]) | mask
     if not int(record["flags"]):
-        record["subsection_map"] = (1 << 64) - 1
         record["nid"] = nid
-        for chunk in vmemmap_chunks(m, section * PAGES_PER_SECTION, PAGES_PER_SECTION):
+        start, nr = section * PAGES_PER_SECTION, PAGES_PER_SECTION
+        # The whole section gets a memmap, also for subsections that are not there.
+        for chunk in vmemmap_chunks(m, start, nr):
             if not m.vmemmap_users[chunk]:
                 m.vmemmap_pfn[chunk] = VMEMMAP_NOT_OURS
                 m.vmemmap_tables.setdefault(chunk // PMDS_PER_TABLE, [-1, 0])[1] += 1
-            m.vmemmap_users[chunk] += 1
+            m.vmemmap_users[chunk] += vmemmap_users_of(m, chunk, start, nr)
     record["flags"] = _EARLY_FLAGS if early else _EARLY_FLAGS & ~SECTION_IS_EARLY
 
 

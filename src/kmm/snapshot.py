@@ -81,7 +81,7 @@ def _records(m: Machine) -> dict[str, Any]:
             np.flatnonzero(m.vmemmap_users).tobytes(),
             m.vmemmap_users[m.vmemmap_users != 0].tobytes(),
             m.vmemmap_pfn[m.vmemmap_users != 0].tobytes(),
-            dict(m.vmemmap_basepages),
+            {k: dict(v) for k, v in m.vmemmap_basepages.items()},
             {k: tuple(v) for k, v in m.vmemmap_tables.items()},
         ),
     }

@@ -264,6 +264,8 @@ LEFT_BEHIND: dict[str, str] = {
     "failed ACPI add": "_OST says success",
     "removal of a range that no single resource holds": "its lines stay in /proc/iomem, without "
     "blocks, and nothing can be added there until each is removed by itself",
+    "MEM_ONLINE or MEM_OFFLINE refused before the cpuset's notifier": "the top cpuset's nodes "
+    "stay as they were until the next event",
     "max_pfn and policy zone": "never fall",
 }
 
