@@ -591,3 +591,22 @@ def test_a_refusal_that_ends_the_chain_leaves_the_cpuset_as_it_was(m: Machine) -
     m.write(STATE % 3, "offline")
     assert m.top_cpuset_mems == {0}
     m.validate()
+
+
+def test_a_range_of_two_nodes_takes_the_last_blocks_node_away() -> None:
+    """Nodes 1 and 2 get a block each, which leave together: node 1 is empty, and stays online.
+
+    Expect it to go when memory of it goes the next time.
+    """
+    m = two_nodes(nodes=[{"cpus": "0-1", "memory": "1G"}, {}, {}], srat="full")
+    mh.add_memory(m, 1, DIMM, BLOCK)
+    mh.add_memory(m, 2, DIMM + BLOCK, BLOCK)
+    mh.remove_memory(m, DIMM, 2 * BLOCK)
+    assert m.read("/sys/devices/system/node/online") == "0-1\n"
+    assert m.uevents[-1] == "remove /devices/system/node/node2 node"
+    m.validate()
+    mh.add_memory(m, 1, DIMM + 2 * BLOCK, BLOCK)
+    m.validate()
+    mh.remove_memory(m, DIMM + 2 * BLOCK, BLOCK)
+    assert m.read("/sys/devices/system/node/online") == "0\n"
+    m.validate()

@@ -217,6 +217,7 @@ class Machine:
         self.iomem_resource = ResourceTree()
         #: Blocks that are gone while their System RAM stays in the tree (symbols.LEFT_BEHIND).
         self.ram_left_behind: set[int] = set()
+        self.nodes_left_behind: set[int] = set()  # online, but without blocks, memory and CPUs
 
     def _prepare_devices(self, config: MachineConfig) -> None:
         self.memory_blocks: dict[int, MemoryBlock] = {}

@@ -802,36 +802,39 @@ def __remove_pages(m: Machine, pfn: int, nr_pages: int) -> None:
 @traced
 def try_offline_node(m: Machine, nid: int) -> None:
     """Take a node away if it has neither memory, nor blocks, nor CPUs."""
-    pgdat = m.nodes[nid]
-    if pgdat.node_spanned_pages or m.cpus_of_node(nid):
-        return
-    if any(block.nid == nid for block in m.memory_blocks.values()):
-        return
-    m.n_online.discard(nid)
-    unregister_one_node(m, nid)
+    if _is_empty(m, nid):
+        m.n_online.discard(nid)
+        m.nodes_left_behind.discard(nid)
+        unregister_one_node(m, nid)
 
 
-def _check_memblocks_offline(m: Machine, start: int, size: int) -> tuple[int, int]:
-    """Return the last block's node and the first own memmap's pages of a range of bytes.
+def _is_empty(m: Machine, nid: int) -> bool:
+    if m.nodes[nid].node_spanned_pages or m.cpus_of_node(nid):
+        return False
+    return not any(block.nid == nid for block in m.memory_blocks.values())
+
+
+def _check_memblocks_offline(m: Machine, start: int, size: int) -> tuple[list[int], int]:
+    """Return the blocks' nodes, in order, and the pages of the first own memmap among them.
 
     :raises Busy: with the kernel's log line, if a block is online.
     """
-    nid = -1
+    nids: list[int] = []
     vmemmap = 0
 
     def check(block: MemoryBlock) -> None:
-        nonlocal nid, vmemmap
+        nonlocal vmemmap
         if block.state != "offline":
             first, last = block.block_id * m.block_size, (block.block_id + 1) * m.block_size - 1
             m.printk(
                 f"removing memory fails, because memory [{first:#018x}-{last:#018x}] is onlined"
             )
             raise kernel_error(-16, f"memory{block.block_id} is online")
-        nid = block.nid
+        nids.append(block.nid)
         vmemmap = vmemmap or block.nr_vmemmap_pages
 
     walk_memory_blocks(m, start, size, check)
-    return nid, vmemmap
+    return nids, vmemmap
 
 
 @fallible
@@ -845,7 +848,7 @@ def try_remove_memory(m: Machine, start: int, size: int) -> None:
         check_hotplug_memory_range(m, start, size)
     except KernelError as e:
         bug("try_remove_memory", e.why)
-    nid, vmemmap = _check_memblocks_offline(m, start, size)
+    nids, vmemmap = _check_memblocks_offline(m, start, size)
     if vmemmap and size != m.block_size:
         m.printk(f"Refuse to remove {start:#x} - {start + size:#x},wrong granularity")
         raise kernel_error(-22, "blocks with their own memmap are removed one by one")
@@ -853,8 +856,10 @@ def try_remove_memory(m: Machine, start: int, size: int) -> None:
     remove_memory_block_devices(m, start, size)
     m.ops.arch_remove_memory(m, start, size)
     release_mem_region_adjustable(m, start, size)
-    if nid >= 0:
-        try_offline_node(m, nid)
+    if nids:
+        try_offline_node(m, nids[-1])
+        # Only the last block's node is asked; another one that is empty now stays online.
+        m.nodes_left_behind.update(n for n in set(nids) if n in m.n_online and _is_empty(m, n))
 
 
 @traced

@@ -130,7 +130,7 @@ def dump(m: Machine) -> dict[str, Any]:
     }
     return {
         "iomem": dump_resources(m.iomem_resource),
-        "ram_left_behind": set(m.ram_left_behind),
+        "left_behind": (set(m.ram_left_behind), set(m.nodes_left_behind)),
         "firmware_map": dict(m.firmware_map),
         "blocks": blocks,
         "groups": groups,

@@ -264,6 +264,8 @@ LEFT_BEHIND: dict[str, str] = {
     "failed ACPI add": "_OST says success",
     "removal of a range that no single resource holds": "its lines stay in /proc/iomem, without "
     "blocks, and nothing can be added there until each is removed by itself",
+    "removal of a range of several nodes": "only the last block's node goes offline if it is "
+    "empty; another one stays, with its directory, until memory of it is removed again",
     "MEM_ONLINE or MEM_OFFLINE refused before the cpuset's notifier": "the top cpuset's nodes "
     "stay as they were until the next event",
     "max_pfn and policy zone": "never fall",

@@ -260,7 +260,7 @@ def check_node_states(m: Machine) -> None:
     _equal("nodes with memory", m.n_memory, memory)
     owned = {n for b in m.memory_blocks.values() for n in b.nodes}
     with_cpus = {n for n in m.nodes if m.cpus_of_node(n)}
-    _equal("online nodes", m.n_online, owned | with_cpus | memory)
+    _equal("online nodes", m.n_online, owned | with_cpus | memory | m.nodes_left_behind)
     _equal("nodes with a directory", m.node_devices, m.n_online)
     daemons = {f"{name}{nid}" for nid in memory for name in ("kswapd", "kcompactd")}
     _equal("daemons", sorted(m.kthreads), sorted(daemons))
