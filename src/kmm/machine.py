@@ -11,14 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kmm import _buddy, _memmap
-from kmm.acpi_memhotplug import (
+from kmm.acpi_memhotplug import CONTAINER_HID, AcpiDevice, acpi_unbind_one
+from kmm.acpi_scan import (
     ACPI_NOTIFY_DEVICE_CHECK,
     ACPI_NOTIFY_EJECT_REQUEST,
-    CONTAINER_HID,
     NOTIFY_EVENTS,
-    AcpiDevice,
     acpi_device_hotplug,
-    acpi_unbind_one,
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
 from kmm.errors import (

@@ -30,7 +30,7 @@ def _rows(file: str, module: str, names: str, **kw: object) -> list[Symbol]:
 _HOTPLUG, _ALLOC = "mm/memory_hotplug.c", "mm/page_alloc.c"
 
 SYMBOLS: tuple[Symbol, ...] = (
-    *_rows("drivers/acpi/scan.c", "acpi_memhotplug", "acpi_device_hotplug acpi_bus_attach"),
+    *_rows("drivers/acpi/scan.c", "acpi_scan", "acpi_device_hotplug acpi_bus_attach"),
     *_rows("drivers/acpi/acpi_memhotplug.c", "acpi_memhotplug", "acpi_memory_device_remove"),
     Symbol("acpi_memory_device_add", "drivers/acpi/acpi_memhotplug.c", "acpi_memhotplug"),
     Symbol(
@@ -43,7 +43,7 @@ SYMBOLS: tuple[Symbol, ...] = (
     ),
     *_rows(
         "drivers/acpi/scan.c",
-        "acpi_memhotplug",
+        "acpi_scan",
         "acpi_generic_hotplug_event acpi_scan_hot_remove acpi_scan_try_to_offline acpi_bus_trim",
         traceable=False,
     ),

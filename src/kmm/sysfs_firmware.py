@@ -6,7 +6,7 @@ import errno
 import re
 from typing import TYPE_CHECKING
 
-from kmm.acpi_memhotplug import container_offline, container_online, eject_store
+from kmm.acpi_scan import container_offline, container_online, eject_store
 from kmm.errors import kernel_error
 from kmm.notifiers import INJECTABLE
 from kmm.params import ONLINE_POLICIES, THP_MODES
