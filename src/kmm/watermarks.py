@@ -30,11 +30,20 @@ def zone_batchsize(managed_pages: int) -> int:
 
 
 def zone_highsize(m: Machine, zone: Zone, batch: int, cpu_online: int = 0) -> int:
-    """Return how many pages a CPU may keep of a zone."""
+    """Return how many pages a CPU may keep of a zone.
+
+    :param batch: pages that a per-CPU list takes or gives at a time.
+    :param cpu_online: 1 while a CPU of the node comes online, else 0.
+    """
     fraction = m.vm.percpu_pagelist_high_fraction
     total = zone.managed_pages // fraction if fraction else zone.low_wmark_pages()
     ncpu = len(m.cpus_of_node(zone.nid)) + cpu_online
-    return int(max(total // (ncpu or m.nr_cpus), 4 * batch))
+    return max(_as_int(total // (ncpu or m.nr_cpus)), 4 * batch)
+
+
+def _as_int(value: int) -> int:
+    # The kernel keeps the share in an int: one of 2^31 pages wraps.
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def zone_set_pageset_high_and_batch(m: Machine, zone: Zone, cpu_online: int = 0) -> None:
