@@ -33,6 +33,8 @@ from kmm.params import (
 )
 from kmm.procfs import NODE_STAT_ITEMS
 from kmm.resource import parse_iomem, walk_system_ram_range
+from kmm.vm_sysctl import load_tunables
+from kmm.watermarks import calculate_totalreserve_pages, writeback_set_ratelimit
 from kmm.zonelists import build_zonelists, nr_free_zone_pages
 
 if TYPE_CHECKING:
@@ -223,17 +225,6 @@ def _parameters(m: Machine, files: Mapping[str, str]) -> None:
         m.auto_movable_ratio = int(word)
     m.auto_movable_numa_aware = text(MODULE + "auto_movable_numa_aware") != "N"
     m.memmap_on_memory = text(MODULE + "memmap_on_memory") == "Y"
-    for name in (
-        "min_free_kbytes",
-        "watermark_scale_factor",
-        "watermark_boost_factor",
-        "percpu_pagelist_high_fraction",
-    ):
-        if (word := text(VM + name)).isdigit():
-            setattr(m.vm, name, int(word))
-    ratios = text(VM + "lowmem_reserve_ratio").split()
-    for idx, word in zip(m.config.zones, ratios, strict=False):
-        m.vm.lowmem_reserve_ratio[idx] = int(word)
     if match := re.search(r"\[(\w+)\]", text("/sys/kernel/mm/transparent_hugepage/enabled")):
         m.vm.thp_enabled = match[1] if match[1] in THP_MODES else "always"
 
@@ -380,5 +371,8 @@ def _finish(m: Machine, files: Mapping[str, str]) -> None:
         build_zonelists(m, m.nodes[nid])
     m.vm_total_pages = nr_free_zone_pages(m, ZONE_MOVABLE)
     register_boot_notifiers(m)
+    load_tunables(m, files, VM)
+    calculate_totalreserve_pages(m)
+    writeback_set_ratelimit(m)
     m.log.clear()
     m.uevents.clear()
