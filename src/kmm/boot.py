@@ -19,11 +19,13 @@ from kmm.mm_init import (
 from kmm.notifiers import register_boot_notifiers
 from kmm.params import (
     KERNEL_END,
+    KERNEL_SECTIONS,
     MAX_DMA32_PFN,
     MAX_DMA_PFN,
     ONLINE_POLICIES,
     ONLINE_TYPES,
     PAGE_SHIFT,
+    RESERVED_PAGES,
     THP_MIN_PAGES,
     ZONE_DMA,
     ZONE_DMA32,
@@ -39,10 +41,8 @@ from kmm.zonelists import build_all_zonelists
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
+# What the q35 board's ACPI tables take at the top of low memory, bytes.
 ACPI_TABLES = 0x20000
-# Pages that a 1 GiB guest of the reference kernel keeps besides its memmap (software I/O TLB,
-# hash tables, image, initrd), as its boot messages show.
-RESERVED_PAGES = 28505
 
 
 def boot(m: Machine) -> None:
@@ -54,7 +54,7 @@ def boot(m: Machine) -> None:
     m.numa_meminfo = numa_meminfo(m, low, high)
     apply_cmdline(m)
     end = 4 * GiB + high if high else low
-    m.block_size = m.config.block_size or probe_memory_block_size(end)
+    m.block_size = m.config.block_size or probe_memory_block_size(end, m.config.hypervisor)
     m.max_pfn = (4 * GiB + high if high else low - ACPI_TABLES) >> PAGE_SHIFT
     m.printk(f"x86/mm: Memory block size: {m.block_size // MiB}MB")
     for layout in zone_layouts(m):
@@ -106,12 +106,7 @@ def iomem_text(m: Machine, low: int, high: int) -> str:
         (0, 0x100000, low - ACPI_TABLES - 1, "System RAM"),
     ]
     if low > KERNEL_END:
-        rows += [
-            (1, 0x1000000, 0x1E01D31, "Kernel code"),
-            (1, 0x2000000, 0x28EAFFF, "Kernel rodata"),
-            (1, 0x2A00000, 0x2C4897F, "Kernel data"),
-            (1, 0x3310000, 0x43FFFFF, "Kernel bss"),
-        ]
+        rows += [(1, start, end, name) for name, start, end in KERNEL_SECTIONS]
     rows += [
         (0, low - ACPI_TABLES, low - 1, "Reserved"),
         (0, low, 0xAFFFFFFF, "PCI Bus 0000:00"),
@@ -166,7 +161,7 @@ def apply_cmdline(m: Machine) -> None:
             m.online_policy = value
         elif name == "memory_hotplug.auto_movable_ratio":
             with suppress(KernelError):
-                m.auto_movable_ratio = kstrtoull(value, 32)
+                m.auto_movable_ratio = kstrtoull(value or "", 32)
         elif name == "memory_hotplug.auto_movable_numa_aware":
             m.auto_movable_numa_aware = _boolean(value, m.auto_movable_numa_aware)
         elif name == "movable_node":
@@ -177,10 +172,10 @@ def apply_cmdline(m: Machine) -> None:
             m.vm.thp_enabled = value
 
 
-def _boolean(value: str, default: bool) -> bool:
+def _boolean(value: str | None, default: bool) -> bool:
     """Return a parameter's truth; alone it means yes, a bad word leaves the default."""
     try:
-        return kstrtobool(value) if value else True
+        return True if value is None else kstrtobool(value)
     except KernelError:
         return default
 
@@ -232,7 +227,7 @@ def _share_out_reserved(layouts: list[ZoneLayout]) -> None:
         if lay.zone_idx == ZONE_DMA:
             lay.reserved = sum(e - s for s, e in lay.ranges if e <= 0x100)
         else:
-            lay.reserved = min(pages // 64, pages - 1024)
+            lay.reserved = min(pages // 64, max(pages - 1024, 0))
     if big:
         first = max(
             (lay for lay in big if lay.zone_idx == ZONE_DMA32),
