@@ -106,9 +106,12 @@ def test_a_broken_recording_is_named(change: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({"op": "jump"}, "op: 'jump'; allowed: boot, plug"),
-        ({"op": "plug", "id": "a", "node": 1, "addr": "x", "size": 1}, "addr: 'x'; allowed"),
-        ({"op": "pages", "pfn": 0, "count": -1}, "count: -1; allowed: a number from 0 on"),
+        ({"op": "jump"}, "op: 'jump'; allowed: boot, pages"),
+        (
+            {"op": "plug", "id": "a", "node": 1, "addr": "x", "size": 1},
+            "addr: 'x' is not a size; allowed",
+        ),
+        ({"op": "pages", "pfn": 0, "count": -1}, "count: -1; allowed: a number from 0 to"),
     ],
 )
 def test_a_broken_step_is_named(step: dict, message: str) -> None:

@@ -32,7 +32,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except ConfigError as e:
             raise click.UsageError(str(e)) from None
-        except (ValidationError, ImpossibleState) as e:
+        except (ValidationError, ImpossibleState, MemoryError) as e:
             raise _fail(e) from None
 
 

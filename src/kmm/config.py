@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kmm.errors import ConfigError, shown
-from kmm.firmware import LOW_RAM_SPLIT
 from kmm.params import (
     LOCAL_DISTANCE,
     MAX_BLOCK_SIZE,
@@ -46,8 +45,10 @@ _SPACE = " \t\n\v\f\r"
 # Bytes of a struct page without and with memory cgroups.
 STRUCT_PAGE_SIZES = (56, 64)
 MAX_CPUS = 8192
-# RAM beyond LOW_RAM_SPLIT lies above 4 GiB, as far behind as the hole below is large.
-MIN_MEMORY, MAX_MEMORY = 64 * MiB, PHYSMEM_END + 1 - (4 * GiB - LOW_RAM_SPLIT)
+# 255 says in a SLIT that a node cannot be reached.
+MAX_DISTANCE = 254
+# The hole below 4 GiB, of 2 GiB in a large machine, takes its part of the addresses.
+MIN_MEMORY, MAX_MEMORY = 64 * MiB, PHYSMEM_END + 1 - 2 * GiB
 
 
 def _integer(data: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
@@ -117,11 +118,12 @@ def _distances(data: Mapping[str, Any], nr: int) -> tuple[tuple[int, ...], ...]:
     for i, row in enumerate(raw if ok else ()):
         ok = ok and isinstance(row, list | tuple) and len(row) == nr
         for j, d in enumerate(row if ok else ()):
-            ok = ok and isinstance(d, int) and LOCAL_DISTANCE <= d <= 254
+            ok = ok and isinstance(d, int) and LOCAL_DISTANCE <= d <= MAX_DISTANCE
             ok = ok and (d == LOCAL_DISTANCE) == (i == j)
     if not ok:
         raise ConfigError(
-            f"machine.distances: {shown(raw)}; allowed: {nr} rows of {nr} numbers from 11 to 254, "
+            f"machine.distances: {shown(raw)}; allowed: {nr} rows of {nr} numbers from 11 to "
+            f"{MAX_DISTANCE}, "
             "10 on the diagonal"
         )
     return tuple(tuple(row) for row in raw)

@@ -83,7 +83,10 @@ def pxm_to_node_map(config: MachineConfig) -> dict[int, int]:
 
     CPU entries come first, then memory; QEMU announces the hot-pluggable area for the last
     domain only, so a domain in the middle without CPUs and memory has no node at all.
+    "numbered" is the map of a machine whose domains are known by their nodes.
     """
+    if config.srat == "numbered":
+        return {nid: nid for nid in range(len(config.nodes))}
     order: list[int] = []
     by_cpu = {cpu: pxm for pxm, node in enumerate(config.nodes) for cpu in node.cpus}
     order.extend(by_cpu[cpu] for cpu in sorted(by_cpu))

@@ -74,9 +74,9 @@ def populate_zone(m: Machine, lay: ZoneLayout) -> None:
 
 
 def claim_ranges(m: Machine, zone: Zone, ranges: list[tuple[int, int]], early: bool = True) -> None:
-    """Give boot pages to a zone: spans, present counts, sections, pageblocks.
+    """Give pages to a zone before the story begins: spans, present counts, sections, pageblocks.
 
-    :param ranges: (first pfn, pfn behind the last), ascending.
+    :param ranges: (first pfn, pfn behind the last), ascending; early: whether boot found them.
     """
     pgdat = m.nodes[zone.nid]
     for start, end in ranges:
@@ -98,7 +98,8 @@ def claim_ranges(m: Machine, zone: Zone, ranges: list[tuple[int, int]], early: b
             first_pfn = section * PAGES_PER_SECTION
             at, stop = max(start, first_pfn), min(end, first_pfn + PAGES_PER_SECTION)
             _early_section(m, section, zone.nid, early, subsection_mask(at, stop - at))
-    zone.early_ranges.extend(ranges)
+    if early:
+        zone.early_ranges.extend(ranges)
     pgdat.nr_zones = max(pgdat.nr_zones, zone.zone_idx + 1)
 
 
@@ -119,12 +120,15 @@ def _early_section(
     record["flags"] = _EARLY_FLAGS if early else _EARLY_FLAGS & ~SECTION_IS_EARLY
 
 
-def offline_block(m: Machine, block_id: int, nid: int) -> None:
-    """Make the sections of a block that is offline when the machine's story begins."""
+def offline_block(m: Machine, block_id: int, nid: int, early: bool = False) -> None:
+    """Make the sections of a block that is offline when the machine's story begins.
+
+    :param early: whether boot found the block's memory.
+    """
     first = block_id * m.block_pages // PAGES_PER_SECTION
     for section in range(first, first + m.block_pages // PAGES_PER_SECTION):
-        _early_section(m, section, nid, False)
-        m.sections[section]["flags"] = _OFFLINE_FLAGS
+        _early_section(m, section, nid, early)
+        m.sections[section]["flags"] = _OFFLINE_FLAGS | (SECTION_IS_EARLY if early else 0)
 
 
 def reserve(m: Machine, ranges: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:

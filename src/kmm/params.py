@@ -139,7 +139,8 @@ class MachineConfig:
     ``srat`` says what firmware tells of memoryless domains: ``"qemu"`` announces the
     hot-pluggable area for the last domain alone, so a DIMM on another domain without CPUs and
     memory lands on the node of the first block, as it does under QEMU; ``"full"`` announces
-    every domain.  ``probe`` and ``memory_failure`` are CONFIG_ARCH_MEMORY_PROBE and
+    every domain; ``"numbered"``, not for descriptions, makes each domain the node of its number.
+    ``probe`` and ``memory_failure`` are CONFIG_ARCH_MEMORY_PROBE and
     CONFIG_MEMORY_FAILURE; ``probe_add`` lets the probe file take the word ``add``.  ``seed`` names
     the machine among those of the same description; nothing of it is random so far.
     ``hypervisor`` says whether the kernel finds itself a guest, which decides its block size from

@@ -171,7 +171,7 @@ def _block_file(m: Machine, match: re.Match[str]) -> Entry | None:
         return link(f"../../../LNXSYSTM:00/LNXSYBUS:00/PNP0A06:04/{block.firmware_node}")
     if name == "power":
         return directory(POWER)
-    if name.startswith("node") and name[4:].isdigit() and int(name[4:]) in block.nodes:
+    if name.startswith("node") and name[4:].isdecimal() and int(name[4:]) in block.nodes:
         return link(f"../../node/{name}")
     return None
 

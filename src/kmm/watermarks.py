@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
 
 
+MAX_STAT_THRESHOLD = 125
+
+
 def nr_free_buffer_pages(m: Machine) -> int:
     """Return pages above the high watermarks of the zones up to Normal."""
     return nr_free_zone_pages(m, ZONE_NORMAL)
@@ -137,7 +140,7 @@ def refresh_zone_stat_thresholds(m: Machine) -> None:
         for zone in pgdat.zones:
             if zone.populated:
                 step = 1 + (zone.managed_pages >> 15).bit_length()
-                zone.stat_threshold = min(125, 2 * m.nr_cpus.bit_length() * step)
+                zone.stat_threshold = min(MAX_STAT_THRESHOLD, 2 * m.nr_cpus.bit_length() * step)
 
 
 def set_recommended_min_free_kbytes(m: Machine) -> None:
