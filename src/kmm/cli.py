@@ -32,8 +32,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except ConfigError as e:
             raise click.UsageError(str(e)) from None
-        except (ValidationError, ImpossibleState, MemoryError) as e:
+        except (ValidationError, ImpossibleState) as e:
             raise _fail(e) from None
+        except MemoryError as e:
+            raise click.ClickException(str(e) or "this host has not enough memory") from None
 
 
 @click.group(cls=_Group)

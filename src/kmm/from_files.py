@@ -349,4 +349,4 @@ def _check(m: Machine) -> None:
     try:
         validate(m)
     except ValidationError as e:
-        raise ConfigError(f"the files contradict each other: {e}") from None
+        raise ConfigError(f"the files contradict each other: {str(e)[:200]}") from None

@@ -214,7 +214,10 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
     :raises ConfigError: for a recording that cannot be played.
     """
     check_recording(recording, name)
-    m = boot_machine(recording)
+    try:
+        m = boot_machine(recording)
+    except ConfigError as e:
+        raise ConfigError(f"{name}: {e}") from None
     steps = [{"step": dict(recording["steps"][0]["step"]), "files": snapshot_files(m)}]
     log = uevents = 0
     for entry in recording["steps"][1:]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from kmm.errors import ConfigError, ValidationError, bug, kernel_error
+from kmm.errors import ConfigError, ValidationError, bug, kernel_error, shown
 from kmm.params import PAGE_SHIFT, PAGE_SIZE, MiB
 
 IORESOURCE_MEM = 0x200
@@ -288,8 +288,8 @@ def _misfit(parent: Resource, start: int, end: int) -> str | None:
     if start > end:
         return "ends before it starts"
     if found is parent:
-        return f"is not inside {parent.name}"
-    return f"overlaps {found.name}" if found else None
+        return f"is not inside {parent.name[:60]}"
+    return f"overlaps {found.name[:60]}" if found else None
 
 
 def parse_iomem(text: str) -> ResourceTree:
@@ -306,7 +306,9 @@ def parse_iomem(text: str) -> ResourceTree:
         match = re.fullmatch(r"((?:  )*)([0-9a-f]+)-([0-9a-f]+) : (.*)", line)
         depth = len(match[1]) // 2 if match else 0
         if not match or depth >= len(stack) or depth > MAX_IORES_LEVEL:
-            raise ConfigError(f"/proc/iomem: line {number}: {line!r}; allowed: 'start-end : name'")
+            raise ConfigError(
+                f"/proc/iomem: line {number}: {shown(line)}; allowed: 'start-end : name'"
+            )
         start, end = int(match[2], 16), int(match[3], 16)
         if depth == MAX_IORES_LEVEL:
             # The indent goes no further: a line inside an earlier one is that one's child.
@@ -316,7 +318,7 @@ def parse_iomem(text: str) -> ResourceTree:
         res = Resource(start, end, match[4].rstrip(), flags_of_name(match[4].rstrip(), start))
         why = _misfit(stack[depth], start, end)
         if why:
-            raise ConfigError(f"/proc/iomem: line {number}: {line!r} {why}")
+            raise ConfigError(f"/proc/iomem: line {number}: {shown(line)} {why}")
         _link(stack[depth], res)
         stack.append(res)
     return tree

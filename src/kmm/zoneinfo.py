@@ -53,7 +53,7 @@ def parse_zoneinfo(text: str) -> ZoneTable:
         head = _HEAD.match(line)
         if head and head[2] not in ZONE_NAMES:
             allowed = ", ".join(ZONE_NAMES)
-            raise ConfigError(f"{PATH}: line {number}: zone {head[2]!r}; allowed: {allowed}")
+            raise ConfigError(f"{PATH}: line {number}: zone {shown(head[2])}; allowed: {allowed}")
         seen = seen or head is not None
         if not seen and line.strip():
             raise ConfigError(f"{PATH}: line {number}: {shown(line)} before any zone")
