@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kmm import Machine
 from kmm.errors import ConfigError
 from kmm.replay import boot_machine, replay, snapshot_files
 from kmm.verify import compare
@@ -119,3 +120,14 @@ def test_a_broken_step_is_named(step: dict, message: str) -> None:
     broken["steps"][1] = {"step": step}
     with pytest.raises(ConfigError, match=r"steps\[1\]\.step\." + message):
         replay(broken, "broken.json")
+
+
+def test_the_size_of_struct_page_is_read_off_the_boot_messages_unless_described() -> None:
+    assert boot_machine(recording("movable_node")).config.struct_page_size == 64
+    small = recording("probe")
+    assert boot_machine(small).config.struct_page_size == 56
+    small["machine"]["struct_page_size"] = 64
+    assert boot_machine(small).config.struct_page_size == 64
+    m = Machine.from_files(small["steps"][0]["files"], {"struct_page_size": 56})
+    assert m.config.struct_page_size == 56
+    m.validate()

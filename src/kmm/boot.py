@@ -32,6 +32,7 @@ from kmm.params import (
     ZONE_NORMAL,
     GiB,
     MiB,
+    TiB,
 )
 from kmm.resource import parse_iomem, walk_system_ram_range
 from kmm.sysfs_entry import kstrtobool, kstrtoull
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 # What the q35 board's ACPI tables take at the top of low memory, bytes.
 ACPI_TABLES = 0x20000
+# What the board keeps free of RAM below 1 TiB, as AMD's HyperTransport needs it.
+HYPERTRANSPORT = 0xFD00000000
 
 
 def boot(m: Machine) -> None:
@@ -86,7 +89,8 @@ def e820(low: int, high: int) -> list[tuple[int, int, str]]:
     ]
     if high:
         out.append((4 * GiB, 4 * GiB + high - 1, "System RAM"))
-    out.append((0xFD00000000, 0xFFFFFFFFFF, "Reserved"))
+    if 4 * GiB + high <= HYPERTRANSPORT:
+        out.append((HYPERTRANSPORT, TiB - 1, "Reserved"))
     return out
 
 
@@ -127,9 +131,9 @@ def iomem_text(m: Machine, low: int, high: int) -> str:
     base, length = device_memory(m.config)
     window = max(base + length, 4 * GiB)
     # A machine with more than a terabyte covers what QEMU else keeps for HyperTransport.
-    if window + 32 * GiB <= 0xFD00000000:
+    if window + 32 * GiB <= HYPERTRANSPORT:
         rows.append((0, window, window + 32 * GiB - 1, "PCI Bus 0000:00"))
-        rows.append((0, 0xFD00000000, 0xFFFFFFFFFF, "Reserved"))
+        rows.append((0, HYPERTRANSPORT, TiB - 1, "Reserved"))
     return "".join(f"{'  ' * d}{s:08x}-{e:08x} : {name}\n" for d, s, e, name in rows)
 
 
@@ -211,7 +215,10 @@ def system_ram(m: Machine) -> list[tuple[int, int]]:
 
 
 def node_of_pfn(m: Machine, pfn: int) -> tuple[int, int]:
-    """Return a boot page's node and the pfn where that node's range ends."""
+    """Return a boot page's node and the pfn where that node's range ends.
+
+    :raises ConfigError: if the page is in no node's range.
+    """
     for start, end, nid in m.numa_meminfo:
         if start >> PAGE_SHIFT <= pfn < end >> PAGE_SHIFT:
             return nid, end >> PAGE_SHIFT
