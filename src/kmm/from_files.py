@@ -1,4 +1,9 @@
-"""A machine from the texts of a real one's /proc and /sys."""
+"""A machine from the texts of a real one's /proc and /sys.
+
+The texts are those of one moment of its life: boot_ram tells which memory was there at boot.  What
+they do not tell starts anew: DIMMs are in no slot, blocks in no memory group, no block holds its
+own memmap, and the user has set no min_free_kbytes.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kmm import boot, freelists, mm_init
-from kmm.boot_ram import RAM, added_later, firmware_map, parse_memmap
+from kmm.boot_ram import RAM, Entry, added_later, firmware_map, parse_memmap
 from kmm.config import MAX_DISTANCE, config_from_dict
 from kmm.errors import ConfigError, ValidationError, shown
 from kmm.firmware import pxm_to_node_map, ram_layout
 from kmm.memory_block import MemoryBlock
 from kmm.memory_hotplug import update_pgdat_span
+from kmm.mmzone import Zone
 from kmm.notifiers import register_boot_notifiers
 from kmm.params import (
     LOCAL_DISTANCE,
@@ -36,7 +42,7 @@ from kmm.params import (
     NodeConfig,
     parse_list,
 )
-from kmm.procfs import NODE_STAT_ITEMS
+from kmm.procfs import NODE_STAT_ITEMS, NUMA_STAT_ITEMS, ZONE_STAT_ITEMS
 from kmm.resource import Resource
 from kmm.saved_machine import (
     MEMORY,
@@ -166,34 +172,35 @@ def boot_from_files(
     """
     if config is not None and not isinstance(config, MachineConfig):
         config = config_from_dict(config)
-    nr_nodes = None
-    if config is not None:
-        nr_nodes = max(pxm_to_node_map(config).values(), default=0) + 1
-    saved = parse_saved(files, nr_nodes)
+    saved = parse_saved(files, None if config is None else _nr_nodes(config))
     entries = parse_memmap(files)
-    at_boot = _described_ram(config) if config is not None else []
     with_memmap = files.get(MODULE + "memmap_on_memory", "").strip() == "Y"
-    page_size = config.struct_page_size if config is not None else 64
-    per_block = saved.block_pages * page_size >> PAGE_SHIFT if with_memmap else 0
-    later = added_later(saved, entries, at_boot, per_block)
-    if not entries:
-        boot_map = boot.e820(*ram_layout(config)) if config else firmware_map(saved.iomem, later)
-        boot_map += [(r.start, r.end, r.name) for r in later if r.name == RAM]
-        entries = dict(enumerate(boot_map))
-    config = config or config_from_files(files, saved, later)
+    page_size = (config or MachineConfig()).struct_page_size
+    later = added_later(
+        saved,
+        entries,
+        _described_ram(config) if config else [],
+        saved.block_pages * page_size >> PAGE_SHIFT if with_memmap else 0,
+    )
+    entries = entries or _firmware_entries(saved, config, later)
     first = next(iter(saved.zones))[0]
     config = replace(
-        config,
+        config or config_from_files(files, saved, later),
         zones=tuple(ZONE_NAMES.index(name) for nid, name in saved.zones if nid == first),
         probe=MEMORY + "probe" in files,
         memory_failure=MEMORY + "soft_offline_page" in files,
     )
     m._prepare(config)
+    m.firmware_map, m.firmware_map_next = entries, max(entries, default=-1) + 1
+    _build(m, files, saved, later)
+
+
+def _build(
+    m: Machine, files: Mapping[str, str], saved: SavedMachine, later: list[Resource]
+) -> None:
     m.iomem_resource = saved.iomem
-    m.firmware_map = entries
-    m.firmware_map_next = max(entries, default=-1) + 1
-    boot.apply_cmdline(m)
     m.block_size = saved.block_size
+    boot.apply_cmdline(m)
     _parameters(m, files)
     _blocks(m, saved, later)
     for key in saved.zones:
@@ -201,6 +208,18 @@ def boot_from_files(
             _zone(m, saved, key, files)
     _finish(m, files)
     _check(m)
+
+
+def _nr_nodes(config: MachineConfig) -> int:
+    return max(pxm_to_node_map(config).values(), default=0) + 1
+
+
+def _firmware_entries(
+    saved: SavedMachine, config: MachineConfig | None, later: list[Resource]
+) -> dict[int, Entry]:
+    entries = boot.e820(*ram_layout(config)) if config else firmware_map(saved.iomem, later)
+    entries += [(r.start, r.end, r.name) for r in later if r.name == RAM]
+    return dict(enumerate(entries))
 
 
 def _described_ram(config: MachineConfig) -> list[Range]:
@@ -295,34 +314,31 @@ def _zone(m: Machine, saved: SavedMachine, key: ZoneKey, files: Mapping[str, str
     zone.watermark_min = number("min", boost) - boost
     zone.watermark_low = number("low", boost + zone.watermark_min) - boost
     zone.watermark_high = number("high", boost + zone.watermark_low) - boost
-    fields = saved.zones[key]
-    words = re.findall(r"[0-9]+", fields.get("protection", ""))
-    for word in words:
-        if len(word) > freelists.MAX_DIGITS:
-            raise ConfigError(
-                f"/proc/zoneinfo: node {zone.nid} zone {zone.name}: protection {shown(word)}; "
-                f"allowed: numbers of pages"
-            )
-    reserve = [0] * MAX_NR_ZONES
-    for idx, word in zip(m.config.zones, words, strict=False):
-        reserve[idx] = int(word)
-    zone.lowmem_reserve = reserve
+    zone.lowmem_reserve = _protection(m, zone, saved.zones[key].get("protection", ""))
     zone.pageset_update(
         number("pageset high", 0, INT_MAX), number("pageset batch", 1, INT_MAX), True
     )
     zone.stat_threshold = number("vm stats threshold", 0, MAX_STAT_THRESHOLD)
-    for name in fields:
-        if name.startswith(("nr_zone_", "numa_")) or name in (
-            "nr_mlock",
-            "nr_bounce",
-            "nr_zspages",
-        ):
+    for name in saved.zones[key]:
+        if name in ZONE_STAT_ITEMS or name in NUMA_STAT_ITEMS:
             zone.vmstat[name] = number(name, 0, _COUNTER_MAX)
         elif name in NODE_STAT_ITEMS:
             m.nodes[zone.nid].vmstat[name] = number(name, 0, _COUNTER_MAX)
     counts = freelists.parse_counts(files, zone) or [[0] * MAX_ORDER for _ in range(MIGRATE_TYPES)]
     blocks = freelists.parse_block_counts(files, zone)
     freelists.lay_out(m, zone, saved.ranges[key], counts, blocks)
+
+
+def _protection(m: Machine, zone: Zone, text: str) -> list[int]:
+    reserve = [0] * MAX_NR_ZONES
+    for idx, word in zip(m.config.zones, re.findall(r"[0-9]+", text), strict=False):
+        if len(word) > freelists.MAX_DIGITS:
+            raise ConfigError(
+                f"/proc/zoneinfo: node {zone.nid} zone {zone.name}: protection {shown(word)}; "
+                f"allowed: numbers of pages"
+            )
+        reserve[idx] = int(word)
+    return reserve
 
 
 def _finish(m: Machine, files: Mapping[str, str]) -> None:
