@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kmm.arguments import check_bytes, check_pfns
 from kmm.errors import kernel_error
 from kmm.memory_hotplug import __add_pages, __remove_pages
 from kmm.params import PAGE_SHIFT, PHYSMEM_END, GiB, MiB
@@ -49,6 +50,7 @@ def add_pages(m: Machine, nid: int, pfn: int, nr_pages: int, altmap: VmemAltmap 
 
     :raises OutOfRange: beyond the addressable memory; otherwise as __add_pages.
     """
+    pfn, nr_pages = check_pfns(pfn, nr_pages)
     if (pfn + nr_pages) << PAGE_SHIFT > PHYSMEM_END + 1:
         raise kernel_error(-34, f"pages up to {pfn + nr_pages:#x} are beyond {PHYSMEM_END:#x}")
     try:
@@ -66,11 +68,13 @@ def arch_add_memory(
     :param start: first byte; size: bytes; altmap: pages of the range that hold its memmap.
     :raises KernelError: as __add_pages.
     """
+    start, size = check_bytes(start, size)
     init_memory_mapping(m, start, start + size)
     add_pages(m, nid, start >> PAGE_SHIFT, size >> PAGE_SHIFT, altmap)
 
 
 @traced
 def arch_remove_memory(m: Machine, start: int, size: int) -> None:
-    """Remove the pages of a range of bytes and its mapping."""
+    """Remove the pages of a range of bytes and its mapping (see __remove_pages)."""
+    start, size = check_bytes(start, size)
     __remove_pages(m, start >> PAGE_SHIFT, size >> PAGE_SHIFT)

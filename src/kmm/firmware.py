@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kmm.errors import FirmwareRefused, check_number, kernel_error
+from kmm.errors import FirmwareRefused, check_number, kernel_error, shown
 from kmm.params import GiB, MachineConfig, MiB
 
 if TYPE_CHECKING:
@@ -62,6 +62,18 @@ def check_crs(crs: object) -> tuple[tuple[int, int], ...] | None:
         start = check_number(f"crs[{i}] start", pair[0], 0, (1 << 64) - 1)
         out.append((start, check_number(f"crs[{i}] length", pair[1], 0, (1 << 64) - 1)))
     return tuple(out)
+
+
+def check_modules(dimms: object) -> None:
+    """Check that what a container is to hold is a list of DIMMs.
+
+    :raises InvalidArgument: naming the field, its value and what is allowed.
+    """
+    if not isinstance(dimms, list | tuple):
+        raise kernel_error(-22, f"dimms: {shown(dimms)}; allowed: a list of (id, nid, start, size)")
+    for i, dimm in enumerate(dimms):
+        if not isinstance(dimm, list | tuple) or len(dimm) != 4:
+            raise kernel_error(-22, f"dimms[{i}]: {shown(dimm)}; allowed: (id, nid, start, size)")
 
 
 def ram_layout(config: MachineConfig) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from kmm.errors import (
     check_text,
     kernel_error,
 )
-from kmm.firmware import Dimm, check_crs, check_plug, pxm_to_node_map
+from kmm.firmware import Dimm, check_crs, check_modules, check_plug, pxm_to_node_map
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
@@ -401,14 +402,16 @@ class Machine:
 
         :param dimms: (id, proximity domain, start, size) of each, bytes.
         :return: the container's name and the _OST status.
-        :raises FirmwareRefused: if the platform does not take one of the DIMMs; none is in then.
+        :raises FirmwareRefused: if the platform does not take one of the DIMMs; InvalidArgument:
+            for an argument that is not allowed; none is in then.
         """
+        check_modules(dimms)
         placed: list[AcpiDevice] = []
         backends = None if self.dimm_backends is None else set(self.dimm_backends)
         try:
             for dimm_id, nid, start, size in dimms:
                 placed.append(self._insert(dimm_id, nid, start, size))
-        except FirmwareRefused:
+        except (FirmwareRefused, KernelError):
             for device in placed:
                 if device.dimm is not None:
                     self.eject_dimm(device.dimm)
@@ -416,7 +419,7 @@ class Machine:
             self.dimm_backends = backends
             raise
         number = next(
-            i for i in range(256) if f"{CONTAINER_HID}:{i:02x}" not in self.acpi_containers
+            i for i in itertools.count() if f"{CONTAINER_HID}:{i:02x}" not in self.acpi_containers
         )
         container = AcpiDevice(f"{CONTAINER_HID}:{number:02x}", CONTAINER_HID, children=placed)
         self.acpi_containers[container.name] = container
@@ -428,7 +431,7 @@ class Machine:
         :return: the final _OST status: 0 gone, 0x82 busy.
         :raises FirmwareRefused: if there is no such container.
         """
-        container = self.acpi_containers.get(name)
+        container = self.acpi_containers.get(check_text("name", name))
         if container is None:
             raise FirmwareRefused(f"Device '{name}' not found")
         return acpi_device_hotplug(self, container, ACPI_NOTIFY_EJECT_REQUEST)
@@ -450,9 +453,9 @@ class Machine:
         :return: the final _OST status.
         :raises FirmwareRefused: if there is no such DIMM; InvalidArgument: for another event.
         """
-        if event not in NOTIFY_EVENTS:
+        if check_text("event", event) not in NOTIFY_EVENTS:
             raise kernel_error(-22, f"event: {event!r}; allowed: {', '.join(NOTIFY_EVENTS)}")
-        dimm = self.dimms.get(dimm_id)
+        dimm = self.dimms.get(check_text("dimm_id", dimm_id))
         if dimm is None:
             raise FirmwareRefused(f"Device '{dimm_id}' not found")
         return acpi_device_hotplug(self, self.acpi_devices[dimm.slot], NOTIFY_EVENTS[event])

@@ -9,7 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmm import resource as res_
-from kmm.errors import KernelError, bug, check_number, kernel_error
+from kmm.arguments import (
+    check_addressable,
+    check_bytes,
+    check_group,
+    check_integer,
+    check_kind,
+    check_nid,
+    check_pages_unused,
+    check_pfns,
+    check_sections_exist,
+    check_sections_state,
+    check_zone,
+)
+from kmm.errors import KernelError, bug, check_number, check_text, kernel_error
 from kmm.memory_block import (
     MEM_CANCEL_OFFLINE,
     MEM_CANCEL_ONLINE,
@@ -17,6 +30,7 @@ from kmm.memory_block import (
     MEM_GOING_ONLINE,
     MEM_OFFLINE,
     MEM_ONLINE,
+    MMOP_ONLINE,
     MMOP_ONLINE_KERNEL,
     MMOP_ONLINE_MOVABLE,
     MemoryBlock,
@@ -86,6 +100,7 @@ if TYPE_CHECKING:
     from kmm.resource import Resource
 
 MHP_NONE, MHP_MERGE_RESOURCE, MHP_MEMMAP_ON_MEMORY, MHP_NID_IS_MGID = 0, 1, 2, 4
+_U64 = (1 << 64) - 1
 
 # -- adding -----------------------------------------------------------------------------
 
@@ -93,24 +108,31 @@ MHP_NONE, MHP_MERGE_RESOURCE, MHP_MEMMAP_ON_MEMORY, MHP_NID_IS_MGID = 0, 1, 2, 4
 def mhp_range_allowed(m: Machine, start: int, size: int) -> None:
     """Check that a range of bytes lies where the kernel can map memory.
 
-    :raises ArgumentTooBig: with the kernel's log line.
+    :raises ArgumentTooBig: with the kernel's log line; so too for a size of 0 or less, which
+        the kernel takes for one that wraps around.
     """
+    start, size = check_integer("start", start), check_integer("size", size)
     end = start + size
-    if end <= 1 << 64 and start < end and end - 1 <= PHYSMEM_END:
+    if 0 <= start < end <= PHYSMEM_END + 1:
         return
     m.printk(
-        f"Hotplug memory [{start:#x}-{end & 0xFFFFFFFFFFFFFFFF:#x}] exceeds maximum addressable "
+        f"Hotplug memory [{start & _U64:#x}-{end & _U64:#x}] exceeds maximum addressable "
         f"range [0x0-{PHYSMEM_END:#x}]"
     )
-    raise kernel_error(-7, f"range {start:#x}+{size:#x} is beyond {PHYSMEM_END:#x}")
+    if size <= 0:
+        raise kernel_error(-7, f"size: {size}; allowed: whole memory blocks, at least one")
+    raise kernel_error(-7, f"range {start:#x}+{size:#x}; allowed: from 0x0 to {PHYSMEM_END:#x}")
 
 
 @fallible
 def register_memory_resource(m: Machine, start: int, size: int, name: str) -> Resource:
     """Enter a range of bytes into the resource tree.
 
-    :raises ArgumentTooBig: beyond the mappable range; AlreadyExists: whatever else is wrong.
+    :raises InvalidArgument: for what is neither numbers nor a name; ArgumentTooBig: beyond the
+        mappable range; AlreadyExists: whatever else is wrong.
     """
+    check_text("name", name)
+    start, size = check_integer("start", start), check_integer("size", size)
     flags = res_.IORESOURCE_SYSTEM_RAM | res_.IORESOURCE_BUSY
     if name != "System RAM":
         flags |= res_.IORESOURCE_SYSRAM_DRIVER_MANAGED
@@ -135,6 +157,7 @@ def check_hotplug_memory_range(m: Machine, start: int, size: int) -> None:
 
     :raises InvalidArgument: with the kernel's log line.
     """
+    start, size = check_bytes(start, size)
     if not is_whole_blocks(m, start, size):
         m.printk(
             f"Block size [{m.block_size:#x}] unaligned hotplug range: start {start:#x}, "
@@ -158,9 +181,10 @@ def free_area_init_core_hotplug(m: Machine, pgdat: PgData) -> None:
 def hotadd_init_pgdat(m: Machine, nid: int) -> PgData:
     """Prepare the pgdat of a node that gets its first memory; builds its own zonelists.
 
-    :raises KernelError: only if a test orders it; the kernel's could lack memory for statistics.
+    :raises InvalidArgument: for a node that is not possible; else only what a test orders, where
+        the kernel's could lack memory for statistics.
     """
-    pgdat = m.nodes[nid]
+    pgdat = m.nodes[check_nid(m, nid)]
     free_area_init_core_hotplug(m, pgdat)
     build_all_zonelists(m, pgdat)
     for zone in pgdat.zones:
@@ -174,8 +198,10 @@ def hotadd_init_pgdat(m: Machine, nid: int) -> PgData:
 def __try_online_node(m: Machine, nid: int) -> bool:
     """Prepare a node unless it is online; whether that was needed.
 
-    :raises KernelError: what hotadd_init_pgdat failed with.
+    :raises InvalidArgument: for a node that is not possible; KernelError: what hotadd_init_pgdat
+        failed with.
     """
+    nid = check_nid(m, nid)
     if nid in m.n_online:
         return False
     try:
@@ -224,9 +250,10 @@ def __add_pages(
         addressable memory; AlreadyExists: if a section exists; OutOfMemory: if there is no page
         for a memmap.
     """
-    check_number("nid", nid, 0, len(m.nodes) - 1)
-    check_number("pfn", pfn, 0, (1 << 64) - 1)
-    check_number("nr_pages", nr_pages, 0, (1 << 64) - 1)
+    nid = check_number("nid", nid, 0, len(m.nodes) - 1)
+    pfn, nr_pages = check_pfns(pfn, nr_pages)
+    if altmap is not None:
+        check_kind("altmap", altmap, VmemAltmap)
     if pfn + nr_pages > NR_PAGES_MAX:
         raise kernel_error(-34, f"pages up to {pfn + nr_pages:#x} are beyond {NR_PAGES_MAX:#x}")
     _check_pfn_span(pfn, nr_pages, "add")
@@ -251,7 +278,10 @@ def add_memory_resource(m: Machine, nid: int, res: Resource, mhp_flags: int = MH
     :param nid: node, or memory group id with MHP_NID_IS_MGID.
     :raises KernelError: the kernel's errno; everything is as before then.
     """
+    check_kind("res", res, res_.Resource)
     start, size = res.start, res.end - res.start + 1
+    nid = check_integer("nid", nid)
+    mhp_flags = check_number("mhp_flags", mhp_flags, 0, (1 << 32) - 1)
     check_hotplug_memory_range(m, start, size)
     group: MemoryGroup | None = None
     if mhp_flags & MHP_NID_IS_MGID:
@@ -313,6 +343,9 @@ def __add_memory(m: Machine, nid: int, start: int, size: int, mhp_flags: int = M
 def _add_named_memory(
     m: Machine, nid: int, start: int, size: int, name: str, mhp_flags: int
 ) -> None:
+    # Before the resource is there, so that nothing has to be taken back.
+    nid = check_integer("nid", nid)
+    mhp_flags = check_number("mhp_flags", mhp_flags, 0, (1 << 32) - 1)
     res = register_memory_resource(m, start, size, name)
     try:
         add_memory_resource(m, nid, res, mhp_flags)
@@ -336,6 +369,7 @@ def add_memory_driver_managed(
     :param name: the resource's name, ``System RAM (driver)``.
     :raises InvalidArgument: for another name; otherwise as __add_memory.
     """
+    check_text("name", name)
     if not name.startswith("System RAM (") or not name.endswith(")"):
         raise kernel_error(-22, f"name: {name!r}; allowed: 'System RAM (driver)'")
     _add_named_memory(m, nid, start, size, name, mhp_flags)
@@ -429,7 +463,13 @@ def zone_for_pfn_range(
     """Return the zone that a range is onlined into.
 
     :param online_type: MMOP_ONLINE, MMOP_ONLINE_KERNEL or MMOP_ONLINE_MOVABLE.
+    :raises InvalidArgument: for another type, a node that is not possible, or a pfn or group that
+        is none.
     """
+    check_number("online_type", online_type, MMOP_ONLINE, MMOP_ONLINE_MOVABLE)
+    nid = check_nid(m, nid)
+    pfn, nr_pages = check_pfns(pfn, nr_pages)
+    check_group(m, group)
     if online_type == MMOP_ONLINE_KERNEL:
         return default_kernel_zone_for_pfn(m, nid, pfn, nr_pages)
     if online_type == MMOP_ONLINE_MOVABLE:
@@ -533,13 +573,19 @@ def node_states_check_changes_online(
 def online_pages(
     m: Machine, pfn: int, nr_pages: int, zone: Zone, group: MemoryGroup | None = None
 ) -> None:
-    """Bring added pages into a zone and into use.
+    """Bring added pages into a zone and into use; the block's state is the caller's.
 
     :param pfn: first pfn, a multiple of 512; nr_pages: pages; pfn + nr_pages ends a section.
-    :raises InvalidArgument: for a misaligned range; KernelError: what a notifier refused with.
+    :raises InvalidArgument: for a misaligned range; KernelError: what a notifier refused with;
+        ImpossibleState: for pages that do not exist or are online already.
     """
+    pfn, nr_pages = check_pfns(pfn, nr_pages)
+    check_zone(m, zone)
+    check_group(m, group)
     if not nr_pages or pfn % PAGEBLOCK_NR_PAGES or (pfn + nr_pages) % PAGES_PER_SECTION:
         raise kernel_error(-22, f"online_pages: misaligned range {pfn:#x}+{nr_pages:#x}")
+    check_sections_exist(m, "online_pages", pfn, nr_pages)
+    check_sections_state(m, "online_pages", pfn, nr_pages, False)
     move_pfn_range_to_zone(m, zone, pfn, nr_pages, MIGRATE_ISOLATE)
     arg = MemoryNotify(pfn, nr_pages)
     node_states_check_changes_online(m, nr_pages, zone, arg)
@@ -573,9 +619,13 @@ def online_pages(
 def memory_block_online(m: Machine, block: MemoryBlock) -> None:
     """Online one block: choose the zone, its own memmap first, then the rest.
 
-    :raises KernelError: what online_pages refused with; the block is as before then.
+    :raises KernelError: what online_pages refused with; the block is as before then;
+        ImpossibleState: if sections of it do not exist or are online already.
     """
+    check_kind("block", block, MemoryBlock)
     start, nr = block_range(m, block)
+    check_sections_exist(m, "memory_block_online", start, nr)
+    check_sections_state(m, "memory_block_online", start, nr, False)
     vmemmap = block.nr_vmemmap_pages
     zone = zone_for_pfn_range(m, block.online_type, block.nid, block.group, start, nr)
     if vmemmap:
@@ -740,13 +790,18 @@ def offline_pages(
 
     :param start_pfn: first pfn, a multiple of 512; nr_pages: pages, up to a section's end.
     :raises InvalidArgument: misaligned, holes in System RAM, or several zones;
-        Busy: a page that can neither move nor go; KernelError: what a notifier refused with.
+        Busy: a page that can neither move nor go; KernelError: what a notifier refused with;
+        ImpossibleState: for pages that are not online, whose memmap says nothing.
     """
+    start_pfn, nr_pages = check_pfns(start_pfn, nr_pages)
+    check_zone(m, zone)
+    check_group(m, group)
     end_pfn = start_pfn + nr_pages
     if not nr_pages or start_pfn % PAGEBLOCK_NR_PAGES or end_pfn % PAGES_PER_SECTION:
         raise kernel_error(-22, f"offline_pages: misaligned range {start_pfn:#x}+{nr_pages:#x}")
     if walk_system_ram_range(m, start_pfn, nr_pages) != nr_pages:
         raise kernel_error(-22, "memory holes")
+    check_sections_state(m, "offline_pages", start_pfn, nr_pages, True)
     if m.page_zone(start_pfn) is not zone or m.page_zone(end_pfn - 1) is not zone:
         raise kernel_error(-22, "multizone range")
     zone_pcp_disable(m, zone)
@@ -767,6 +822,7 @@ def memory_block_offline(m: Machine, block: MemoryBlock) -> None:
 
     :raises InvalidArgument: if its pages lie in several zones; KernelError: as offline_pages.
     """
+    check_kind("block", block, MemoryBlock)
     if block.zone is None:
         raise kernel_error(-22, f"memory{block.block_id} lies in several zones or nodes")
     start, nr = block_range(m, block)
@@ -789,11 +845,14 @@ def memory_block_offline(m: Machine, block: MemoryBlock) -> None:
 
 @traced
 def __remove_pages(m: Machine, pfn: int, nr_pages: int) -> None:
-    """Remove the sections of a range of pages.
+    """Remove the sections of a range of pages; what is not there is passed over with a warning.
 
-    :raises InvalidArgument: for a misaligned range; the kernel warns and does nothing.
+    :raises InvalidArgument: for a misaligned range, where the kernel warns and does nothing;
+        ImpossibleState: for pages that are online or beyond 64 TiB.
     """
+    pfn, nr_pages = check_pfns(pfn, nr_pages)
     _check_pfn_span(pfn, nr_pages, "remove")
+    check_pages_unused(m, "__remove_pages", pfn, nr_pages)
     for start, count in _section_chunks(pfn, nr_pages):
         sparse_remove_section(m, start, count)
     m.forget_pages(pfn, nr_pages)
@@ -801,7 +860,11 @@ def __remove_pages(m: Machine, pfn: int, nr_pages: int) -> None:
 
 @traced
 def try_offline_node(m: Machine, nid: int) -> None:
-    """Take a node away if it has neither memory, nor blocks, nor CPUs."""
+    """Take a node away if it has neither memory, nor blocks, nor CPUs.
+
+    :raises InvalidArgument: for a node that is not possible.
+    """
+    nid = check_nid(m, nid)
     if _is_empty(m, nid):
         m.n_online.discard(nid)
         m.nodes_left_behind.discard(nid)
@@ -842,13 +905,17 @@ def try_remove_memory(m: Machine, start: int, size: int) -> None:
     """Remove a range of bytes whose blocks are all offline.
 
     :raises Busy: if a block is online; InvalidArgument: if blocks that hold their own memmap
-        would not be removed one by one; ImpossibleState: for a range that is not whole blocks.
+        would not be removed one by one; ImpossibleState: for a range that is not whole blocks,
+        lies beyond 64 TiB, or whose sections are online without an online block.
     """
+    start, size = check_bytes(start, size)
     try:
         check_hotplug_memory_range(m, start, size)
     except KernelError as e:
         bug("try_remove_memory", e.why)
+    check_addressable("try_remove_memory", start, size)
     nids, vmemmap = _check_memblocks_offline(m, start, size)
+    check_pages_unused(m, "try_remove_memory", start >> PAGE_SHIFT, size >> PAGE_SHIFT)
     if vmemmap and size != m.block_size:
         m.printk(f"Refuse to remove {start:#x} - {start + size:#x},wrong granularity")
         raise kernel_error(-22, "blocks with their own memmap are removed one by one")
@@ -905,6 +972,7 @@ def offline_and_remove_memory(m: Machine, start: int, size: int) -> None:
 
     :raises InvalidArgument: for a misaligned range; KernelError: what an offline failed with.
     """
+    start, size = check_bytes(start, size)
     if not is_whole_blocks(m, start, size):
         raise kernel_error(-22, f"{start:#x}+{size:#x} is not whole blocks")
     offlined: list[tuple[MemoryBlock, int]] = []
