@@ -4,7 +4,9 @@ from kmm._types cimport *
 cdef class MemMap:
     cdef mem_t mem
     cdef journal_t journal
+    cdef zone_t **zonerefs
     cdef object pages_buffer, blocks_buffer, sections_buffer
+    cdef void fill_zonelist(self, zonelist_t *zonelist, indices)
     cdef void set_zone(self, int index, zone_t *zone) noexcept
 
 
@@ -26,7 +28,7 @@ cdef inline int page_kind(const page_t *page) noexcept nogil:
 
 
 cdef inline int page_order(const page_t *page) noexcept nogil:
-    return (page.flags & PF_ORDER) >> PF_ORDER_SHIFT
+    return page.flags & PF_ORDER
 
 
 cdef inline int page_mt(const page_t *page) noexcept nogil:

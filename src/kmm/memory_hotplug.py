@@ -803,7 +803,7 @@ def __remove_pages(m: Machine, pfn: int, nr_pages: int) -> None:
 def try_offline_node(m: Machine, nid: int) -> None:
     """Take a node away if it has neither memory, nor blocks, nor CPUs."""
     if _is_empty(m, nid):
-        m.n_online.discard(nid)
+        m.set_node_online(nid, False)
         m.nodes_left_behind.discard(nid)
         unregister_one_node(m, nid)
 

@@ -57,6 +57,9 @@ def build_zonelists(m: Machine, pgdat: PgData) -> None:
     pgdat.zonelist = [z for n in order for z in build_zonerefs_node(m, m.nodes[n])]
     pgdat.nofallback = build_zonerefs_node(m, pgdat)
     pgdat.fallback_order = order
+    m.memmap_engine.set_zonelists(
+        pgdat.node_id, [z.index for z in pgdat.zonelist], [z.index for z in pgdat.nofallback]
+    )
     m.printk(f"Fallback order for Node {pgdat.node_id}: " + "".join(f"{n} " for n in order))
 
 
