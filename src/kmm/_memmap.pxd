@@ -57,3 +57,14 @@ cdef inline bint section_online(const mem_t *mem, pfn_t pfn) noexcept nogil:
 cdef inline zone_t *page_zone(const mem_t *mem, pfn_t pfn) noexcept nogil:
     cdef int zone = mem.blocks[pfn >> PAGEBLOCK_ORDER].zone
     return mem.zones[zone - 1] if zone else NULL
+
+
+cdef inline void wakeup_kswapd(mem_t *mem, const zone_t *zone, int order,
+                               int highest) noexcept nogil:
+    """Leave word for a node's kswapd; what it does about it is another mechanism's."""
+    cdef node_t *node = &mem.nodes[zone.nid]
+    if not zone.managed_pages:
+        return
+    node.kswapd_wakeups += 1
+    node.kswapd_order = max(node.kswapd_order, order)
+    node.kswapd_highest_zoneidx = max(node.kswapd_highest_zoneidx, highest)

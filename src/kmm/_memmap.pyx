@@ -115,6 +115,10 @@ cdef class MemMap:
             for highest in range(zonelist.zones[i].zone_idx, NR_ZONES):
                 zonelist.first[highest] = i
 
+    def wakeup_kswapd(self, int zone_index, int order, int highest_zoneidx):
+        """Leave word for the kswapd of a zone's node."""
+        wakeup_kswapd(&self.mem, self.mem.zones[zone_index], order, highest_zoneidx)
+
     def kswapd_state(self, int nid):
         """(times woken, highest order or -1, highest zone index) of what a node's kswapd heard."""
         cdef node_t *node = &self.mem.nodes[nid]

@@ -5,7 +5,7 @@ from kmm._freelist cimport (KMM_DEBUG, block_of, clear_block_record, clear_page_
                             load, mark_allocated, page_next, prefetch, record_state,
                             rmqueue_smallest, second_word, set_page_prev, set_page_record, store)
 from kmm._memmap cimport (get_pageblock_migratetype, page_kind, page_order, page_zone,
-                          section_online, touch_block, touch_page)
+                          section_online, touch_block, touch_page, wakeup_kswapd)
 from kmm._pcp cimport free_unref_pages, pcp_overflow, take_batches, take_from_pcp
 
 import numpy as np
@@ -215,16 +215,6 @@ cdef inline int64_t get_page_from_freelist(mem_t *mem, const request_t *r, int f
 
 
 # -- the slow path ------------------------------------------------------------------------------
-
-cdef void wakeup_kswapd(mem_t *mem, const zone_t *zone, int order, int highest) noexcept nogil:
-    """Leave word for a node's kswapd; what it does about it is another mechanism's."""
-    cdef node_t *node = &mem.nodes[zone.nid]
-    if not zone.managed_pages:
-        return
-    node.kswapd_wakeups += 1
-    node.kswapd_order = max(node.kswapd_order, order)
-    node.kswapd_highest_zoneidx = max(node.kswapd_highest_zoneidx, highest)
-
 
 cdef void wake_all_kswapds(mem_t *mem, const request_t *r) noexcept nogil:
     cdef int i, last = -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -533,6 +534,9 @@ class Machine(PageAllocator):
         """
         try:
             given = np.asarray(pfns)
+            if given.dtype.kind == "f" and not isinstance(pfns, np.ndarray):
+                # NumPy makes floats of a list that mixes its own integers with Python's.
+                given = np.array([operator.index(p) for p in pfns], dtype=np.uint64)  # type: ignore[union-attr]
             if given.size and given.dtype.kind not in "iu":
                 raise TypeError
             if given.dtype.kind == "i" and given.size and given.min() < 0:

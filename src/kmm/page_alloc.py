@@ -67,9 +67,7 @@ def __alloc_pages(
     return pfn
 
 
-def __alloc_pages_slowpath(
-    m: Machine, gfp: int, order: int, nid: int, nodes: int, cpu: int
-) -> int:
+def __alloc_pages_slowpath(m: Machine, gfp: int, order: int, nid: int, nodes: int, cpu: int) -> int:
     """Wait for memory: compaction, reclaim, and what else lies idle; a pfn or -ENOMEM.
 
     What has no user can neither be moved nor reclaimed.  Pages parked on per-CPU lists and
