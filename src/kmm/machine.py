@@ -6,7 +6,7 @@ import mmap
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -536,7 +536,8 @@ class Machine(PageAllocator):
             given = np.asarray(pfns)
             if given.dtype.kind == "f" and not isinstance(pfns, np.ndarray):
                 # NumPy makes floats of a list that mixes its own integers with Python's.
-                given = np.array([operator.index(p) for p in pfns], dtype=np.uint64)  # type: ignore[union-attr]
+                mixed = cast("Sequence[SupportsIndex]", pfns)
+                given = np.array([operator.index(p) for p in mixed], dtype=np.uint64)
             if given.size and given.dtype.kind not in "iu":
                 raise TypeError
             if given.dtype.kind == "i" and given.size and given.min() < 0:
