@@ -346,7 +346,7 @@ def _finish(m: Machine, files: Mapping[str, str]) -> None:
     if "kthreads" in files:
         m.kthreads = set(files["kthreads"].split())
     for nid in _online(files, len(m.nodes)):
-        m.n_online.add(nid)
+        m.set_node_online(nid)
         m.node_devices.add(nid)
     m.vm.thp_available = m.totalram_pages >= THP_MIN_PAGES
     for nid in sorted(m.nodes):

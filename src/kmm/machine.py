@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import mmap
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _buddy, _memmap
+from kmm import _memmap
+from kmm._page_alloc import PageAllocator
 from kmm.acpi_memhotplug import CONTAINER_HID, AcpiDevice, acpi_unbind_one
 from kmm.acpi_scan import (
     ACPI_NOTIFY_DEVICE_CHECK,
@@ -24,7 +26,7 @@ from kmm.errors import (
     ConfigError,
     FirmwareRefused,
     KernelError,
-    check,
+    OutOfMemory,
     check_number,
     check_text,
     kernel_error,
@@ -33,13 +35,13 @@ from kmm.firmware import Dimm, check_crs, check_modules, check_plug, pxm_to_node
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
-from kmm.page_alloc import GFP_KERNEL, __alloc_pages, __free_pages, alloc_pages_bulk
+from kmm.page_alloc import __alloc_pages, __free_pages
 from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,
+    FREE_RECORDS_KEPT,
     KPF_RESERVED,
     LOCAL_DISTANCE,
     MAX_NR_ZONES,
-    MAX_ORDER,
     NR_PAGES_MAX,
     PAGE_SHIFT,
     PAGES_PER_SECTION,
@@ -100,7 +102,7 @@ def _reserve(nbytes: int) -> mmap.mmap:
         ) from None
 
 
-class Machine:
+class Machine(PageAllocator):
     """A modelled computer with its firmware, its kernel and its memory.
 
     :param config: a MachineConfig; the machine boots at once.
@@ -134,7 +136,6 @@ class Machine:
     def _prepare(self, config: MachineConfig) -> None:
         self.config = config
         self.rules: Rules = LINUX_6_1
-        self.kprobes: Kprobes | None = None
         self.ops = Ops(
             arch_add_memory,
             arch_remove_memory,
@@ -142,7 +143,6 @@ class Machine:
             memory_block_offline,
             acpi_unbind_one,
         )
-        self.this_cpu = 0
         self.nr_cpus = config.cpus
         self.log: list[str] = []
         self.uevents: list[str] = []
@@ -176,9 +176,19 @@ class Machine:
         self.pxm_to_node = pxm_to_node_map(config)
         self._pxm_of_node = {nid: pxm for pxm, nid in self.pxm_to_node.items()}
         nr_nodes = max(self.pxm_to_node.values(), default=0) + 1
+        self._cpus_of_node: dict[int, tuple[int, ...]] = {
+            nid: config.nodes[pxm].cpus for pxm, nid in self.pxm_to_node.items()
+        }
+        node_of_cpu = {cpu: nid for nid, cpus in self._cpus_of_node.items() for cpu in cpus}
         self.memmap_engine = _memmap.MemMap(
-            self.memmap, self.pageblocks, self.sections, nr_nodes * MAX_NR_ZONES
+            self.memmap,
+            self.pageblocks,
+            self.sections,
+            nr_nodes * MAX_NR_ZONES,
+            [node_of_cpu.get(cpu, 0) for cpu in range(self.nr_cpus)],
+            {nid: len(cpus) for nid, cpus in self._cpus_of_node.items()},
         )
+        self._attach(self.memmap_engine, FREE_RECORDS_KEPT)
         nr_chunks = (NR_PAGES_MAX * config.struct_page_size) // PMD_SIZE
         self.vmemmap_pfn: npt.NDArray[np.uint64] = np.zeros(nr_chunks, dtype=np.uint64)
         self.vmemmap_users: npt.NDArray[np.uint32] = np.zeros(nr_chunks, dtype=np.uint32)
@@ -186,9 +196,6 @@ class Machine:
         self.vmemmap_basepages: dict[int, dict[int, int]] = {}
         self.nodes: dict[int, PgData] = {nid: self._new_pgdat(nid) for nid in range(nr_nodes)}
         self._zones = [z for p in self.nodes.values() for z in p.zones]
-        self._cpus_of_node: dict[int, tuple[int, ...]] = {
-            nid: config.nodes[pxm].cpus for pxm, nid in self.pxm_to_node.items()
-        }
         self._prepare_globals()
 
     def _new_pgdat(self, nid: int) -> PgData:
@@ -273,6 +280,11 @@ class Machine:
         """The zone that a page was last put into."""
         index = int(self.pageblocks["zone"][pfn >> 9])
         return self._zones[index - 1] if index else None
+
+    def set_node_online(self, nid: int, online: bool = True) -> None:
+        """Set or clear a node's bit in N_ONLINE."""
+        (self.n_online.add if online else self.n_online.discard)(nid)
+        self.memmap_engine.nr_online_nodes = len(self.n_online)
 
     # -- what the kernel says ---------------------------------------------------------
 
@@ -505,73 +517,47 @@ class Machine:
 
     # -- pages ------------------------------------------------------------------------
 
-    def alloc_pages(self, order: int = 0, gfp: int = GFP_KERNEL, nid: int | None = None) -> int:
-        """Allocate a block of 2^order pages, from a node's zonelist; return its pfn.
+    def _alloc_slowly(self, order: int, gfp: int, nid: int, cpu: int) -> int:
+        """A request that somebody watches, or that has to wait for memory."""
+        return _alloc_pages_of(self, gfp, order, nid, None, cpu)
 
-        :raises OutOfMemory: if no zone has one.
+    def _alloc_more(self, order: int, gfp: int, nid: int, cpu: int) -> int | None:
+        """One more block for a bulk request; None when there is none."""
+        try:
+            return _alloc_pages_of(self, gfp, order, nid, None, cpu)
+        except OutOfMemory:
+            return None
+
+    def _free_slowly(self, pfn: int, order: int, cpu: int) -> None:
+        _free_pages_of(self, pfn, order, cpu)
+
+    def _as_pfns(self, pfns: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+        """Return what was given for a bulk free as an array.
+
+        :raises InvalidArgument: if it is not a list of page frame numbers.
         """
-        check_number("order", order, 0, MAX_ORDER - 1)
-        check_number("gfp", gfp, 0, (1 << 32) - 1)
-        return _alloc_pages_of(self, gfp, order, self._nid(nid))
-
-    def free_pages(self, pfn: int, order: int = 0) -> None:
-        """Free a block; misuse raises (see page_alloc.__free_pages)."""
-        check_number("pfn", pfn, 0, (1 << 64) - 1)
-        check_number("order", order, 0, MAX_ORDER - 1)
-        _free_pages_of(self, pfn, order)
-
-    def alloc_pages_bulk(
-        self,
-        n: int,
-        order: int = 0,
-        gfp: int = GFP_KERNEL,
-        nid: int | None = None,
-        out: npt.NDArray[np.uint64] | None = None,
-    ) -> npt.NDArray[np.uint64]:
-        """Allocate up to n blocks; return the pfns of those there were.
-
-        :param out: a uint64 array of at least n to fill; a part of it is returned.
-        """
-        check_number("n", n, 0, NR_PAGES_MAX)
-        check_number("order", order, 0, MAX_ORDER - 1)
-        check_number("gfp", gfp, 0, (1 << 32) - 1)
-        if out is not None and (
-            not isinstance(out, np.ndarray)
-            or out.dtype != np.uint64
-            or out.ndim != 1
-            or len(out) < n
-            or not out.flags.c_contiguous
-            or not out.flags.writeable
-        ):
-            raise kernel_error(-22, f"out: allowed: a writable uint64 array of at least {n}")
-        room = np.empty(n, dtype=np.uint64) if out is None else out[:n]
-        return room[: alloc_pages_bulk(self, room, order, gfp, self._nid(nid))]
-
-    def free_pages_bulk(self, pfns: npt.ArrayLike, order: int = 0) -> None:
-        """Free many blocks of one order; if one of them cannot be freed, none is.
-
-        :raises KernelError: naming the first pfn that cannot be freed.
-        """
-        check_number("order", order, 0, MAX_ORDER - 1)
         try:
             given = np.asarray(pfns)
+            if given.dtype.kind == "f" and not isinstance(pfns, np.ndarray):
+                # NumPy makes floats of a list that mixes its own integers with Python's.
+                mixed = cast("Sequence[SupportsIndex]", pfns)
+                given = np.array([operator.index(p) for p in mixed], dtype=np.uint64)
             if given.size and given.dtype.kind not in "iu":
                 raise TypeError
-            array = np.ascontiguousarray(pfns, dtype=np.uint64).reshape(-1)
             if given.dtype.kind == "i" and given.size and given.min() < 0:
                 raise OverflowError
+            return np.ascontiguousarray(given, dtype=np.uint64).reshape(-1)
         except (ValueError, TypeError, OverflowError):
             raise kernel_error(-22, "pfns: allowed: numbers from 0 to 2^64 - 1") from None
-        code, index = _buddy.free_pages_bulk(self.memmap_engine, array, order, self.this_cpu)
-        if code:
-            check(code, f"free of pfn {int(array[index]):#x} (index {index}), order {order}")
 
-    def _nid(self, nid: int | None) -> int:
-        if nid is None:
-            return self.this_node()
-        if nid not in self.nodes:
-            raise kernel_error(-22, f"nid: {nid}; allowed: {sorted(self.nodes)}")
-        return nid
+    def _give_back_records(self) -> None:
+        """Let the host have the memory of page records whose pages are free in large blocks."""
+        for zone in self._zones:
+            if zone.nr_dirty_free:
+                blocks = np.zeros(zone.nr_dirty_free, dtype=np.uint64)
+                blocks = np.sort(blocks[: zone.forget_dirty_free(blocks)])
+                for run in np.split(blocks, np.flatnonzero(np.diff(blocks) != 512) + 1):
+                    self._forget(0, int(run[0]), len(run) * 512, 0)
 
     def trace(self, recording: bool = True) -> Kprobes:
         """Start recording call chains and return the recorder; its ``calls`` fill up."""

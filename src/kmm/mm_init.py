@@ -26,6 +26,7 @@ from kmm.params import (
     ZONE_NORMAL,
 )
 from kmm.sparse import (
+    ALL_SUBSECTIONS,
     PMDS_PER_TABLE,
     SECTION_HAS_MEM_MAP,
     SECTION_IS_EARLY,
@@ -43,8 +44,7 @@ if TYPE_CHECKING:
 
 _OFFLINE_FLAGS = SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP
 _EARLY_FLAGS = _OFFLINE_FLAGS | SECTION_IS_ONLINE | SECTION_IS_EARLY
-ALL_SUBSECTIONS = (1 << 64) - 1
-_PG_RESERVED, _PG_SLAB = 1 << 13, 1 << 14  # bits of the engine's page record
+_PG_RESERVED, _PG_SLAB = 1 << 9, 1 << 10  # bits of the engine's page record
 
 
 @dataclass(slots=True)
@@ -187,7 +187,7 @@ def finish_nodes(m: Machine) -> None:
     """Set node states and start the daemons, as they are after boot."""
     for nid, pgdat in m.nodes.items():
         if pgdat.populated or m.cpus_of_node(nid):
-            m.n_online.add(nid)
+            m.set_node_online(nid)
             m.node_devices.add(nid)
         if pgdat.populated:
             m.n_memory.add(nid)

@@ -24,7 +24,7 @@ register_one_node = __register_one_node
 @traced
 def node_set_online(m: Machine, nid: int) -> None:
     """Mark a node online."""
-    m.n_online.add(nid)
+    m.set_node_online(nid)
 
 
 @traced

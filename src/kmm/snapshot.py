@@ -70,9 +70,11 @@ def _records(m: Machine) -> dict[str, Any]:
         first = block * PAGEBLOCK_NR_PAGES
         rows = m.memmap[first : first + PAGEBLOCK_NR_PAGES]
         if rows["flags"].any() or rows["refcount"].any():
-            pages[block] = rows.tobytes()
+            pages[block] = (rows["flags"].tobytes(), rows["refcount"].tobytes())
     plain = m.pageblocks[blocks].copy()
     plain["state"] &= 0x7F
+    # Lists are dumped with their zones; of the links in the records some are stale.
+    plain["next"] = plain["prev"] = 0
     return {
         "sections": (present.tobytes(), kept.tobytes()),
         "pageblocks": plain.tobytes(),

@@ -242,7 +242,12 @@ SYMBOLS: tuple[Symbol, ...] = (
         note="no page is reclaimed yet",
     ),
     Symbol(
-        "wakeup_kswapd", "mm/vmscan.c", "", "stub", traceable=False, note="no page is reclaimed yet"
+        "wakeup_kswapd",
+        "mm/vmscan.c",
+        "vmscan",
+        "stub",
+        traceable=False,
+        note="is remembered; no page is reclaimed yet",
     ),
 )
 

@@ -210,8 +210,10 @@ def check_free_lists(m: Machine, zone: Zone, name: str) -> None:
     """Free lists against the page records, order by order and type by type."""
     found, pcp = zone.recount()
     counts = zone.free_counts()
-    nr_free = zone.nr_free()
     free = 0
+    for mt, mask in enumerate(zone.free_masks()):
+        orders = sum(1 << order for order in range(MAX_ORDER) if counts[mt][order])
+        _equal(f"{name}: orders of {MIGRATETYPE_NAMES[mt]} with free blocks", mask, orders)
     for order in range(MAX_ORDER):
         for mt in range(MIGRATE_TYPES):
             what = f"{name}: free blocks of order {order}, {MIGRATETYPE_NAMES[mt]}"
@@ -220,8 +222,6 @@ def check_free_lists(m: Machine, zone: Zone, name: str) -> None:
                 _check_list(zone, order, mt, what)
             if mt != MIGRATE_ISOLATE:
                 free += counts[mt][order] << order
-        total = sum(counts[mt][order] for mt in range(MIGRATE_TYPES))
-        _equal(f"{name}: nr_free of order {order}", nr_free[order], total)
     _equal(f"{name}: free pages", zone.nr_free_pages, free)
     _equal(f"{name}: pages on per-CPU lists", zone.pcp_pages(), pcp)
     _true(free + pcp <= zone.managed_pages, f"{name}: more free pages than managed ones")
