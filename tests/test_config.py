@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kmm import ConfigError, Machine, MachineConfig
+from kmm import ConfigError, Machine, MachineConfig, NodeConfig
 from kmm.config import parse_cmdline
 from kmm.params import format_list, parse_list, parse_size
+from tests.conftest import recording
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,11 @@ from kmm.params import format_list, parse_list, parse_size
         ({"struct_page_size": 64.0}, "machine.struct_page_size: 64.0; allowed: 56, 64"),
         ({"hypervisor": "no"}, "machine.hypervisor: 'no'; allowed: true or false"),
         ({5: 1, "x": 2}, "machine.5: 1; no such field"),
+        ({"machine": 3}, "machine.machine: 3; allowed: text"),
+        ({"distances": "x"}, "machine.distances: 'x'; allowed: 1 rows"),
+        ({"distances": 0}, "machine.distances: 0; allowed: 1 rows"),
+        ({"nodes": [{"cpus": [0, "1"], "memory": "1G"}]}, r"nodes\[0\].cpus: \[0, '1'\]; allowed"),
+        ({"nodes": [{"cpus": [-1], "memory": "1G"}]}, r"nodes\[0\].cpus: \[-1\]; allowed"),
         ({"srat": "no"}, "machine.srat: 'no'; allowed: 'qemu', 'full'"),
         ({"probe_add": 1}, "machine.probe_add: 1; allowed: true or false"),
         (7, "machine: 7; allowed: an object"),
@@ -209,3 +217,68 @@ def test_a_description_is_refused_by_name_or_boots(data: dict[str, object]) -> N
         return
     if config.memory <= 16 << 30:
         Machine(config).validate()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"memory": "1G"}, "machine.memory: '1G'; allowed: a number of bytes"),
+        ({"memory": -1}, "machine.memory: -1 is not a size"),
+        ({"memory": 2 << 30}, "machine.nodes: their memory adds up to 1073741824"),
+        ({"maxmem": 5}, "machine.maxmem: 5; allowed: from machine.memory"),
+        ({"cpus": 0}, "machine.cpus: 0; allowed: a number from 1"),
+        ({"slots": -1}, "machine.slots: -1; allowed: a number from 0"),
+        ({"nodes": ()}, r"machine.nodes: \[\]; allowed: a list of 1 to 64"),
+        ({"nodes": 5}, "machine.nodes: 5; allowed: a tuple of NodeConfig"),
+        ({"nodes": ({"memory": 1 << 30},)}, "machine.nodes: .*; allowed: a tuple of NodeConfig"),
+        ({"nodes": (NodeConfig((0,), "1G"),)}, "machine.nodes: .*; allowed: a tuple of NodeConf"),
+        ({"block_size": 3}, "machine.block_size: 3; allowed: a power of two"),
+        ({"cmdline": 5}, "machine.cmdline: 5; allowed: text"),
+        ({"seed": "x"}, "machine.seed: 'x'; allowed: a number"),
+        ({"distances": ((1,),)}, r"machine.distances: \(\(1,\),\); allowed"),
+        ({"srat": 5}, "machine.srat: 5; allowed"),
+        ({"memory_failure": 1}, "machine.memory_failure: 1; allowed: true or false"),
+        ({"zones": (9,)}, r"machine.zones: \(9,\); allowed"),
+        ({"struct_page_size": "x"}, "machine.struct_page_size: 'x'; allowed"),
+    ],
+)
+def test_a_config_built_by_hand_is_checked_like_a_description(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Machine(MachineConfig(**fields))
+    files = recording("movable_node")["steps"][0]["files"]
+    with pytest.raises(ConfigError, match=message):
+        Machine.from_files(files, MachineConfig(**fields))
+
+
+def test_a_config_that_was_changed_says_what_it_does() -> None:
+    """The command line is split anew, and a CPU that no node names belongs to the first."""
+    config = MachineConfig.from_dict({"cmdline": "movable_node"})
+    m = Machine(replace(config, cmdline="memhp_default_state=online_movable", cpus=2))
+    assert (m.movable_node_enabled, m.mhp_default_online_type) == (False, 3)
+    assert m.cpus_of_node(0) == (0, 1)
+    m.validate()
+
+
+def test_numpy_numbers_describe_a_machine() -> None:
+    data = {
+        "memory": np.uint64(1 << 30),
+        "maxmem": np.int64(4 << 30),
+        "cpus": np.int32(2),
+        "nodes": [{"cpus": np.arange(2).tolist(), "memory": np.uint64(1 << 30)}, {}],
+        "distances": np.array([[10, 20], [20, 10]]).tolist(),
+        "struct_page_size": np.uint8(64),
+    }
+    config = MachineConfig.from_dict(data)
+    assert config == MachineConfig.from_dict(
+        {
+            "memory": "1G",
+            "maxmem": "4G",
+            "cpus": 2,
+            "nodes": [{"cpus": "0-1", "memory": "1G"}, {}],
+            "distances": [[10, 20], [20, 10]],
+        }
+    )
+    assert type(config.memory) is int and type(config.cpus) is int
+    Machine(config).validate()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kmm.errors import ConfigError, shown
 from kmm.params import (
     LOCAL_DISTANCE,
     MAX_BLOCK_SIZE,
+    MAX_NR_ZONES,
     MIN_BLOCK_SIZE,
     PHYSMEM_END,
     PMD_SIZE,
@@ -18,6 +20,7 @@ from kmm.params import (
     NodeConfig,
     parse_list,
     parse_size,
+    whole_number,
 )
 
 # "machine" names QEMU's board in recordings; kmm models the one that all of them use.
@@ -53,8 +56,16 @@ MIN_MEMORY, MAX_MEMORY = 64 * MiB, PHYSMEM_END + 1 - 2 * GiB
 
 def _integer(data: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
     value = data.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    number = whole_number(value)
+    if number is None or not low <= number <= high:
         raise ConfigError(f"machine.{key}: {shown(value)}; allowed: a number from {low} to {high}")
+    return number
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    value = data.get(key, "")
+    if not isinstance(value, str):
+        raise ConfigError(f"machine.{key}: {shown(value)}; allowed: text")
     return value
 
 
@@ -78,14 +89,11 @@ def _nodes(data: Mapping[str, Any], cpus: int, memory: int) -> tuple[NodeConfig,
             raise ConfigError(
                 f"{where}: {shown(node)}; allowed: an object with 'cpus' and 'memory'"
             )
-        text = node.get("cpus", "")
-        number = type(text) is int and 0 <= text < MAX_CPUS
-        if not isinstance(text, str) and not number:
-            raise ConfigError(f"{where}.cpus: {shown(text)}; allowed: text like '0-1'")
+        cpus_of_node = _cpu_list(node.get("cpus", ""), f"{where}.cpus")
         size = parse_size(node.get("memory", 0), f"{where}.memory")
         if size % PMD_SIZE:
             raise ConfigError(f"{where}.memory: {shown(size)}; allowed: multiples of 2 MiB")
-        out.append(NodeConfig(parse_list(str(text), f"{where}.cpus"), size))
+        out.append(NodeConfig(cpus_of_node, size))
     _check_cpus(out, cpus)
     total = sum(n.memory for n in out)
     if total != memory:
@@ -94,6 +102,16 @@ def _nodes(data: Mapping[str, Any], cpus: int, memory: int) -> tuple[NodeConfig,
             f"allowed: machine.memory, {memory}"
         )
     return tuple(out)
+
+
+def _cpu_list(value: Any, where: str) -> tuple[int, ...]:
+    if isinstance(value, str):
+        return parse_list(value, where)
+    numbers = [whole_number(v) for v in (value if isinstance(value, list | tuple) else [value])]
+    good = tuple(n for n in numbers if n is not None and 0 <= n < MAX_CPUS)
+    if len(good) != len(numbers):
+        raise ConfigError(f"{where}: {shown(value)}; allowed: text like '0-1', or numbers of CPUs")
+    return good
 
 
 def _check_cpus(nodes: list[NodeConfig], cpus: int) -> None:
@@ -111,22 +129,23 @@ def _check_cpus(nodes: list[NodeConfig], cpus: int) -> None:
 
 
 def _distances(data: Mapping[str, Any], nr: int) -> tuple[tuple[int, ...], ...]:
-    raw = data.get("distances") or ()
-    if not raw:
+    raw = data.get("distances")
+    if raw is None or raw == () or raw == []:
         return ()
     ok = isinstance(raw, list | tuple) and len(raw) == nr
     for i, row in enumerate(raw if ok else ()):
         ok = ok and isinstance(row, list | tuple) and len(row) == nr
         for j, d in enumerate(row if ok else ()):
-            ok = ok and isinstance(d, int) and LOCAL_DISTANCE <= d <= MAX_DISTANCE
-            ok = ok and (d == LOCAL_DISTANCE) == (i == j)
+            number = whole_number(d)
+            ok = ok and number is not None and LOCAL_DISTANCE <= number <= MAX_DISTANCE
+            ok = ok and (number == LOCAL_DISTANCE) == (i == j)
     if not ok:
         raise ConfigError(
             f"machine.distances: {shown(raw)}; allowed: {nr} rows of {nr} numbers from 11 to "
             f"{MAX_DISTANCE}, "
             "10 on the diagonal"
         )
-    return tuple(tuple(row) for row in raw)
+    return tuple(tuple(int(d) for d in row) for row in raw)
 
 
 def _block_size(data: Mapping[str, Any]) -> int | None:
@@ -207,15 +226,15 @@ def config_from_dict(data: Mapping[str, Any]) -> MachineConfig:
     if not memory <= maxmem <= PHYSMEM_END + 1:
         raise ConfigError(f"machine.maxmem: {shown(maxmem)}; allowed: from machine.memory to 64T")
     cpus = _integer(data, "cpus", 1, 1, MAX_CPUS)
-    cmdline = data.get("cmdline", "")
-    if not isinstance(cmdline, str):
-        raise ConfigError(f"machine.cmdline: {shown(cmdline)}; allowed: text")
+    cmdline = _text(data, "cmdline")
+    _text(data, "machine")
     srat = data.get("srat", "qemu")
     if srat not in ("qemu", "full"):
         raise ConfigError(f"machine.srat: {shown(srat)}; allowed: 'qemu', 'full'")
-    page_size = data.get("struct_page_size", 64)
-    if type(page_size) is not int or page_size not in STRUCT_PAGE_SIZES:
-        raise ConfigError(f"machine.struct_page_size: {shown(page_size)}; allowed: 56, 64")
+    page_size = whole_number(data.get("struct_page_size", 64))
+    if page_size not in STRUCT_PAGE_SIZES:
+        value = shown(data["struct_page_size"])
+        raise ConfigError(f"machine.struct_page_size: {value}; allowed: 56, 64")
     nodes = _nodes(data, cpus, memory)
     return MachineConfig(
         memory=memory,
@@ -233,4 +252,34 @@ def config_from_dict(data: Mapping[str, Any]) -> MachineConfig:
         hypervisor=_flag(data, "hypervisor", True),
         struct_page_size=page_size,
         cmdline_items=parse_cmdline(cmdline),
+    )
+
+
+def check_config(config: Any) -> MachineConfig:
+    """Check a MachineConfig that was built by hand, by the rules of a machine description.
+
+    :return: the same with its command line split, and with CPUs that no node names in the first.
+    :raises ConfigError: naming the field, its value and what is allowed.
+    """
+    if not isinstance(config, MachineConfig):
+        raise ConfigError(f"config: {shown(config)}; allowed: a MachineConfig (see from_dict)")
+    data = {key: getattr(config, key) for key in _KEYS - {"machine", "nodes", "srat"}}
+    for key in ("memory", "maxmem", "block_size"):
+        if isinstance(data[key], str):
+            raise ConfigError(f"machine.{key}: {shown(data[key])}; allowed: a number of bytes")
+    if not isinstance(config.nodes, tuple) or not all(
+        isinstance(node, NodeConfig) and not isinstance(node.memory, str) for node in config.nodes
+    ):
+        raise ConfigError(f"machine.nodes: {shown(config.nodes)}; allowed: a tuple of NodeConfig")
+    data["nodes"] = [{"cpus": node.cpus, "memory": node.memory} for node in config.nodes]
+    if config.srat != "numbered":
+        data["srat"] = config.srat
+    zones = config.zones
+    if not isinstance(zones, tuple) or any(z not in range(MAX_NR_ZONES) for z in zones):
+        raise ConfigError(f"machine.zones: {shown(zones)}; allowed: numbers from 0 to 4")
+    return replace(
+        config_from_dict(data),
+        srat=config.srat,
+        zones=zones,
+        memory_failure=_flag({"memory_failure": config.memory_failure}, "memory_failure", True),
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kmm import boot, freelists, mm_init
 from kmm.boot_ram import RAM, Entry, added_later, firmware_map, parse_memmap
-from kmm.config import MAX_DISTANCE, config_from_dict
+from kmm.config import MAX_DISTANCE, check_config, config_from_dict
 from kmm.errors import ConfigError, ValidationError, shown
 from kmm.firmware import pxm_to_node_map, ram_layout
 from kmm.memory_block import MemoryBlock
@@ -172,6 +172,8 @@ def boot_from_files(
     """
     if config is not None and not isinstance(config, MachineConfig):
         config = config_from_dict(config)
+    elif config is not None and config.srat != "numbered":
+        config = check_config(config)
     saved = parse_saved(files, None if config is None else _nr_nodes(config))
     entries = parse_memmap(files)
     with_memmap = files.get(MODULE + "memmap_on_memory", "").strip() == "Y"

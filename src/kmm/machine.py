@@ -22,8 +22,8 @@ from kmm.acpi_scan import (
     acpi_device_hotplug,
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
+from kmm.config import check_config
 from kmm.errors import (
-    ConfigError,
     FirmwareRefused,
     KernelError,
     OutOfMemory,
@@ -106,12 +106,11 @@ class Machine(PageAllocator):
     """A modelled computer with its firmware, its kernel and its memory.
 
     :param config: a MachineConfig; the machine boots at once.
+    :raises ConfigError: naming the field, its value and what is allowed.
     """
 
     def __init__(self, config: MachineConfig | None = None) -> None:
-        if config is not None and not isinstance(config, MachineConfig):
-            raise ConfigError(f"config: {config!r}; allowed: a MachineConfig (see from_dict)")
-        self._prepare(config or MachineConfig())
+        self._prepare(check_config(MachineConfig() if config is None else config))
         from kmm.boot import boot
 
         boot(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +76,16 @@ KERNEL_SECTIONS = (
 RESERVED_PAGES = 28505
 
 
+def whole_number(value: object) -> int | None:
+    """Return a number of any integer type (NumPy's too) as a plain one; None for all else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def parse_size(value: object, field_name: str) -> int:
     """Return a number of bytes.
 
@@ -82,8 +93,9 @@ def parse_size(value: object, field_name: str) -> int:
     :param field_name: named in the error.
     :raises ConfigError: for anything else.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
+    number = whole_number(value)
+    if number is not None and number >= 0:
+        return number
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})\s*([KMGT]?)(?:iB|B)?\s*", value)
         if match:
@@ -136,7 +148,7 @@ class NodeConfig:
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """What a machine is built from; sizes in bytes.
+    """What a machine is built from; sizes in bytes; checked when a Machine is built from it.
 
     ``srat`` says what firmware tells of memoryless domains: ``"qemu"`` announces the
     hot-pluggable area for the last domain alone, so a DIMM on another domain without CPUs and
