@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from kmm.cli import main
-from kmm.scenario import check_scenario
+from kmm.scenario import Player, check_scenario
 from tests.conftest import RECORDINGS
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
@@ -65,6 +67,12 @@ def test_verify_prints_a_table_and_exits_with_1_on_a_difference(tmp_path: Path) 
     assert "uevents: sequence" in bad.output
 
 
+def one(**fields: object) -> dict[str, object]:
+    """A scenario of one step."""
+    return {"steps": [fields]}
+
+
+ALLOC = {"op": "alloc", "id": "a", "count": 1}
 MACHINE = {"memory": "1G", "nodes": [{"cpus": "0", "memory": "1G"}, {}]}
 
 
@@ -73,10 +81,30 @@ MACHINE = {"memory": "1G", "nodes": [{"cpus": "0", "memory": "1G"}, {}]}
     [
         ("[", "Invalid"),
         ([1], "not an object"),
-        ({"machine": MACHINE}, "steps: None; allowed: a list of steps"),
+        ({"machine": MACHINE}, "steps: missing; allowed: a list of steps"),
         ({"machine": {"memory": "1X"}, "steps": []}, "machine.memory: '1X' is not a size"),
         ({"machine": {"memroy": 1}, "steps": []}, "machine.memroy: 1; no such field; allowed"),
         ({"machine": MACHINE, "steps": [{"op": "fly"}]}, "step 1.op: 'fly'; allowed: alloc"),
+        ({"machine": MACHINE, "steps": [{}]}, "step 1.op: missing; allowed: alloc, boot"),
+        ({"machin": MACHINE, "steps": []}, "machin: {'memory': '1G', 'nodes'"),
+        ({"steps": [], "titel": "x"}, "titel: 'x'; no such field; allowed: machine, steps, title"),
+        ({"steps": [], "title": [1]}, "title: [1]; allowed: text"),
+        ({"steps": [], "machine": {"machine": 3}}, "machine.machine: 3; allowed: text"),
+        (one(op="sh", line="x", trace="false"), "step 1.trace: 'false'; allowed: true or false"),
+        (one(op="sh", line="x", trace=7), "step 1.trace: 7; allowed: true or false"),
+        (one(op="sh", line="x", name=[1]), "step 1.name: [1]; allowed: text"),
+        (one(op="sh", line="x", timeout="x"), "step 1.timeout: 'x'; allowed: a number of seconds"),
+        (one(op="sh", line="x", snap=5), "step 1.snap: 5; allowed: true or false"),
+        (one(op="sh", line="x", keep=5), "step 1.keep: 5; allowed: true or false"),
+        (one(op="free", id="a"), "step 1.id: 'a'; allowed: the id of an alloc before it"),
+        (
+            {"steps": [ALLOC, {"op": "free", "id": "a"}, {"op": "free", "id": "a"}]},
+            "step 3.id: 'a'; allowed: the id of an alloc before it that is not freed yet, of []",
+        ),
+        ({"steps": [ALLOC, {"op": "boot"}]}, "step 2.op: 'boot'; allowed: in the first step only"),
+        (one(op="plug", id="a", node=0, addr=0, size=10**40), "step 1.size: 1000000000"),
+        (one(op="sh", line="x", **{"\x1b[31m": 1}), "step 1.\\x1b[31m: 1; no such field"),
+        ('{"steps": [], "steps": []}', "the key 'steps' is there twice in one object"),
         ({"machine": MACHINE, "steps": [{"op": "unplug"}]}, "step 1.id: missing; allowed: text"),
         (
             {"machine": MACHINE, "steps": [{"op": "unplug", "id": "a", "x": 1}]},
@@ -122,8 +150,6 @@ def test_usage_errors_exit_with_2(args: tuple[str, ...]) -> None:
 
 
 def test_steps_that_are_refused_are_shown_and_do_not_end_the_run() -> None:
-    from kmm.scenario import Player
-
     scenario = check_scenario(
         {
             "machine": MACHINE,
@@ -136,3 +162,107 @@ def test_steps_that_are_refused_are_shown_and_do_not_end_the_run() -> None:
     assert outcomes[0].error == "Device 'none' not found"
     assert outcomes[1].error.startswith("ENOENT")
     player.m.validate()
+
+
+def test_a_step_that_does_nothing_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "idle.json"
+    steps = [
+        {"op": "boot"},
+        {"op": "sh", "line": "true"},
+        {"op": "write", "path": "/sys/devices/system/memory/memory8/state", "value": "offline"},
+        {**ALLOC, "node": 1},
+        {"op": "free", "id": "a"},
+    ]
+    path.write_text(json.dumps({"machine": MACHINE, "steps": steps}))
+    out = kmm("run", path)
+    assert out.exit_code == 0
+    assert "skipped: changes nothing" in out.output
+    player = Player(check_scenario({"steps": [ALLOC, {"op": "free", "id": "a"}]}, "s"))
+    assert player.play(player.scenario.steps[1]).output == "nothing to free: its alloc was refused"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code", "words"),
+    [
+        ("a.TOML", "steps = []", 0, "resource tree"),
+        ("b", '{"steps": []}', 0, "resource tree"),
+        ("c", "steps = []", 2, "c: read as JSON: "),
+        ("d.Toml", '{"steps": []}', 2, "d.Toml: read as TOML: "),
+        ("e.json", "\ufeff" + '{"steps": []}', 0, "resource tree"),
+        ("f.toml", "\ufeffsteps = []", 0, "resource tree"),
+    ],
+)
+def test_the_name_says_which_format_a_file_is_in(
+    tmp_path: Path, name: str, text: str, code: int, words: str
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    out = kmm("run", tmp_path / name)
+    assert (out.exit_code, words in out.output) == (code, True), out.output
+
+
+def test_mistakes_name_the_file_as_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "twice.json"
+    path.write_text('{"steps": 5}')
+    assert f"{path}: steps: 5; allowed" in kmm("run", path).output
+    broken = json.loads((RECORDINGS / "unaligned.json").read_text())
+    broken["machine"]["cpus"] = 0
+    path.write_text(json.dumps(broken))
+    out = kmm("verify", RECORDINGS / "unaligned.json", path)
+    assert out.exit_code == 2
+    assert f"{path}: machine.cpus: 0; allowed" in out.output
+
+
+def test_a_recording_boots_once(tmp_path: Path) -> None:
+    broken = json.loads((RECORDINGS / "unaligned.json").read_text())
+    broken["steps"][1]["step"] = {"op": "boot"}
+    path = tmp_path / "twice.json"
+    path.write_text(json.dumps(broken))
+    out = kmm("verify", path)
+    assert (out.exit_code, "steps[1].step.op: 'boot'; allowed" in out.output) == (2, True)
+
+
+def test_nothing_of_a_scenario_commands_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "red.json"
+    steps = [
+        {"op": "sh", "line": "\x1b[31m\n\x07"},
+        {"op": "write", "path": "/proc/\x1b[0m", "value": "\x9b1m"},
+        {"op": "unplug", "id": "\x1b[32m"},
+    ]
+    path.write_text(json.dumps({"title": "\x1b[31mred", "steps": steps}))
+    out = kmm("run", path)
+    assert out.exit_code == 0
+    assert all(c.isprintable() for line in out.output.split("\n") for c in line)
+    assert out.output.startswith("\\x1b[31mred\n")
+
+
+def test_quiet_does_not_swallow_a_trace(tmp_path: Path) -> None:
+    out = kmm("run", EXAMPLES[0], "--quiet", "--trace")
+    assert out.exit_code == 2
+    assert "--trace with --quiet; allowed: one of them" in out.output
+
+
+def test_the_package_is_a_command_too() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "kmm", "--version"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith("kmm, version")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "kmm", "run", str(EXAMPLES[0])],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert run.returncode == 1
+    assert run.stderr == "Error: standard output: No space left on device\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_the_run_silently() -> None:
+    command = f"{sys.executable} -m kmm demo | head -1"
+    run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert (run.stdout.count("\n"), run.stderr) == (1, "")

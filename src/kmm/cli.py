@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kmm.errors import ConfigError, ImpossibleState, ValidationError
+from kmm.errors import ConfigError, ImpossibleState, KernelError, ValidationError, printable
 from kmm.replay import replay as replay_recording
 from kmm.scenario import Outcome, Player, Scenario, check_scenario, load_data, load_scenario
 from kmm.verify import Score, compare
@@ -21,17 +23,37 @@ except ImportError:  # pragma: no cover - depends on how kmm was installed
 
 
 def _fail(error: Exception) -> click.ClickException:
-    return click.ClickException(str(error))
+    return click.ClickException(printable(str(error)))
+
+
+def _echo(text: str) -> None:
+    """Print a line, whatever is in it."""
+    click.echo(printable(text))
 
 
 class _Group(click.Group):
-    """Turns kmm's own errors into one line and exit status 2."""
+    """Turns kmm's own errors into one line and exit status 2, lost output into status 1."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            try:
+                return super().main(*args, **kwargs)
+            finally:
+                sys.stdout.flush()
+        except OSError as e:
+            if isinstance(e, KernelError):
+                raise
+            # What is left in the buffer has to go somewhere when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if e.errno != errno.EPIPE:
+                click.echo(f"Error: standard output: {e.strerror}", err=True)
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except ConfigError as e:
-            raise click.UsageError(str(e)) from None
+            raise click.UsageError(printable(str(e))) from None
         except (ValidationError, ImpossibleState) as e:
             raise _fail(e) from None
         except MemoryError as e:
@@ -49,13 +71,14 @@ def main() -> None:
 
 
 def _print_outcome(number: int, out: Outcome, trace: bool, names: str) -> None:
-    click.echo(f"step {number}: {out.text}")
+    _echo(f"step {number}: {out.text}")
     result = f"refused: {out.error}" if out.error else out.output or "done"
-    click.echo("\n".join(f"    {line}" for line in result.splitlines()))
+    for line in result.split("\n"):
+        _echo(f"    {line}")
     for line in out.uevents:
-        click.echo(f"    uevent {line}")
+        _echo(f"    uevent {line}")
     for line in out.log:
-        click.echo(f"    kernel {line}")
+        _echo(f"    kernel {line}")
     if trace and out.calls:
         click.echo(call_tree(out.calls, names))
 
@@ -64,7 +87,7 @@ def _play(scenario: Scenario, trace: bool, names: str, quiet: bool) -> None:
     player = Player(scenario)
     before = now = layers(player.m)
     if not quiet:
-        click.echo(scenario.title)
+        _echo(scenario.title)
     for number, step in enumerate(scenario.steps, 1):
         before = now
         out = player.play(step, trace)
@@ -98,6 +121,8 @@ def run(scenario: str, trace: bool, names: str, quiet: bool) -> None:
     \b
     Example: kmm run examples/first_dimm.toml --trace
     """
+    if trace and quiet:
+        raise click.UsageError("--trace with --quiet; allowed: one of them")
     _play(load_scenario(scenario), trace, names, quiet)
 
 
@@ -125,7 +150,7 @@ def replay(recording: str, out: str) -> None:
     \b
     Example: kmm replay tests/recordings/movable_node.json --out model.json
     """
-    model = replay_recording(load_data(recording), Path(recording).name)
+    model = replay_recording(load_data(recording), recording)
     try:
         Path(out).write_text(json.dumps(model, indent=1) + "\n", encoding="utf-8")
     except OSError as e:
@@ -147,14 +172,14 @@ def verify(recordings: tuple[str, ...], shown: int) -> None:
     total = Score()
     for path in recordings:
         data = load_data(path)
-        score = compare(data, replay_recording(data, Path(path).name))
+        score = compare(data, replay_recording(data, path))
         good, all_ = sum(score.good.values()), sum(score.total.values())
-        click.echo(f"{Path(path).stem:<20} {good:7} / {all_:7}")
+        _echo(f"{Path(path).stem:<20} {good:7} / {all_:7}")
         score.differences = [f"{Path(path).stem}: {d}" for d in score.differences]
         total.add(score)
     click.echo("\n" + total.table())
     for difference in total.differences[:shown]:
-        click.echo(difference)
+        _echo(difference)
     if not total.perfect:
         raise SystemExit(1)
 

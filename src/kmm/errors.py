@@ -185,6 +185,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
+def printable(text: str) -> str:
+    """Return text with its control characters escaped, which a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
+
+
 def check_number(name: str, value: object, low: int, high: int) -> int:
     """Return an argument that has to be a whole number between two limits.
 

@@ -12,7 +12,7 @@ from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
 from kmm.machine import Machine
 from kmm.params import PAGE_SIZE, MachineConfig
 from kmm.procfs import kpageflags
-from kmm.schema import RECORDED, check_files, check_step, check_texts
+from kmm.schema import RECORDED, check_boot_is_first, check_files, check_step, check_texts
 from kmm.symbols import TRACEABLE
 from kmm.sysfs import lookup
 from kmm.trace import visible_calls
@@ -85,12 +85,16 @@ def check_recording(recording: Any, name: str) -> None:
     steps = recording.get("steps")
     if not isinstance(steps, list) or not steps or "machine" not in recording:
         raise ConfigError(f"{name}: needs 'machine' and a list 'steps' that begins with the boot")
+    for key in ("title", "kernel"):
+        if not isinstance(recording.get(key, ""), str):
+            raise ConfigError(f"{name}: {key}: {shown(recording[key])}; allowed: text")
     if not isinstance(recording["machine"], Mapping):
         raise ConfigError(f"{name}: machine: {shown(recording['machine'])}; allowed: an object")
     for i, step in enumerate(steps):
         if not isinstance(step, Mapping) or not isinstance(step.get("step"), Mapping):
             raise ConfigError(f"{name}: steps[{i}].step: missing; allowed: an object with 'op'")
-        check_step(step["step"], f"{name}: steps[{i}].step", RECORDED, others=True)
+        where = f"{name}: steps[{i}].step"
+        check_boot_is_first(check_step(step["step"], where, RECORDED, others=True)["op"], i, where)
         _check_observed(step, f"{name}: steps[{i}]")
     if "files" not in steps[0]:
         raise ConfigError(f"{name}: steps[0].files: missing; the boot step's files are needed")

@@ -18,8 +18,9 @@ from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
 from kmm.machine import Machine
 from kmm.params import MachineConfig
 from kmm.procfs import kpageflags
-from kmm.schema import GFP_WORDS, SCHEMA, check_step
+from kmm.schema import GFP_WORDS, SCHEMA, check_boot_is_first, check_step
 
+_KEYS = ("machine", "steps", "title")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -40,42 +41,84 @@ def check_scenario(data: Any, name: str) -> Scenario:
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{name}: not an object with 'machine' and 'steps'")
+    for key in data:
+        if key not in _KEYS:
+            raise ConfigError(
+                f"{name}: {key}: {shown(data[key])}; no such field; allowed: {', '.join(_KEYS)}"
+            )
     steps = data.get("steps")
     if not isinstance(steps, list):
-        raise ConfigError(f"{name}: steps: {shown(steps)}; allowed: a list of steps")
+        have = shown(steps) if "steps" in data else "missing"
+        raise ConfigError(f"{name}: steps: {have}; allowed: a list of steps")
+    title = data.get("title", name)
+    if not isinstance(title, str):
+        raise ConfigError(f"{name}: title: {shown(title)}; allowed: text")
     try:
         config = MachineConfig.from_dict(data.get("machine", {}))
     except ConfigError as e:
         raise ConfigError(f"{name}: {e}") from None
     checked = [check_step(s, f"{name}: step {i}") for i, s in enumerate(steps, 1)]
-    nodes = len(config.nodes)
-    for i, step in enumerate(checked, 1):
+    _check_together(checked, len(config.nodes), name)
+    return Scenario(title, config, tuple(checked))
+
+
+def _check_together(steps: list[dict[str, Any]], nodes: int, name: str) -> None:
+    """Check what a step alone does not tell: nodes, the place of boot, ids that free knows."""
+    held: set[str] = set()
+    for i, step in enumerate(steps, 1):
+        where = f"{name}: step {i}"
         if step.get("node", 0) >= nodes:
-            raise ConfigError(f"{name}: step {i}.node: {step['node']}; allowed: 0 to {nodes - 1}")
-    return Scenario(str(data.get("title", name)), config, tuple(checked))
+            raise ConfigError(f"{where}.node: {step['node']}; allowed: 0 to {nodes - 1}")
+        check_boot_is_first(step["op"], i - 1, where)
+        if step["op"] == "alloc":
+            held.add(step["id"])
+        elif step["op"] == "free":
+            if step["id"] not in held:
+                raise ConfigError(
+                    f"{where}.id: {shown(step['id'])}; allowed: the id of an alloc before it that "
+                    f"is not freed yet, of {shown(sorted(held))}"
+                )
+            held.discard(step["id"])
 
 
 def load_data(path: str | os.PathLike[str]) -> Any:
-    """Read a TOML or JSON file.
+    """Read a TOML file (named ``.toml``, in whatever case) or a JSON file (all others).
 
-    :raises ConfigError: if it cannot be read or parsed, with the place in it.
+    :raises ConfigError: if it cannot be read or parsed, with the format and the place in it.
     """
     file = Path(path)
+    kind = "TOML" if file.suffix.lower() == ".toml" else "JSON"
     try:
-        text = file.read_text(encoding="utf-8")
+        # Some editors begin a file with a byte order mark.
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
         raise ConfigError(f"{file}: {reason}") from None
     try:
-        data = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+        if kind == "TOML":
+            data = tomllib.loads(text)
+        else:
+            data = json.loads(text, object_pairs_hook=_object)
         if _SURROGATE.search(text):
             json.dumps(data, ensure_ascii=False, default=str).encode("utf-8")
     except RecursionError:
         raise ConfigError(f"{file}: nested too deeply") from None
     except ValueError as e:
         # Beside mistakes of the format: numbers of thousands of digits, halves of characters.
-        raise ConfigError(f"{file}: {e}") from None
+        raise ConfigError(f"{file}: read as {kind}: {e}") from None
     return data
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of a JSON file, which may name each of its keys once."""
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {shown(key)} is there twice in one object")
+            seen.add(key)
+    return out
 
 
 def load_scenario(path: str | os.PathLike[str]) -> Scenario:
@@ -83,7 +126,7 @@ def load_scenario(path: str | os.PathLike[str]) -> Scenario:
 
     :raises ConfigError: as load_data and check_scenario.
     """
-    return check_scenario(load_data(path), Path(path).name)
+    return check_scenario(load_data(path), os.fspath(path))
 
 
 @dataclass(slots=True)
@@ -138,10 +181,12 @@ class Player:
         elif op == "alloc":
             return self._alloc(step)
         elif op == "free":
-            for pfns, order in self.held.pop(step["id"], []):
+            if step["id"] not in self.held:
+                return "nothing to free: its alloc was refused"
+            for pfns, order in self.held.pop(step["id"]):
                 m.free_pages_bulk(pfns, order)
-        elif op == "sh" and "load" in step:
-            return "skipped: kmm plays no loads yet"
+        elif op == "sh":
+            return f"skipped: {'kmm plays no loads yet' if 'load' in step else 'changes nothing'}"
         return ""
 
     def _alloc(self, step: Mapping[str, Any]) -> str:

@@ -59,7 +59,15 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
 }
 # What a recording of a real kernel can hold.
 RECORDED = ("boot", "plug", "unplug", "write", "sh", "pages")
-_COMMON = ("op", "name", "trace", "snap", "keep", "timeout")
+# What every step can have besides: a label, whether to record its call chain, and what only the
+# recorder of a real kernel heeds.
+_COMMON = (
+    Field("name", "text", False),
+    Field("trace", "flag", False),
+    Field("snap", "flag", False),
+    Field("keep", "flag", False),
+    Field("timeout", "seconds", False),
+)
 
 
 def _allowed(kind: str) -> str:
@@ -67,6 +75,8 @@ def _allowed(kind: str) -> str:
         return "a number from {} to {}".format(*_NUMBERS[kind])
     return {
         "text": "text",
+        "flag": "true or false",
+        "seconds": "a number of seconds above 0",
         "size": "bytes as a number below 2^64, or text like '512M' or '0x100000000'",
         "gfp": ", ".join(GFP_WORDS),
     }[kind]
@@ -74,7 +84,11 @@ def _allowed(kind: str) -> str:
 
 def _value(value: Any, kind: str, where: str) -> Any:
     number = isinstance(value, int) and not isinstance(value, bool)
-    if kind in _NUMBERS:
+    if kind == "flag":
+        ok = isinstance(value, bool)
+    elif kind == "seconds":
+        ok = (number or isinstance(value, float)) and value > 0
+    elif kind in _NUMBERS:
         low, high = _NUMBERS[kind]
         ok = number and low <= value <= high
     elif kind == "size":
@@ -99,22 +113,35 @@ def check_step(
     if not isinstance(step, Mapping):
         raise ConfigError(f"{where}: {shown(step)}; allowed: an object with 'op'")
     op = step.get("op")
+    if "op" not in step:
+        raise ConfigError(f"{where}.op: missing; allowed: {', '.join(sorted(ops))}")
     if not isinstance(op, str) or op not in ops:
         raise ConfigError(f"{where}.op: {shown(op)}; allowed: {', '.join(sorted(ops))}")
-    known = {f.name for f in SCHEMA[op]}
+    fields = (*SCHEMA[op], *_COMMON)
+    known = {"op", *(f.name for f in fields)}
     for name in step:
-        if not others and name not in known and name not in _COMMON:
-            allowed = ", ".join(sorted(known | set(_COMMON)))
+        if not others and name not in known:
+            allowed = ", ".join(sorted(known))
             raise ConfigError(
                 f"{where}.{name}: {shown(step[name])}; no such field; allowed: {allowed}"
             )
     out = dict(step)
-    for field in SCHEMA[op]:
+    for field in fields:
         if field.name in step:
             out[field.name] = _value(step[field.name], field.kind, f"{where}.{field.name}")
         elif field.needed:
             raise ConfigError(f"{where}.{field.name}: missing; allowed: {_allowed(field.kind)}")
     return out
+
+
+def check_boot_is_first(op: str, number: int, where: str) -> None:
+    """Check that a step does not boot a machine that runs.
+
+    :param number: the step's place, 0 for the first.
+    :raises ConfigError: naming the step and what is allowed.
+    """
+    if op == "boot" and number:
+        raise ConfigError(f"{where}.op: 'boot'; allowed: in the first step only")
 
 
 def check_texts(value: Any, where: str) -> None:
