@@ -1,0 +1,49 @@
+"""What docs/scenarios.md shows works, and it leaves nothing out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kmm.cli import main
+from kmm.config import _KEYS
+from kmm.page_alloc import GFP_KERNEL
+from kmm.schema import GFP_WORDS, SCHEMA
+
+TEXT = (Path(__file__).parent.parent / "docs" / "scenarios.md").read_text(encoding="utf-8")
+FILES = re.findall(r"^```(toml|json)\n(.*?)^```", TEXT, re.M | re.S)
+
+
+@pytest.mark.parametrize(("kind", "text"), FILES, ids=[kind for kind, _ in FILES])
+def test_its_scenarios_run_and_nothing_in_them_is_refused(
+    tmp_path: Path, kind: str, text: str
+) -> None:
+    path = tmp_path / f"shown.{kind}"
+    path.write_text(text)
+    out = CliRunner().invoke(main, ["run", str(path)])
+    assert out.exit_code == 0, out.output
+    assert "refused" not in out.output
+    assert "_OST 0x82" not in out.output
+    if kind == "toml":
+        assert "1000 of 1000 blocks of order 0" in out.output
+        assert re.search(r"\d+ pages 0x400", out.output)
+
+
+def test_it_names_every_field_of_a_machine() -> None:
+    table = TEXT.split("## The machine")[1].split("## The steps")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == _KEYS
+
+
+def test_it_names_every_operation_and_its_fields() -> None:
+    table = TEXT.split("## The steps")[1]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.M))
+    assert set(rows) == set(SCHEMA)
+    for op, fields in SCHEMA.items():
+        needed, _, optional = rows[op].partition("[")
+        assert re.findall(r"`(\w+)`", needed) == [f.name for f in fields if f.needed], op
+        assert re.findall(r"`(\w+)`", optional) == [f.name for f in fields if not f.needed], op
+    assert all(f"`{word}`" in table for word in GFP_WORDS)
+    assert GFP_WORDS["GFP_KERNEL"] == GFP_KERNEL
