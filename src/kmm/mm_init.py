@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kmm.memory_block import MemoryBlock
 from kmm.mmzone import Zone
 from kmm.page_alloc import FPI_TO_TAIL
@@ -23,6 +25,8 @@ from kmm.params import (
     PAGE_SHIFT,
     PAGEBLOCK_NR_PAGES,
     PAGES_PER_SECTION,
+    PAGES_PER_SUBSECTION,
+    PMD_SIZE,
     ZONE_NORMAL,
 )
 from kmm.sparse import (
@@ -35,7 +39,6 @@ from kmm.sparse import (
     VMEMMAP_NOT_OURS,
     subsection_mask,
     vmemmap_chunks,
-    vmemmap_users_of,
 )
 from kmm.watermarks import setup_zone_pageset
 
@@ -94,30 +97,51 @@ def claim_ranges(m: Machine, zone: Zone, ranges: list[tuple[int, int]], early: b
             MIGRATE_MOVABLE,
             FILL_NONE,
         )
-        for section in range(start // PAGES_PER_SECTION, -(-end // PAGES_PER_SECTION)):
-            first_pfn = section * PAGES_PER_SECTION
-            at, stop = max(start, first_pfn), min(end, first_pfn + PAGES_PER_SECTION)
-            _early_section(m, section, zone.nid, early, subsection_mask(at, stop - at))
+        _early_sections(m, start, end, zone.nid, early)
     if early:
         zone.early_ranges.extend(ranges)
     pgdat.nr_zones = max(pgdat.nr_zones, zone.zone_idx + 1)
 
 
-def _early_section(
-    m: Machine, section: int, nid: int, early: bool, mask: int = ALL_SUBSECTIONS
-) -> None:
-    record = m.sections[section]
-    record["subsection_map"] = int(record["subsection_map"]) | mask
-    if not int(record["flags"]):
-        record["nid"] = nid
-        start, nr = section * PAGES_PER_SECTION, PAGES_PER_SECTION
-        # The whole section gets a memmap, also for subsections that are not there.
-        for chunk in vmemmap_chunks(m, start, nr):
-            if not m.vmemmap_users[chunk]:
-                m.vmemmap_pfn[chunk] = VMEMMAP_NOT_OURS
-                m.vmemmap_tables.setdefault(chunk // PMDS_PER_TABLE, [-1, 0])[1] += 1
-            m.vmemmap_users[chunk] += vmemmap_users_of(m, chunk, start, nr)
-    record["flags"] = _EARLY_FLAGS if early else _EARLY_FLAGS & ~SECTION_IS_EARLY
+def _early_sections(m: Machine, start: int, end: int, nid: int, early: bool) -> None:
+    """Make the sections that a range of pages touches exist, online, as far as they do not yet.
+
+    :param start: first pfn; end: pfn behind the last; early: whether boot found them.
+    """
+    first, last = start // PAGES_PER_SECTION, -(-end // PAGES_PER_SECTION)
+    records = m.sections[first:last]
+    # In arrays, as a large machine has half a million of them; only the ends can be partial.
+    maps = np.full(last - first, ALL_SUBSECTIONS, dtype=np.uint64)
+    if first < last:
+        begin, stop = start - first * PAGES_PER_SECTION, end - (last - 1) * PAGES_PER_SECTION
+        maps[0] &= np.uint64(subsection_mask(begin, PAGES_PER_SECTION - begin))
+        maps[-1] &= np.uint64(subsection_mask(0, stop))
+    records["subsection_map"] |= maps
+    fresh = np.flatnonzero(records["flags"] == 0)
+    records["nid"][fresh] = nid
+    for run in np.split(fresh, np.flatnonzero(np.diff(fresh) != 1) + 1):
+        if run.size:
+            # Whole sections get a memmap, also for subsections that are not there.
+            _early_memmap(m, first + int(run[0]), first + int(run[-1]) + 1)
+    records["flags"] = _EARLY_FLAGS if early else _EARLY_FLAGS & ~SECTION_IS_EARLY
+
+
+def _early_memmap(m: Machine, first: int, last: int) -> None:
+    """Back the memmap of sections (first to the one before last) with pages taken at boot."""
+    pfn, nr = first * PAGES_PER_SECTION, (last - first) * PAGES_PER_SECTION
+    chunks = vmemmap_chunks(m, pfn, nr)
+    users = m.vmemmap_users[chunks.start : chunks.stop]
+    new = chunks.start + np.flatnonzero(users == 0)
+    m.vmemmap_pfn[new] = VMEMMAP_NOT_OURS
+    tables, counts = np.unique(new // PMDS_PER_TABLE, return_counts=True)
+    for table, count in zip(tables.tolist(), counts.tolist(), strict=True):
+        m.vmemmap_tables.setdefault(table, [-1, 0])[1] += count
+    # As vmemmap_users_of counts for each of them.
+    size = m.config.struct_page_size * PAGES_PER_SUBSECTION
+    numbers = np.arange(chunks.start, chunks.stop, dtype=np.int64)
+    begin = np.maximum(pfn // PAGES_PER_SUBSECTION, numbers * PMD_SIZE // size)
+    end = np.minimum((pfn + nr) // PAGES_PER_SUBSECTION, -(-(numbers + 1) * PMD_SIZE // size))
+    users += (end - begin).astype(users.dtype)
 
 
 def offline_block(m: Machine, block_id: int, nid: int, early: bool = False) -> None:
@@ -125,10 +149,10 @@ def offline_block(m: Machine, block_id: int, nid: int, early: bool = False) -> N
 
     :param early: whether boot found the block's memory.
     """
-    first = block_id * m.block_pages // PAGES_PER_SECTION
-    for section in range(first, first + m.block_pages // PAGES_PER_SECTION):
-        _early_section(m, section, nid, early)
-        m.sections[section]["flags"] = _OFFLINE_FLAGS | (SECTION_IS_EARLY if early else 0)
+    start = block_id * m.block_pages
+    _early_sections(m, start, start + m.block_pages, nid, early)
+    first, last = start // PAGES_PER_SECTION, (start + m.block_pages) // PAGES_PER_SECTION
+    m.sections["flags"][first:last] = _OFFLINE_FLAGS | (SECTION_IS_EARLY if early else 0)
 
 
 def reserve(m: Machine, ranges: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
@@ -161,15 +185,15 @@ def mark_used(m: Machine, start: int, end: int, fill: int) -> None:
 
     Whole pageblocks say so in their own record, the rest page by page.
     """
-    pfn = start
-    while pfn < end:
-        if pfn % PAGEBLOCK_NR_PAGES == 0 and pfn + PAGEBLOCK_NR_PAGES <= end:
-            m.pageblocks["state"][pfn // PAGEBLOCK_NR_PAGES] |= fill
-            pfn += PAGEBLOCK_NR_PAGES
-        else:
-            flag = _PG_RESERVED if fill == FILL_RESERVED else _PG_SLAB
+    first, last = -(-start // PAGEBLOCK_NR_PAGES), end // PAGEBLOCK_NR_PAGES
+    single = [range(start, end)]
+    if first < last:
+        m.pageblocks["state"][first:last] |= fill
+        single = [range(start, first * PAGEBLOCK_NR_PAGES), range(last * PAGEBLOCK_NR_PAGES, end)]
+    flag = _PG_RESERVED if fill == FILL_RESERVED else _PG_SLAB
+    for pfns in single:
+        for pfn in pfns:
             m.memmap_engine.set_page_state(pfn, flag, 1)
-            pfn += 1
 
 
 def span_holes(m: Machine) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from kmm import procfs
 from kmm.errors import ValidationError
-from kmm.memory_block import MemoryBlock, sections_of
+from kmm.memory_block import MemoryBlock
 from kmm.mmzone import PgData, Zone
 from kmm.params import (
     MAX_ORDER,
@@ -24,6 +24,7 @@ from kmm.params import (
 )
 from kmm.resource import IORESOURCE_BUSY, IORESOURCE_SYSTEM_RAM, check_tree, walk_system_ram_range
 from kmm.sparse import (
+    ALL_SUBSECTIONS,
     PMDS_PER_TABLE,
     SECTION_HAS_MEM_MAP,
     SECTION_IS_EARLY,
@@ -75,12 +76,30 @@ def check_resources(m: Machine) -> None:
 
 def check_sections(m: Machine) -> None:
     """Section flags agree with block states; a present section belongs to a block."""
-    for block in m.memory_blocks.values():
-        for section in sections_of(m, block):
-            _check_section(m, block, section)
+    for block, section in _odd_sections(m):
+        _check_section(m, block, section)
     present = np.flatnonzero(m.sections["flags"] & 1) // (m.block_pages // PAGES_PER_SECTION)
     strays = set(np.unique(present).tolist()) - set(m.memory_blocks)
     _true(not strays, f"sections of block {min(strays, default=0)} exist without memory block")
+
+
+def _odd_sections(m: Machine) -> list[tuple[MemoryBlock, int]]:
+    """Return the blocks' sections but for those that plainly agree with their block.
+
+    A section does so if it is there in whole, online as its block is, on its block's one node.
+    """
+    blocks = list(m.memory_blocks.values())
+    nr = m.block_pages // PAGES_PER_SECTION
+    ids = np.array([b.block_id for b in blocks], dtype=np.int64)
+    sections = (ids[:, None] * nr + np.arange(nr)).reshape(-1)
+    flags = m.sections["flags"][sections]
+    online = np.repeat([b.state == "online" for b in blocks], nr)
+    nids = np.repeat([b.nodes[0] if len(b.nodes) == 1 else -1 for b in blocks], nr)
+    plain = flags & 3 == 3
+    plain &= (flags & SECTION_IS_ONLINE != 0) == online
+    plain &= m.sections["subsection_map"][sections] == ALL_SUBSECTIONS
+    plain &= m.sections["nid"][sections] == nids
+    return [(blocks[i // nr], int(sections[i])) for i in np.flatnonzero(~plain).tolist()]
 
 
 def _check_section(m: Machine, block: MemoryBlock, section: int) -> None:
@@ -113,27 +132,27 @@ def check_vmemmap(m: Machine) -> None:
     present = np.flatnonzero(m.sections["flags"] & SECTION_HAS_MEM_MAP)
     starts = present * PAGES_PER_SECTION * m.config.struct_page_size // PMD_SIZE
     ends = -(-(present + 1) * PAGES_PER_SECTION * m.config.struct_page_size // PMD_SIZE)
-    described = {
-        c for s, e in zip(starts.tolist(), ends.tolist(), strict=True) for c in range(s, e)
-    }
-    backed = set(np.flatnonzero(m.vmemmap_users).tolist())
+    described = np.zeros(len(m.vmemmap_users), dtype=bool)
+    for i in range(int((ends - starts).max(initial=0))):
+        described[(starts + i)[starts + i < ends]] = True
+    backed, mapped = m.vmemmap_users != 0, m.vmemmap_pfn != 0
     _equal("2 MiB pieces of memmap", _differ(backed, described), _differ(described, backed))
-    mapped = set(np.flatnonzero(m.vmemmap_pfn).tolist())
     _equal("mapped pieces of memmap", _differ(mapped, described), _differ(described, mapped))
-    tables = Counter(chunk // PMDS_PER_TABLE for chunk in backed)
-    _equal("memmap's page tables", {t: n for t, (_, n) in m.vmemmap_tables.items()}, dict(tables))
-    own = [
-        (int(p), 9) for p in m.vmemmap_pfn[m.vmemmap_pfn != 0].tolist() if not p & VMEMMAP_NOT_OURS
-    ]
+    tables = np.unique(np.flatnonzero(backed) // PMDS_PER_TABLE, return_counts=True)
+    want = dict(zip(tables[0].tolist(), tables[1].tolist(), strict=True))
+    _equal("memmap's page tables", {t: n for t, (_, n) in m.vmemmap_tables.items()}, want)
+    ours = mapped & (m.vmemmap_pfn & np.uint64(VMEMMAP_NOT_OURS) == 0)
+    own = [(p, 9) for p in m.vmemmap_pfn[ours].tolist()]
     own += [(p, 0) for pages in m.vmemmap_basepages.values() for p in pages.values()]
     own += [(p, 0) for p, _ in m.vmemmap_tables.values() if p >= 0]
     for pfn, order in own:
         _true(m.memmap_engine.is_allocated(pfn, order), f"memmap's page {pfn:#x} is not in use")
 
 
-def _differ(one: set[int], other: set[int]) -> list[int]:
+def _differ(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> list[int]:
     """Return the first few of what only one has, for a message that fits a line."""
-    return sorted(one - other)[:4]
+    found: list[int] = np.flatnonzero(one & ~other)[:4].tolist()
+    return found
 
 
 def _online_pages_of(m: Machine, zone: Zone) -> int:

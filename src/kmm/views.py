@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from kmm.mmzone import PgData
 from kmm.node import node_states_text
-from kmm.params import PAGES_PER_SECTION, ZONE_NAMES, format_list
+from kmm.params import PAGEBLOCK_ORDER, PAGES_PER_SECTION, PMD_SIZE, ZONE_NAMES, format_list
 from kmm.resource import iomem_show
 from kmm.sparse import (
     SECTION_IS_EARLY,
     SECTION_IS_ONLINE,
     SECTION_MARKED_PRESENT,
     VMEMMAP_NOT_OURS,
-    vmemmap_chunks,
 )
 from kmm.symbols import display
 
@@ -31,6 +31,15 @@ def runs(numbers: Sequence[int]) -> str:
     return format_list(numbers) or "none"
 
 
+def _spans(numbers: npt.NDArray[np.int64]) -> str:
+    """Return ascending numbers as runs does; a large machine has half a million sections."""
+    cuts = np.flatnonzero(np.diff(numbers) != 1)
+    firsts = numbers[np.concatenate(([0], cuts + 1))] if numbers.size else numbers
+    lasts = numbers[np.concatenate((cuts, [numbers.size - 1]))] if numbers.size else numbers
+    pairs = zip(firsts.tolist(), lasts.tolist(), strict=True)
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in pairs) or "none"
+
+
 def _resources(m: Machine) -> list[str]:
     """Return RAM and what lies inside it; the rest of the address map is only counted."""
     out, others, inside = [], 0, False
@@ -43,17 +52,29 @@ def _resources(m: Machine) -> list[str]:
     return [*out, f"and {others} others, see /proc/iomem"]
 
 
-def _memmap_place(m: Machine, section: int) -> str:
-    """Say where the pages lie that hold a section's memmap."""
-    if m.sections["flags"][section] & SECTION_IS_EARLY:
-        return "taken at boot"
-    chunk = vmemmap_chunks(m, section * PAGES_PER_SECTION, PAGES_PER_SECTION)[0]
-    basepages = m.vmemmap_basepages.get(chunk)
-    pfn = next(iter(basepages.values())) if basepages else int(m.vmemmap_pfn[chunk])
-    zone = None if pfn & VMEMMAP_NOT_OURS else m.page_zone(pfn)
-    if zone is None:
-        return "in the block itself"
-    return f"in node {zone.nid} {zone.name}" + (", page by page" if basepages else "")
+def _memmap_places(
+    m: Machine, sections: npt.NDArray[np.int64]
+) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    """Tell by where the pages lie that hold their memmap, which sections those are."""
+    chunks = sections * PAGES_PER_SECTION * m.config.struct_page_size // PMD_SIZE
+    pfns = m.vmemmap_pfn[chunks]
+    by_page = np.isin(chunks, np.array(list(m.vmemmap_basepages), dtype=np.int64))
+    for i in np.flatnonzero(by_page).tolist():
+        pfns[i] = next(iter(m.vmemmap_basepages[int(chunks[i])].values()))
+    own = pfns & np.uint64(VMEMMAP_NOT_OURS) != 0
+    # A key for each place: 0 at boot, 1 in the block itself, else zone and whether page by page.
+    zones = m.pageblocks["zone"][np.where(own, 0, pfns >> np.uint64(PAGEBLOCK_ORDER))]
+    keys = np.where(own | (zones == 0), 1, 2 * zones.astype(np.int64) + by_page)
+    keys[m.sections["flags"][sections] & SECTION_IS_EARLY != 0] = 0
+    found, first = np.unique(keys, return_index=True)
+    out = []
+    for key in found[np.argsort(first)].tolist():
+        name = ("taken at boot", "in the block itself")[key] if key < 2 else ""
+        if not name:
+            zone = m.all_zones()[key // 2 - 1]
+            name = f"in node {zone.nid} {zone.name}" + (", page by page" if key % 2 else "")
+        out.append((name, sections[keys == key]))
+    return out
 
 
 def _sections(m: Machine) -> list[str]:
@@ -61,15 +82,12 @@ def _sections(m: Machine) -> list[str]:
     present = np.flatnonzero(flags & SECTION_MARKED_PRESENT)
     online = np.flatnonzero(flags & SECTION_IS_ONLINE)
     early = np.flatnonzero(flags & SECTION_IS_EARLY)
-    where: dict[str, list[int]] = {}
-    for section in present.tolist():
-        where.setdefault(_memmap_place(m, section), []).append(section)
     out = [
-        f"sections of {PAGES_PER_SECTION} pages present: {runs(present.tolist())}",
-        f"online: {runs(online.tolist())}",
-        f"early: {runs(early.tolist())}",
+        f"sections of {PAGES_PER_SECTION} pages present: {_spans(present)}",
+        f"online: {_spans(online)}",
+        f"early: {_spans(early)}",
     ]
-    return out + [f"memmap {name}: {runs(list_)}" for name, list_ in where.items()]
+    return out + [f"memmap {name}: {_spans(some)}" for name, some in _memmap_places(m, present)]
 
 
 def _node(m: Machine, pgdat: PgData) -> list[str]:
