@@ -43,6 +43,8 @@ ACPI_TABLES = 0x20000
 # Pages that a 1 GiB guest of the reference kernel keeps besides its memmap (software I/O TLB,
 # hash tables, image, initrd), as its boot messages show.
 RESERVED_PAGES = 28505
+# Pages that the running kernel has taken on a node at least, as small nodes of that guest show.
+KERNEL_PAGES = 1786
 
 
 def boot(m: Machine) -> None:
@@ -207,6 +209,7 @@ def zone_layouts(m: Machine) -> list[ZoneLayout]:
             at = stop
     layouts = [found[key] for key in sorted(found)]
     _share_out_reserved(layouts)
+    _share_out_used(layouts)
     return layouts
 
 
@@ -241,3 +244,10 @@ def _share_out_reserved(layouts: list[ZoneLayout]) -> None:
         )
         room = sum(e - s for s, e in first.ranges) - first.reserved
         first.reserved += min(RESERVED_PAGES, room // 2)
+
+
+def _share_out_used(layouts: list[ZoneLayout]) -> None:
+    # Slabs come from the highest zone of each node; they keep its first block from going offline.
+    for lay in {lay.nid: lay for lay in layouts}.values():
+        pages = sum(e - s for s, e in lay.ranges)
+        lay.used = min(KERNEL_PAGES, max(0, pages - lay.reserved) // 4)
