@@ -9,6 +9,7 @@ from typing import Any
 from kmm.errors import ConfigError, FirmwareRefused, KernelError
 from kmm.machine import Machine
 from kmm.procfs import kpageflags
+from kmm.running_system import RunningSystem
 from kmm.symbols import TRACEABLE
 from kmm.sysfs import lookup
 from kmm.trace import visible_calls
@@ -168,6 +169,7 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
     check_recording(recording, name)
     m = boot_machine(recording)
     steps = [{"step": dict(recording["steps"][0]["step"]), "files": snapshot_files(m)}]
+    system = RunningSystem(m)
     log = uevents = 0
     for entry in recording["steps"][1:]:
         step = entry["step"]
@@ -175,6 +177,7 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
         probes = m.trace() if step.get("trace") else None
         out = play_step(m, step)
         m.kprobes = None
+        system.run()
         if probes is not None:
             out["calls"] = visible_calls(probes.calls, TRACEABLE)
         if events := _events(m, ost):
