@@ -1,4 +1,4 @@
-"""Builds the three engine extensions; everything else is in pyproject.toml."""
+"""Builds the engine's extensions; everything else is in pyproject.toml."""
 
 import os
 
@@ -20,7 +20,7 @@ setup(
     ext_modules=cythonize(
         [
             Extension(f"kmm.{name}", [f"src/kmm/{name}.pyx"], extra_compile_args=FLAGS)
-            for name in ("_memmap", "_buddy", "_scan")
+            for name in ("_memmap", "_fallback", "_pcp", "_page_alloc", "_buddy", "_scan")
         ],
         compiler_directives=DIRECTIVES,
         include_path=["src"],

@@ -1,12 +1,23 @@
-"""What a machine that was built from a configuration has after boot."""
+"""What a machine boots with."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 
 from kmm import KernelError, Machine, MachineConfig
+from kmm.boot import KERNEL_PAGES, e820
 
+GIB = 1 << 30
 STATE = "/sys/devices/system/memory/memory{}/state"
+
+
+@pytest.mark.parametrize("high", [0, GIB, 1020 * GIB, 2048 * GIB])
+def test_the_ranges_of_firmwares_map_do_not_overlap(high: int) -> None:
+    rows = e820(2 * GIB, high)
+    assert all(a[1] < b[0] for a, b in pairwise(rows))
+    assert sum(e + 1 - s for s, e, kind in rows if kind == "System RAM") > high
 
 
 @pytest.mark.parametrize("block", [8, 32])
@@ -31,7 +42,7 @@ def test_the_first_block_of_a_nodes_highest_zone_holds_slabs(block: int) -> None
 
 def test_pages_in_use_are_managed_but_not_free(m: Machine) -> None:
     zone = m.nodes[0].zone(1)
-    assert zone.managed_pages - zone.nr_free_pages == 1786
+    assert zone.managed_pages - zone.nr_free_pages == KERNEL_PAGES
     assert m.totalram_pages == sum(z.managed_pages for z in m.all_zones())
     m.validate()
 

@@ -10,18 +10,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kmm.errors import OutOfMemory
 from kmm.mmzone import Zone
-from kmm.page_alloc import ALLOC_KSWAPD, __free_pages, zone_watermark_ok
-from kmm.params import MIGRATE_MOVABLE, MIGRATE_UNMOVABLE, ZONE_MOVABLE, ZONE_NORMAL
+from kmm.page_alloc import (
+    __GFP_DIRECT_RECLAIM,
+    GFP_HIGHUSER_MOVABLE,
+    GFP_NOWAIT,
+    __alloc_pages,
+    __free_pages,
+)
+from kmm.params import ZONE_MOVABLE, ZONE_NORMAL
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
+
+# Nothing here waits for memory: a task that finds none near goes elsewhere.
+_SLAB, _USER = GFP_NOWAIT, GFP_HIGHUSER_MOVABLE & ~__GFP_DIRECT_RECLAIM
 
 
 class RunningSystem:
     """The tasks of one machine, and which kernel zones hold their slabs.
 
-    :param m: the machine; its zones hold slabs as far as their boot counts say.
+    :param m: the machine; its populated zones hold slabs as far as their counts say.
     """
 
     def __init__(self, m: Machine) -> None:
@@ -37,21 +47,25 @@ class RunningSystem:
             if not zonelist or not cpus:
                 continue
             kernel = next((z for z in zonelist if z.zone_idx <= ZONE_NORMAL), None)
-            if kernel is not None and kernel.index not in self._with_slabs:
-                self._take_slab(kernel, cpus[0])
-            if zonelist[0].zone_idx == ZONE_MOVABLE:
-                _use_movable(m, zonelist[0], cpus[0])
+            if (
+                kernel is not None
+                and kernel.index not in self._with_slabs
+                and _use(m, kernel, _SLAB, nid, cpus[0], keep=True)
+            ):
+                self._with_slabs.add(kernel.index)
+            first = zonelist[0]
+            if first.zone_idx == ZONE_MOVABLE and first.nr_free_pages == first.managed_pages:
+                # The task ends; what its first page brought to the CPU's list stays there.
+                _use(m, first, _USER, nid, cpus[0], keep=False)
 
-    def _take_slab(self, zone: Zone, cpu: int) -> None:
-        # Below its mark the next zone serves; this one gets slabs once there is room.
-        if zone_watermark_ok(zone, 0, zone.low_wmark_pages(), ZONE_NORMAL, 0):
-            zone.rmqueue(0, MIGRATE_UNMOVABLE, ALLOC_KSWAPD, cpu)
-            self._with_slabs.add(zone.index)
 
-
-def _use_movable(m: Machine, zone: Zone, cpu: int) -> None:
-    """Let a task come and go: what its first page brought to the CPU's list stays there."""
-    quiet = zone.nr_free_pages == zone.managed_pages
-    if quiet and zone_watermark_ok(zone, 0, zone.low_wmark_pages(), ZONE_MOVABLE, 0):
-        pfn = zone.rmqueue(0, MIGRATE_MOVABLE, ALLOC_KSWAPD, cpu)
-        __free_pages(m, pfn, 0)
+def _use(m: Machine, zone: Zone, gfp: int, nid: int, cpu: int, keep: bool) -> bool:
+    """Let a CPU's task take a page, and keep it if it came from the zone; whether it did."""
+    try:
+        pfn = __alloc_pages(m, gfp, 0, nid, cpu=cpu)
+    except OutOfMemory:
+        return False
+    came = m.page_zone(pfn) is zone
+    if not (came and keep):
+        __free_pages(m, pfn, 0, cpu)
+    return came

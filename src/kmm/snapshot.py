@@ -70,9 +70,11 @@ def _records(m: Machine) -> dict[str, Any]:
         first = block * PAGEBLOCK_NR_PAGES
         rows = m.memmap[first : first + PAGEBLOCK_NR_PAGES]
         if rows["flags"].any() or rows["refcount"].any():
-            pages[block] = rows.tobytes()
+            pages[block] = (rows["flags"].tobytes(), rows["refcount"].tobytes())
     plain = m.pageblocks[blocks].copy()
     plain["state"] &= 0x7F
+    # Lists are dumped with their zones; of the links in the records some are stale.
+    plain["next"] = plain["prev"] = 0
     return {
         "sections": (present.tobytes(), kept.tobytes()),
         "pageblocks": plain.tobytes(),
@@ -81,7 +83,7 @@ def _records(m: Machine) -> dict[str, Any]:
             np.flatnonzero(m.vmemmap_users).tobytes(),
             m.vmemmap_users[m.vmemmap_users != 0].tobytes(),
             m.vmemmap_pfn[m.vmemmap_users != 0].tobytes(),
-            dict(m.vmemmap_basepages),
+            {k: dict(v) for k, v in m.vmemmap_basepages.items()},
             {k: tuple(v) for k, v in m.vmemmap_tables.items()},
         ),
     }
@@ -130,6 +132,7 @@ def dump(m: Machine) -> dict[str, Any]:
     }
     return {
         "iomem": dump_resources(m.iomem_resource),
+        "left_behind": (set(m.ram_left_behind), set(m.nodes_left_behind)),
         "firmware_map": dict(m.firmware_map),
         "blocks": blocks,
         "groups": groups,
@@ -149,7 +152,7 @@ def dump(m: Machine) -> dict[str, Any]:
             dict(m.notifier_errors),
         ),
         "acpi": [
-            (d.name, d.attached, d.mgid, tuple(d.physical_nodes), d.offlined)
+            (d.name, d.attached, d.enumerated, d.mgid, tuple(d.physical_nodes.items()), d.offlined)
             for d in (*m.acpi_devices, *m.acpi_containers.values())
         ],
         "kthreads": set(m.kthreads),

@@ -14,6 +14,7 @@ from kmm.page_alloc import (
     __free_pages,
 )
 from kmm.params import (
+    PAGE_SIZE,
     PAGES_PER_SECTION,
     PAGES_PER_SUBSECTION,
     PFN_SECTION_SHIFT,
@@ -29,7 +30,8 @@ SECTION_IS_ONLINE, SECTION_IS_EARLY = 4, 8
 
 _VMEMMAP_GFP = GFP_KERNEL | __GFP_RETRY_MAYFAIL | __GFP_NOWARN
 VMEMMAP_NOT_OURS = 1 << 63  # a chunk whose pages were taken at boot or from the block itself
-PMDS_PER_TABLE = 512
+PMDS_PER_TABLE = PTES_PER_TABLE = 512
+PTE_TABLE = -1  # among a chunk's base pages, the one that is their page table
 
 
 @dataclass(slots=True)
@@ -42,10 +44,10 @@ class VmemAltmap:
 
 
 def subsection_mask(pfn: int, nr_pages: int) -> int:
-    """Return the bits of the subsections (512 pages) that a range inside a section covers."""
-    first = (pfn % PAGES_PER_SECTION) // PAGES_PER_SUBSECTION
-    count = nr_pages // PAGES_PER_SUBSECTION
-    return ((1 << count) - 1) << first
+    """Return the bits of the subsections (512 pages) that a range inside a section touches."""
+    first = pfn % PAGES_PER_SECTION // PAGES_PER_SUBSECTION
+    last = -(-(pfn % PAGES_PER_SECTION + nr_pages) // PAGES_PER_SUBSECTION)
+    return (1 << last) - (1 << first) if nr_pages else 0
 
 
 def vmemmap_chunks(m: Machine, pfn: int, nr_pages: int) -> range:
@@ -54,53 +56,84 @@ def vmemmap_chunks(m: Machine, pfn: int, nr_pages: int) -> range:
     return range(pfn * size // PMD_SIZE, -(-(pfn + nr_pages) * size // PMD_SIZE))
 
 
+def vmemmap_users_of(m: Machine, chunk: int, pfn: int, nr_pages: int) -> int:
+    """Return how many subsections of a range have struct pages in a chunk."""
+    size = m.config.struct_page_size * PAGES_PER_SUBSECTION
+    first = max(pfn // PAGES_PER_SUBSECTION, chunk * PMD_SIZE // size)
+    last = min((pfn + nr_pages) // PAGES_PER_SUBSECTION, -(-(chunk + 1) * PMD_SIZE // size))
+    return last - first
+
+
+def _virtual_pages(m: Machine, chunk: int, pfn: int, nr_pages: int) -> range:
+    """Return the base pages of the virtual memmap that a range has in a chunk, by number."""
+    size = m.config.struct_page_size
+    first, last = pfn * size // PAGE_SIZE, (pfn + nr_pages) * size // PAGE_SIZE
+    return range(max(first, chunk * PTES_PER_TABLE), min(last, (chunk + 1) * PTES_PER_TABLE))
+
+
 @fallible
 def vmemmap_populate(
     m: Machine, pfn: int, nr_pages: int, nid: int, altmap: VmemAltmap | None
 ) -> None:
     """Back the struct pages of a range with memory of its node where there is any.
 
+    Large pages are for whole sections; less than one gets base pages.
+
     :raises OutOfMemory: with nothing left allocated.
     """
     done: list[int] = []
     try:
         for chunk in vmemmap_chunks(m, pfn, nr_pages):
+            table = chunk // PMDS_PER_TABLE
+            if table not in m.vmemmap_tables:
+                m.vmemmap_tables[table] = [__alloc_pages(m, _VMEMMAP_GFP, 0, nid), 0]
+            try:
+                if nr_pages < PAGES_PER_SECTION or not _populate_large(m, chunk, nid, altmap):
+                    _populate_basepages(m, chunk, nid, _virtual_pages(m, chunk, pfn, nr_pages))
+            except KernelError:
+                _put_table(m, table)
+                raise
             if not m.vmemmap_users[chunk]:
-                _populate_chunk(m, chunk, nid, altmap)
-            m.vmemmap_users[chunk] += 1
+                m.vmemmap_tables[table][1] += 1
+            m.vmemmap_users[chunk] += vmemmap_users_of(m, chunk, pfn, nr_pages)
             done.append(chunk)
     except KernelError:
         for chunk in reversed(done):
-            _drop_chunk(m, chunk)
+            _drop_chunk(m, chunk, pfn, nr_pages)
         raise
 
 
-def _populate_chunk(m: Machine, chunk: int, nid: int, altmap: VmemAltmap | None) -> None:
-    table = chunk // PMDS_PER_TABLE
-    if table not in m.vmemmap_tables:
-        m.vmemmap_tables[table] = [__alloc_pages(m, _VMEMMAP_GFP, 0, nid), 0]
+def _populate_large(m: Machine, chunk: int, nid: int, altmap: VmemAltmap | None) -> bool:
+    """Back a chunk with one large page; False if it needs base pages."""
+    if m.vmemmap_users[chunk]:
+        return chunk not in m.vmemmap_basepages
+    if altmap is not None:
+        altmap.alloc += PMD_SIZE >> 12
+        m.vmemmap_pfn[chunk] = VMEMMAP_NOT_OURS
+        return True
     try:
-        if altmap is not None:
-            altmap.alloc += PMD_SIZE >> 12
-            m.vmemmap_pfn[chunk] = VMEMMAP_NOT_OURS
-        else:
-            m.vmemmap_pfn[chunk] = __alloc_pages(m, _VMEMMAP_GFP, 9, nid)
+        m.vmemmap_pfn[chunk] = __alloc_pages(m, _VMEMMAP_GFP, 9, nid)
     except KernelError:
-        _populate_basepages(m, chunk, nid)
-    m.vmemmap_tables[table][1] += 1
+        return False
+    return True
 
 
-def _populate_basepages(m: Machine, chunk: int, nid: int) -> None:
-    pages: list[int] = []
+def _populate_basepages(m: Machine, chunk: int, nid: int, virtual: range) -> None:
+    """Back a part of a chunk page by page, with a page for the table of them."""
+    if m.vmemmap_users[chunk] and chunk not in m.vmemmap_basepages:
+        return  # mapped by a large page already
+    pages = m.vmemmap_basepages.setdefault(chunk, {})
+    done: list[int] = []
     try:
-        for _ in range(PMD_SIZE >> 12):
-            pages.append(__alloc_pages(m, _VMEMMAP_GFP, 0, nid))
+        for number in virtual if PTE_TABLE in pages else (PTE_TABLE, *virtual):
+            pages[number] = __alloc_pages(m, _VMEMMAP_GFP, 0, nid)
+            done.append(number)
     except KernelError:
-        for page in reversed(pages):
-            __free_pages(m, page, 0)
-        _put_table(m, chunk // PMDS_PER_TABLE)
+        for number in reversed(done):
+            __free_pages(m, pages.pop(number), 0)
+        if not pages:
+            del m.vmemmap_basepages[chunk]
         raise
-    m.vmemmap_basepages[chunk] = pages
     m.vmemmap_pfn[chunk] = VMEMMAP_NOT_OURS
 
 
@@ -111,17 +144,21 @@ def _put_table(m: Machine, table: int) -> None:
         __free_pages(m, page, 0)
 
 
-def _drop_chunk(m: Machine, chunk: int) -> None:
-    m.vmemmap_users[chunk] -= 1
-    if m.vmemmap_users[chunk]:
+def _drop_chunk(m: Machine, chunk: int, pfn: int, nr_pages: int) -> None:
+    m.vmemmap_users[chunk] -= vmemmap_users_of(m, chunk, pfn, nr_pages)
+    left = bool(m.vmemmap_users[chunk])
+    pages = m.vmemmap_basepages.get(chunk)
+    if pages is not None:
+        for number in _virtual_pages(m, chunk, pfn, nr_pages):
+            __free_pages(m, pages.pop(number), 0)
+    if left:
         return
-    pfn = int(m.vmemmap_pfn[chunk])
+    if pages is not None:
+        __free_pages(m, pages.pop(PTE_TABLE), 0)
+        del m.vmemmap_basepages[chunk]
+    elif not int(m.vmemmap_pfn[chunk]) & VMEMMAP_NOT_OURS:
+        __free_pages(m, int(m.vmemmap_pfn[chunk]), 9)
     m.vmemmap_pfn[chunk] = 0
-    if chunk in m.vmemmap_basepages:
-        for page in m.vmemmap_basepages.pop(chunk):
-            __free_pages(m, page, 0)
-    elif not pfn & VMEMMAP_NOT_OURS:
-        __free_pages(m, pfn, 9)
     table = chunk // PMDS_PER_TABLE
     m.vmemmap_tables[table][1] -= 1
     _put_table(m, table)
@@ -130,7 +167,7 @@ def _drop_chunk(m: Machine, chunk: int) -> None:
 def vmemmap_free(m: Machine, pfn: int, nr_pages: int) -> None:
     """Give the backing of a range's struct pages back."""
     for chunk in vmemmap_chunks(m, pfn, nr_pages):
-        _drop_chunk(m, chunk)
+        _drop_chunk(m, chunk, pfn, nr_pages)
 
 
 @fallible
@@ -172,20 +209,25 @@ def sparse_remove_section(m: Machine, start_pfn: int, nr_pages: int) -> None:
     left = have & ~mask
     early = int(record["flags"]) & SECTION_IS_EARLY
     record["subsection_map"] = left
-    if not early or not left:
+    if not early:
         vmemmap_free(m, start_pfn, nr_pages)
+    elif not left:
+        # Boot made the memmap of the whole section, holes included.
+        vmemmap_free(m, start_pfn // PAGES_PER_SECTION * PAGES_PER_SECTION, PAGES_PER_SECTION)
     if not left:
         record["flags"] = 0
         record["pageblock_flags"] = 0
         record["nid"] = 0
 
 
+@traced
 def online_mem_sections(m: Machine, start_pfn: int, end_pfn: int) -> None:
     """Mark the sections of a range online."""
     first, last = start_pfn >> PFN_SECTION_SHIFT, -(-end_pfn // PAGES_PER_SECTION)
     m.sections["flags"][first:last] |= SECTION_IS_ONLINE
 
 
+@traced
 def offline_mem_sections(m: Machine, start_pfn: int, end_pfn: int) -> None:
     """Mark the sections of a range offline."""
     first, last = start_pfn >> PFN_SECTION_SHIFT, -(-end_pfn // PAGES_PER_SECTION)

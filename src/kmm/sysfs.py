@@ -27,6 +27,8 @@ from kmm.sysfs_entry import Entry, directory, readonly
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
+NAME_MAX = 255
+
 Maker = Callable[["Machine", "re.Match[str]"], "Entry | None"]
 
 _PROC: dict[str, tuple[int, Callable[[Machine], str]]] = {
@@ -85,6 +87,8 @@ _FIXED: dict[str, tuple[str, ...]] = {
 
 def lookup(m: Machine, path: str) -> Entry | None:
     """Return what is at a path, following links in directories before it; None if nothing is."""
+    if any(len(name) > NAME_MAX for name in path.split("/")):
+        return None
     path = canonical(m, path)
     if path in _FIXED:
         return directory(_FIXED[path])

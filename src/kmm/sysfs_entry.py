@@ -93,8 +93,10 @@ def kstrtoull(text: str, bits: int = 64) -> int:
         raise kernel_error(-errno.EINVAL, f"{word(text)!r}; allowed: an unsigned number")
     digits = match[1].lower()
     octal = len(digits) > 1 and digits[0] == "0" and digits[1] != "x"
-    value = int(digits, 8 if octal else 0)
-    if value >> bits:
+    # Python refuses to read thousands of digits, and none of 64 bits has so many.
+    long = len(digits.removeprefix("0x").lstrip("0")) > 64
+    value = 0 if long else int(digits, 8 if octal else 0)
+    if long or value >> bits:
         raise kernel_error(-errno.ERANGE, f"{word(text)!r}; allowed: below 2^{bits}")
     return value
 

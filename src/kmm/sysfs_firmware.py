@@ -6,7 +6,7 @@ import errno
 import re
 from typing import TYPE_CHECKING
 
-from kmm.acpi_memhotplug import container_offline, container_online, eject_store
+from kmm.acpi_scan import container_offline, container_online, eject_store
 from kmm.errors import kernel_error
 from kmm.notifiers import INJECTABLE
 from kmm.params import ONLINE_POLICIES, THP_MODES
@@ -85,18 +85,15 @@ def _acpi_file(m: Machine, match: re.Match[str]) -> Entry | None:
     device = next((d for d in m.acpi_devices if d.name == match[1]), None)
     if device is None:
         return None
-    texts = {"hid": f"{device.hid}\n", "status": "15\n" if device.dimm else "0\n"}
+    texts = {"hid": f"{device.hid}\n", "status": f"{device.dimm.sta if device.dimm else 0}\n"}
+    blocks = {f"physical_node{n or ''}": block for block, n in device.physical_nodes.items()}
     if match[2] is None:
-        names = ["eject", "hid", "status"]
-        suffix = ["" if i == 0 else str(i) for i in range(len(device.physical_nodes))]
-        return directory(names + [f"physical_node{s}" for s in suffix])
+        return directory(["eject", "hid", "status", *blocks])
     name = match[2]
     if name == "eject":
         return Entry(0o200, write=lambda m, t: eject_store(m, device, t))
-    number = re.fullmatch(r"physical_node(\d*)", name)
-    if number and int(number[1] or 0) < len(device.physical_nodes):
-        block = device.physical_nodes[int(number[1] or 0)]
-        return link(f"../../../../system/memory/memory{block}")
+    if name in blocks:
+        return link(f"../../../../system/memory/memory{blocks[name]}")
     return readonly(lambda m: texts[name]) if name in texts else None
 
 

@@ -85,10 +85,10 @@ def _node_file(m: Machine, match: re.Match[str]) -> Entry | None:
         return link("../../../../bus/node")
     if name == "power":
         return directory(POWER)
-    if name.startswith("memory") and name[6:].isdigit():
+    if name.startswith("memory") and name[6:].isdecimal():
         block = m.memory_blocks.get(int(name[6:]))
         return link(f"../../memory/{name}") if block is not None and nid in block.nodes else None
-    if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in m.cpus_of_node(nid):
+    if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in m.cpus_of_node(nid):
         return link(f"../../cpu/{name}")
     return None
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
 
 
+MAX_STAT_THRESHOLD = 125
+
+
 def nr_free_buffer_pages(m: Machine) -> int:
     """Return pages above the high watermarks of the zones up to Normal."""
     return nr_free_zone_pages(m, ZONE_NORMAL)
@@ -30,11 +33,20 @@ def zone_batchsize(managed_pages: int) -> int:
 
 
 def zone_highsize(m: Machine, zone: Zone, batch: int, cpu_online: int = 0) -> int:
-    """Return how many pages a CPU may keep of a zone."""
+    """Return how many pages a CPU may keep of a zone.
+
+    :param batch: pages that a per-CPU list takes or gives at a time.
+    :param cpu_online: 1 while a CPU of the node comes online, else 0.
+    """
     fraction = m.vm.percpu_pagelist_high_fraction
     total = zone.managed_pages // fraction if fraction else zone.low_wmark_pages()
     ncpu = len(m.cpus_of_node(zone.nid)) + cpu_online
-    return int(max(total // (ncpu or m.nr_cpus), 4 * batch))
+    return max(_as_int(total // (ncpu or m.nr_cpus)), 4 * batch)
+
+
+def _as_int(value: int) -> int:
+    # The kernel keeps the share in an int: one of 2^31 pages wraps.
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def zone_set_pageset_high_and_batch(m: Machine, zone: Zone, cpu_online: int = 0) -> None:
@@ -45,6 +57,7 @@ def zone_set_pageset_high_and_batch(m: Machine, zone: Zone, cpu_online: int = 0)
         zone.pageset_update(high, batch, True)
 
 
+@traced
 def setup_zone_pageset(m: Machine, zone: Zone) -> None:
     """Give a zone its own per-CPU lists when its first memory comes."""
     zone.pageset_reset()
@@ -120,13 +133,14 @@ def calculate_min_free_kbytes(m: Machine) -> None:
         )
 
 
+@traced
 def refresh_zone_stat_thresholds(m: Machine) -> None:
     """Size how far per-CPU counters may drift from a zone's totals."""
     for pgdat in m.nodes.values():
         for zone in pgdat.zones:
             if zone.populated:
                 step = 1 + (zone.managed_pages >> 15).bit_length()
-                zone.stat_threshold = min(125, 2 * m.nr_cpus.bit_length() * step)
+                zone.stat_threshold = min(MAX_STAT_THRESHOLD, 2 * m.nr_cpus.bit_length() * step)
 
 
 def set_recommended_min_free_kbytes(m: Machine) -> None:

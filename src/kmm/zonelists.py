@@ -57,6 +57,9 @@ def build_zonelists(m: Machine, pgdat: PgData) -> None:
     pgdat.zonelist = [z for n in order for z in build_zonerefs_node(m, m.nodes[n])]
     pgdat.nofallback = build_zonerefs_node(m, pgdat)
     pgdat.fallback_order = order
+    m.memmap_engine.set_zonelists(
+        pgdat.node_id, [z.index for z in pgdat.zonelist], [z.index for z in pgdat.nofallback]
+    )
     m.printk(f"Fallback order for Node {pgdat.node_id}: " + "".join(f"{n} " for n in order))
 
 
@@ -99,3 +102,7 @@ def build_all_zonelists(m: Machine, pgdat: PgData | None = None) -> None:
 def nr_free_pagecache_pages(m: Machine) -> int:
     """Return the total that build_all_zonelists logs, as it would be now (an older name)."""
     return nr_free_zone_pages(m, ZONE_MOVABLE)
+
+
+# The variable of older kernels that was set to it; Machine.vm_total_pages is what was logged.
+vm_total_pages = nr_free_pagecache_pages
