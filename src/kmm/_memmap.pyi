@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ class MemMap:
         sections: npt.NDArray[Any],
         nr_zones: int,
         node_of_cpu: Sequence[int] = ...,
+        cpus_per_node: Mapping[int, int] | None = None,
     ) -> None: ...
     def set_zonelists(self, nid: int, fallback: list[int], nofallback: list[int]) -> None: ...
     def kswapd_state(self, nid: int) -> tuple[int, int, int]: ...

@@ -35,8 +35,9 @@ cdef class MemMap:
     """The three record arrays of a machine and the table of its zones."""
 
     def __cinit__(self, page_t[::1] pages, pageblock_t[::1] blocks, section_t[::1] sections,
-                  int nr_zones, node_of_cpu=(0,)):
+                  int nr_zones, node_of_cpu=(0,), cpus_per_node=None):
         cdef int i
+        cpus_per_node = cpus_per_node or {}
         if pages.shape[0] == 0 or blocks.shape[0] == 0 or sections.shape[0] == 0:
             raise ValueError("MemMap: empty buffer")
         if (blocks.shape[0] != pages.shape[0] >> PAGEBLOCK_ORDER
@@ -64,6 +65,8 @@ cdef class MemMap:
             self.mem.nodes[i].kswapd_order = -1
         for i in range(self.mem.nr_cpus):
             self.mem.node_of_cpu[i] = node_of_cpu[i]
+        for i in cpus_per_node:
+            self.mem.nodes[i].nr_cpus = cpus_per_node[i]
 
     def __dealloc__(self):
         free(self.mem.zones)

@@ -183,6 +183,7 @@ cdef struct node_t:
     zonelist_t fallback
     zonelist_t nofallback
     int64_t kswapd_wakeups
+    int32_t nr_cpus
     int32_t kswapd_order            # -1: nobody woke it
     int32_t kswapd_highest_zoneidx
 

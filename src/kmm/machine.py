@@ -185,6 +185,7 @@ class Machine(PageAllocator):
             self.sections,
             nr_nodes * MAX_NR_ZONES,
             [node_of_cpu.get(cpu, 0) for cpu in range(self.nr_cpus)],
+            {nid: len(cpus) for nid, cpus in self._cpus_of_node.items()},
         )
         self._attach(self.memmap_engine, FREE_RECORDS_KEPT)
         nr_chunks = (NR_PAGES_MAX * config.struct_page_size) // PMD_SIZE

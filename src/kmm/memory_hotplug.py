@@ -70,7 +70,9 @@ from kmm.sparse import (
     offline_mem_sections,
     online_mem_sections,
     sparse_add_section,
+    sparse_add_sections,
     sparse_remove_section,
+    sparse_remove_sections,
 )
 from kmm.trace import fallible, note, traced
 from kmm.watermarks import (
@@ -202,13 +204,9 @@ def _check_pfn_span(pfn: int, nr_pages: int, what: str) -> None:
         raise kernel_error(-22, f"Misaligned {what} start: {pfn:#x} end: {pfn + nr_pages - 1:#x}")
 
 
-def _section_chunks(pfn: int, nr_pages: int) -> list[tuple[int, int]]:
-    end, out = pfn + nr_pages, []
-    while pfn < end:
-        stop = min(end, (pfn // PAGES_PER_SECTION + 1) * PAGES_PER_SECTION)
-        out.append((pfn, stop - pfn))
-        pfn = stop
-    return out
+def _section_chunk(pfn: int, end: int) -> int:
+    """Return how many pages from pfn on lie in one section and before end."""
+    return min(end, (pfn // PAGES_PER_SECTION + 1) * PAGES_PER_SECTION) - pfn
 
 
 @fallible
@@ -232,15 +230,20 @@ def __add_pages(
     _check_pfn_span(pfn, nr_pages, "add")
     if altmap is not None and (altmap.base_pfn != pfn or altmap.free > nr_pages):
         raise kernel_error(-22, "memory add fail, invalid altmap")
-    done: list[tuple[int, int]] = []
+    at, end = pfn, pfn + nr_pages
     with allocator_undo(m):
         try:
-            for start, count in _section_chunks(pfn, nr_pages):
-                sparse_add_section(m, nid, start, count, altmap)
-                done.append((start, count))
+            while at < end:
+                count = sparse_add_sections(m, nid, at, end - at, altmap)
+                if not count:
+                    count = _section_chunk(at, end)
+                    sparse_add_section(m, nid, at, count, altmap)
+                at += count
         except KernelError:
-            for start, count in reversed(done):
-                sparse_remove_section(m, start, count)
+            while pfn < at:
+                count = _section_chunk(pfn, at)
+                sparse_remove_section(m, pfn, count)
+                pfn += count
             raise
 
 
@@ -794,8 +797,13 @@ def __remove_pages(m: Machine, pfn: int, nr_pages: int) -> None:
     :raises InvalidArgument: for a misaligned range; the kernel warns and does nothing.
     """
     _check_pfn_span(pfn, nr_pages, "remove")
-    for start, count in _section_chunks(pfn, nr_pages):
-        sparse_remove_section(m, start, count)
+    at, end = pfn, pfn + nr_pages
+    while at < end:
+        count = sparse_remove_sections(m, at, end - at)
+        if not count:
+            count = _section_chunk(at, end)
+            sparse_remove_section(m, at, count)
+        at += count
     m.forget_pages(pfn, nr_pages)
 
 

@@ -27,6 +27,7 @@ from kmm.params import (
     ZONE_NORMAL,
 )
 from kmm.sparse import (
+    ALL_SUBSECTIONS,
     PMDS_PER_TABLE,
     SECTION_HAS_MEM_MAP,
     SECTION_IS_EARLY,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 _OFFLINE_FLAGS = SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP
 _EARLY_FLAGS = _OFFLINE_FLAGS | SECTION_IS_ONLINE | SECTION_IS_EARLY
-ALL_SUBSECTIONS = (1 << 64) - 1
 _PG_RESERVED, _PG_SLAB = 1 << 9, 1 << 10  # bits of the engine's page record
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kmm.errors import KernelError, kernel_error
 from kmm.page_alloc import (
     __GFP_NOWARN,
@@ -31,6 +33,8 @@ SECTION_IS_ONLINE, SECTION_IS_EARLY = 4, 8
 _VMEMMAP_GFP = GFP_KERNEL | __GFP_RETRY_MAYFAIL | __GFP_NOWARN
 VMEMMAP_NOT_OURS = 1 << 63  # a chunk whose pages were taken at boot or from the block itself
 PMDS_PER_TABLE = PTES_PER_TABLE = 512
+SUBSECTIONS_PER_SECTION = PAGES_PER_SECTION // PAGES_PER_SUBSECTION
+ALL_SUBSECTIONS = (1 << SUBSECTIONS_PER_SECTION) - 1
 PTE_TABLE = -1  # among a chunk's base pages, the one that is their page table
 
 
@@ -170,6 +174,56 @@ def vmemmap_free(m: Machine, pfn: int, nr_pages: int) -> None:
         _drop_chunk(m, chunk, pfn, nr_pages)
 
 
+def _sections_are_chunks(m: Machine, pfn: int) -> bool:
+    """Whether a section starts at pfn and each has one chunk of memmap to itself."""
+    size = m.config.struct_page_size * PAGES_PER_SECTION
+    return pfn % PAGES_PER_SECTION == 0 and size == PMD_SIZE
+
+
+def sparse_add_sections(
+    m: Machine, nid: int, start_pfn: int, nr_pages: int, altmap: VmemAltmap | None
+) -> int:
+    """Add whole new sections from start_pfn on at once, as sparse_add_section would one by one.
+
+    :param start_pfn: first pfn; nr_pages: pages.
+    :return: pages of the sections that were added; those that need more care are left.
+    """
+    if m.kprobes is not None or altmap is not None or not _sections_are_chunks(m, start_pfn):
+        return 0
+    first, count = start_pfn >> PFN_SECTION_SHIFT, nr_pages >> PFN_SECTION_SHIFT
+    used = np.flatnonzero(
+        m.sections["subsection_map"][first : first + count] | m.vmemmap_users[first : first + count]
+    )
+    end = first + (int(used[0]) if used.size else count)
+    at = first
+    while at < end:
+        stop = min(end, (at // PMDS_PER_TABLE + 1) * PMDS_PER_TABLE)
+        added = _add_sections_of_a_table(m, nid, at, stop - at)
+        at += added
+        if at < stop:
+            break
+    return (at - first) << PFN_SECTION_SHIFT
+
+
+def _add_sections_of_a_table(m: Machine, nid: int, first: int, count: int) -> int:
+    """Add sections whose memmap one page table maps; how many found a large page for it."""
+    table = first // PMDS_PER_TABLE
+    if table not in m.vmemmap_tables:
+        m.vmemmap_tables[table] = [__alloc_pages(m, _VMEMMAP_GFP, 0, nid), 0]
+    pages = m.alloc_pages_bulk(count, 9, _VMEMMAP_GFP, nid)
+    done = slice(first, first + len(pages))
+    m.vmemmap_pfn[done] = pages
+    m.vmemmap_users[done] = SUBSECTIONS_PER_SECTION
+    m.vmemmap_tables[table][1] += len(pages)
+    _put_table(m, table)
+    sections = m.sections[done]
+    sections["subsection_map"] = ALL_SUBSECTIONS
+    sections["pageblock_flags"] = 0
+    sections["nid"] = nid
+    sections["flags"] = SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP
+    return len(pages)
+
+
 @fallible
 def sparse_add_section(
     m: Machine, nid: int, start_pfn: int, nr_pages: int, altmap: VmemAltmap | None
@@ -195,6 +249,47 @@ def sparse_add_section(
         record["pageblock_flags"] = 0
         record["nid"] = nid
     record["flags"] = int(record["flags"]) | SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP
+
+
+def sparse_remove_sections(m: Machine, start_pfn: int, nr_pages: int) -> int:
+    """Remove whole sections from start_pfn on at once, as sparse_remove_section one by one.
+
+    :return: pages of the sections that were removed; those that need more care are left.
+    """
+    size = m.config.struct_page_size
+    if (
+        m.kprobes is not None
+        or start_pfn % PAGES_PER_SECTION
+        or size * PAGES_PER_SECTION != PMD_SIZE
+    ):
+        return 0
+    first, count = start_pfn >> PFN_SECTION_SHIFT, nr_pages >> PFN_SECTION_SHIFT
+    records = m.sections[first : first + count]
+    special = np.flatnonzero(
+        (records["subsection_map"] != ALL_SUBSECTIONS)
+        | (records["flags"] & SECTION_IS_EARLY != 0)
+        | (m.vmemmap_users[first : first + count] != SUBSECTIONS_PER_SECTION)
+        | (m.vmemmap_pfn[first : first + count] & np.uint64(VMEMMAP_NOT_OURS) != 0)
+    )
+    end = first + (int(special[0]) if special.size else count)
+    for at in range(first // PMDS_PER_TABLE * PMDS_PER_TABLE, end, PMDS_PER_TABLE):
+        _remove_sections_of_a_table(m, max(at, first), min(at + PMDS_PER_TABLE, end))
+    return (end - first) << PFN_SECTION_SHIFT
+
+
+def _remove_sections_of_a_table(m: Machine, first: int, end: int) -> None:
+    done = slice(first, end)
+    m.free_pages_bulk(m.vmemmap_pfn[done], 9)
+    m.vmemmap_pfn[done] = 0
+    m.vmemmap_users[done] = 0
+    table = first // PMDS_PER_TABLE
+    m.vmemmap_tables[table][1] -= end - first
+    _put_table(m, table)
+    sections = m.sections[done]
+    sections["subsection_map"] = 0
+    sections["pageblock_flags"] = 0
+    sections["nid"] = 0
+    sections["flags"] = 0
 
 
 @traced

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kmm import _watermarks
 from kmm.mmzone import PgData, Zone
 from kmm.params import MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, ZONE_MOVABLE, ZONE_NAMES
 from kmm.trace import traced
@@ -76,10 +77,7 @@ def __build_all_zonelists(m: Machine, pgdat: PgData | None) -> None:
 
 def nr_free_zone_pages(m: Machine, highest: int) -> int:
     """Return pages above the high watermarks in zones up to an index, as the boot CPU sees them."""
-    zonelist = m.nodes[m.this_node()].zonelist
-    return sum(
-        max(0, z.managed_pages - z.high_wmark_pages()) for z in zonelist if z.zone_idx <= highest
-    )
+    return _watermarks.free_zone_pages(m.memmap_engine, m.this_node(), highest)
 
 
 @traced
