@@ -21,6 +21,7 @@ from kmm.acpi_scan import (
     acpi_device_hotplug,
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
+from kmm.contig_alloc import alloc_contig_range, free_contig_range
 from kmm.errors import (
     ConfigError,
     FirmwareRefused,
@@ -555,6 +556,20 @@ class Machine(PageAllocator):
                 blocks = np.sort(blocks[: zone.forget_dirty_free(blocks)])
                 for run in np.split(blocks, np.flatnonzero(np.diff(blocks) != 512) + 1):
                     self._forget(0, int(run[0]), len(run) * 512, 0)
+
+    def alloc_contig_range(self, start: int, end: int) -> None:
+        """Take exactly the pages from start to end - 1 (pfns), as pages of order 0.
+
+        :raises KernelError: see contig_alloc.alloc_contig_range.
+        """
+        alloc_contig_range(self, start, end)
+
+    def free_contig_range(self, pfn: int, nr_pages: int) -> None:
+        """Free a range of pages of order 0.
+
+        :raises KernelError: if one of them is not allocated.
+        """
+        free_contig_range(self, pfn, nr_pages)
 
     def trace(self, recording: bool = True) -> Kprobes:
         """Start recording call chains and return the recorder; its ``calls`` fill up."""

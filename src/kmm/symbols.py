@@ -198,6 +198,15 @@ SYMBOLS: tuple[Symbol, ...] = (
     Symbol("refresh_zone_stat_thresholds", "mm/vmstat.c", "watermarks", traceable=False),
     *_rows(_ALLOC, "page_alloc", "zone_pcp_disable zone_pcp_enable __drain_all_pages"),
     *_rows(_ALLOC, "page_alloc", "__alloc_pages __free_pages", traceable=False),
+    *_rows(
+        _ALLOC,
+        "contig_alloc",
+        "alloc_contig_range",
+        status="adapted",
+        traceable=False,
+        note="pages in use are in the way; migration is not modelled yet",
+    ),
+    *_rows(_ALLOC, "contig_alloc", "alloc_contig_pages free_contig_range", traceable=False),
     Symbol("__offline_isolated_pages", _ALLOC, "memory_hotplug"),
     *_rows(
         "mm/page_isolation.c",
