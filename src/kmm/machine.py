@@ -205,6 +205,8 @@ class Machine:
         self.totalreserve_pages = 0
         self.ratelimit_pages = 32
         self.max_pfn = 0
+        self.num_poisoned_pages = 0
+        self.hwpoison: set[int] = set()
         self.numa_meminfo: list[tuple[int, int, int]] = [(0, 0, 0)]
         self.kthreads: set[str] = set()
         self.iomem_resource = ResourceTree()

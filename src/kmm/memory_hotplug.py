@@ -30,6 +30,7 @@ from kmm.memory_block import (
     remove_memory_block_devices,
     walk_memory_blocks,
 )
+from kmm.memory_failure import clear_hwpoisoned_pages, lose_hwpoison_marks
 from kmm.mmzone import MemoryGroup, PgData, Zone
 from kmm.node import (
     __register_one_node,
@@ -450,6 +451,7 @@ def memmap_init_range(
 ) -> None:
     """Initialise the struct pages of a range for a zone."""
     m.memmap_engine.memmap_init_range(start_pfn, nr_pages, zone.index, mt, fill)
+    lose_hwpoison_marks(m, start_pfn, nr_pages)
 
 
 @traced
@@ -759,6 +761,7 @@ def memory_block_offline(m: Machine, block: MemoryBlock) -> None:
 def __remove_pages(m: Machine, pfn: int, nr_pages: int) -> None:
     """Remove the sections of a range of pages."""
     _check_pfn_span(pfn, nr_pages, "remove")
+    clear_hwpoisoned_pages(m, pfn, nr_pages)
     for start, count in _section_chunks(pfn, nr_pages):
         sparse_remove_section(m, start, count)
     m.forget_pages(pfn, nr_pages)

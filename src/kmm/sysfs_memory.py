@@ -18,7 +18,7 @@ from kmm.memory_block import (
     device_online,
     state_store,
 )
-from kmm.memory_failure import hard_offline, soft_offline
+from kmm.memory_failure import hard_offline_page_store, soft_offline_page_store
 from kmm.memory_hotplug import __add_memory, zone_for_pfn_range
 from kmm.params import ONLINE_TYPES
 from kmm.sysfs_entry import (
@@ -83,9 +83,9 @@ def _memory_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if name == "probe" and m.config.probe:
         return Entry(0o200, write=probe_store)
     if name == "soft_offline_page" and m.config.memory_failure:
-        return Entry(0o200, write=lambda m, t: soft_offline(m, kstrtoull(t)))
+        return Entry(0o200, write=lambda m, t: soft_offline_page_store(m, kstrtoull(t)))
     if name == "hard_offline_page" and m.config.memory_failure:
-        return Entry(0o200, write=lambda m, t: hard_offline(m, kstrtoull(t)))
+        return Entry(0o200, write=lambda m, t: hard_offline_page_store(m, kstrtoull(t)))
     if name == "uevent":
         return Entry(
             0o644,
