@@ -77,7 +77,7 @@ def test_a_page_is_poisoned_once(online: Machine, first) -> None:
 
 def test_the_errno_has_its_name(online: Machine) -> None:
     hard(online, PFN)
-    with pytest.raises(KernelError, match="EHWPOISON.*hardware error"):
+    with pytest.raises(KernelError, match="EHWPOISON"):
         hard(online, PFN)
 
 

@@ -28,13 +28,13 @@ class Entry:
     read: Reader | None = None
     write: Writer | None = None
     link: str | None = None
-    names: tuple[str, ...] | None = None
+    names: Iterable[str] | None = None
     proc: bool = False
 
 
 def directory(names: Iterable[str]) -> Entry:
-    """A directory with these names in it."""
-    return Entry(mode=0o755, names=tuple(names))
+    """A directory with these names in it, which are asked for only if it is listed."""
+    return Entry(mode=0o755, names=names)
 
 
 def readonly(read: Reader) -> Entry:
@@ -61,6 +61,16 @@ POWER = (
 )
 
 
+#: A number in a path: decimal, without leading zeros, and never too long for ``int``.
+NUMBER = r"(0|[1-9][0-9]{0,9})"
+
+
+def numbered(prefix: str, name: str) -> int | None:
+    """Return the number in a name such as ``node12``; None for any other name."""
+    match = re.fullmatch(prefix + NUMBER, name)
+    return int(match[1]) if match else None
+
+
 def word(text: str) -> str:
     """Return what sysfs_streq compares: the text without one trailing newline."""
     return text[:-1] if text.endswith("\n") else text
@@ -83,6 +93,9 @@ def kstrtobool(text: str) -> bool:
     raise kernel_error(-errno.EINVAL, f"{word(text)!r}; allowed: 1, y, t, on, 0, n, f, off")
 
 
+MAX_DIGITS = 4096  # what fits into the page that a write hands over
+
+
 def kstrtoull(text: str, bits: int = 64) -> int:
     """Parse an unsigned number with its base read off its prefix.
 
@@ -92,6 +105,8 @@ def kstrtoull(text: str, bits: int = 64) -> int:
     if not match:
         raise kernel_error(-errno.EINVAL, f"{word(text)!r}; allowed: an unsigned number")
     digits = match[1].lower()
+    if len(digits) > MAX_DIGITS:
+        raise kernel_error(-errno.ERANGE, f"{len(digits)} digits; allowed: below 2^{bits}")
     octal = len(digits) > 1 and digits[0] == "0" and digits[1] != "x"
     value = int(digits, 8 if octal else 0)
     if value >> bits:
