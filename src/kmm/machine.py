@@ -203,6 +203,8 @@ class Machine:
         self.vm_total_pages = 0
         self.totalram_pages = 0
         self.totalreserve_pages = 0
+        #: What was computed from the sizes of zones since boot; what files tell may be older.
+        self.recomputed: set[str] = set()
         self.ratelimit_pages = 32
         self.max_pfn = 0
         self.num_poisoned_pages = 0

@@ -19,7 +19,7 @@ from kmm.sparse import SECTION_HAS_MEM_MAP, SECTION_IS_ONLINE
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
-# Bits of the engine's page record.
+# Bits of the engine's page record.  A page that was taken holds one reference and no other mark.
 _PG_RESERVED, _PG_OWNER_PRIV, PG_HWPOISON = 1 << 13, 1 << 17, 1 << 18
 # What a page is whose own record is still zero, by the fill of its pageblock: flags, references.
 _OF_FILL = {
@@ -49,6 +49,11 @@ def _mark(m: Machine, pfn: int) -> None:
     m.memmap_engine.set_page_state(pfn, flags | PG_HWPOISON, refs)
 
 
+def _take_page_off_buddy(m: Machine, pfn: int) -> None:
+    _buddy.take_page_off_buddy(m.memmap_engine, pfn)
+    m.memmap_engine.set_page_state(pfn, PG_HWPOISON, 1)
+
+
 def soft_offline_page(m: Machine, pfn: int) -> None:
     """Retire a page that may break soon; one that is marked already is done with.
 
@@ -65,7 +70,7 @@ def soft_offline_page(m: Machine, pfn: int) -> None:
     if not get_hwpoison_page(m, pfn):
         raise kernel_error(-errno.EIO, f"pfn {pfn:#x} is in use")
     drain_all_pages(m, m.page_zone(pfn))
-    _buddy.take_page_off_buddy(m.memmap_engine, pfn)
+    _take_page_off_buddy(m, pfn)
     m.hwpoison.add(pfn)
     m.num_poisoned_pages += 1
 
@@ -88,7 +93,7 @@ def memory_failure(m: Machine, pfn: int) -> None:
         _mark(m, pfn)
         m.printk(f"Memory failure: {pfn:#x}: recovery action for unknown page: Ignored")
         raise kernel_error(-errno.EBUSY, f"pfn {pfn:#x} is in use")
-    _buddy.take_page_off_buddy(m.memmap_engine, pfn)
+    _take_page_off_buddy(m, pfn)
     m.printk(f"Memory failure: {pfn:#x}: recovery action for free buddy page: Recovered")
 
 

@@ -75,7 +75,7 @@ _FIXED: dict[str, tuple[str, ...]] = {
     **DEVICE_DIRECTORIES,
 }
 
-MAXSYMLINKS = 40
+MAXSYMLINKS, NAME_MAX, PATH_MAX = 40, 255, 4096
 
 
 def _at(m: Machine, path: str) -> Entry | None:
@@ -95,10 +95,12 @@ def _walk(m: Machine, path: str, follow_last: bool) -> Entry:
     """Return what is at a path, going through links and directories name by name (namei).
 
     :raises NoSuchFile: a name is not there; NotADirectory: a file stands in the middle;
-        KernelError: ELOOP after 40 links.
+        KernelError: ELOOP after 40 links, ENAMETOOLONG.
     """
     if not path.startswith("/"):
         raise kernel_error(-errno.ENOENT, f"{path!r}; allowed: an absolute path")
+    if len(path.encode(errors="replace")) >= PATH_MAX:
+        raise kernel_error(-errno.ENAMETOOLONG, f"a path of {len(path)} characters")
     todo = path.split("/")[::-1]
     here, entry, links = "", directory(_FIXED["/"]), 0
     while todo:
@@ -107,6 +109,8 @@ def _walk(m: Machine, path: str, follow_last: bool) -> Entry:
             raise kernel_error(-errno.ENOTDIR, f"{here} in {path}")
         if name in ("", "."):
             continue
+        if len(name.encode(errors="replace")) > NAME_MAX:
+            raise kernel_error(-errno.ENAMETOOLONG, path)
         if name == "..":
             here = here.rpartition("/")[0]
             entry = _at(m, here or "/") or entry

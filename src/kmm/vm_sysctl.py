@@ -10,6 +10,7 @@ from kmm.errors import kernel_error
 from kmm.page_alloc import drain_all_pages
 from kmm.procfs import parse_long
 from kmm.watermarks import (
+    set_boost_factor,
     setup_per_zone_lowmem_reserve,
     setup_per_zone_wmarks,
     writeback_set_ratelimit,
@@ -48,8 +49,7 @@ def _fraction(m: Machine, value: int) -> None:
 
 
 def _boost(m: Machine, value: int) -> None:
-    for zone in m.all_zones():
-        zone.boost_factor = value
+    set_boost_factor(m, value)
 
 
 def _nothing(m: Machine, value: int) -> None:

@@ -89,6 +89,7 @@ def setup_per_zone_wmarks(m: Machine) -> None:
         zone.watermark_high = low + 2 * step
     for zone in zones:
         zone_set_pageset_high_and_batch(m, zone)
+    m.recomputed.add("watermarks")
     calculate_totalreserve_pages(m)
 
 
@@ -105,6 +106,7 @@ def setup_per_zone_lowmem_reserve(m: Machine) -> None:
                 managed += zones[j].managed_pages
                 reserve[j] = managed // ratio if ratio and zone.managed_pages else 0
             zone.lowmem_reserve = reserve
+    m.recomputed.add("reserves")
     calculate_totalreserve_pages(m)
 
 
@@ -127,6 +129,7 @@ def refresh_zone_stat_thresholds(m: Machine) -> None:
             if zone.populated:
                 step = 1 + (zone.managed_pages >> 15).bit_length()
                 zone.stat_threshold = min(125, 2 * m.nr_cpus.bit_length() * step)
+    m.recomputed.add("thresholds")
 
 
 def set_recommended_min_free_kbytes(m: Machine) -> None:
@@ -175,6 +178,15 @@ def set_thp_enabled(m: Machine, mode: str) -> None:
     else:
         calculate_min_free_kbytes(m)
         setup_per_zone_wmarks(m)
+
+
+def set_boost_factor(m: Machine, value: int) -> None:
+    """Set how far a fallback may boost a zone's watermarks.
+
+    :param value: 1/10000 of the high watermark; 0 switches boosting off.
+    """
+    for zone in m.all_zones():
+        zone.boost_factor = value
 
 
 @traced
