@@ -82,9 +82,9 @@ def _online_pages_of(m: Machine, zone: Zone) -> _Pages:
 
 def _used_pages(m: Machine, pages: _Pages) -> int:
     """Count the managed pages that are in nobody's list: handed out, or taken as broken."""
-    blocks = m.pageblocks[pages.blocks]
-    kernel = blocks["state"] & 0x7F == FILL_KERNEL
-    large = blocks["order"][blocks["kind"] == _ALLOCATED].astype(np.int64)
+    kernel = m.pageblocks["state"][pages.blocks] & 0x7F == FILL_KERNEL
+    heads = pages.blocks[m.pageblocks["kind"][pages.blocks] == _ALLOCATED]
+    large = m.pageblocks["order"][heads].astype(np.int64)
     used = int(np.count_nonzero(kernel)) * PAGEBLOCK_NR_PAGES + int((1 << large).sum())
     # In parts, for a machine with many of them.
     for part in np.array_split(pages.dirty, len(pages.dirty) // 4096 + 1):
@@ -217,18 +217,19 @@ def check_free_lists(m: Machine, zone: Zone, name: str) -> int:
 
 
 def _check_list(m: Machine, zone: Zone, order: int, mt: int, what: str) -> None:
-    pfns = zone.free_list(order, mt)
-    _true(len(set(pfns)) == len(pfns), f"{what}: a block is listed twice")
-    for pfn in pfns:
-        _true(pfn % (1 << order) == 0, f"{what}: pfn {pfn:#x} is misaligned")
-        _true(
-            zone.zone_start_pfn <= pfn < zone.zone_end_pfn,
-            f"{what}: pfn {pfn:#x} lies outside the zone",
-        )
-    at = np.array(pfns, dtype=np.int64)
+    at = np.array(zone.free_list(order, mt), dtype=np.int64)
+    _true(len(np.unique(at)) == len(at), f"{what}: a block is listed twice")
+    _none(at[at & ((1 << order) - 1) != 0], f"{what}: misaligned")
+    outside = (at < zone.zone_start_pfn) | (at >= zone.zone_end_pfn)
+    _none(at[outside], f"{what}: outside the zone")
     if order >= PAGEBLOCK_ORDER:
         back = m.pageblocks["prev"][at >> PAGEBLOCK_ORDER].astype(np.int64) << PAGEBLOCK_ORDER
     else:
         high = m.memmap["flags"][at].astype(np.int64) >> _PREV_HI_SHIFT & 3
         back = m.memmap["prev"][at].astype(np.int64) | high << 32
-    _equal(f"{what}: links backwards", back[1:].tolist(), pfns[:-1])
+    _none(at[1:][back[1:] != at[:-1]], f"{what}: not linked back to the one before")
+
+
+def _none(pfns: npt.NDArray[np.int64], what: str) -> None:
+    if len(pfns):
+        raise ValidationError(f"{what}: pfn {int(pfns[0]):#x}")
