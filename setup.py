@@ -1,4 +1,4 @@
-"""Builds the three engine extensions; everything else is in pyproject.toml."""
+"""Builds the engine's extensions; everything else is in pyproject.toml."""
 
 import os
 
@@ -14,13 +14,22 @@ DIRECTIVES = {
     "initializedcheck": DEBUG,
     "embedsignature": True,
 }
+MODULES = "_memmap _fallback _pcp _page_alloc _buddy _scan _watermarks".split()
 FLAGS = ["-O1", "-g", "-DKMM_DEBUG=1"] if DEBUG else ["-O3"]
 
 setup(
     ext_modules=cythonize(
         [
             Extension(f"kmm.{name}", [f"src/kmm/{name}.pyx"], extra_compile_args=FLAGS)
-            for name in ("_memmap", "_buddy", "_scan")
+            for name in (
+                "_memmap",
+                "_fallback",
+                "_pcp",
+                "_page_alloc",
+                "_buddy",
+                "_scan",
+                "_watermarks",
+            )
         ],
         compiler_directives=DIRECTIVES,
         include_path=["src"],

@@ -9,7 +9,7 @@ import numpy as np
 from kmm._memmap import page_dtype, pageblock_dtype
 from kmm.snapshot import differences
 
-BUDDY, PCP, KIND_SHIFT, HWPOISON = 1, 2, 11, 1 << 18
+BUDDY, PCP, KIND_SHIFT, HWPOISON = 1, 2, 7, 1 << 13
 
 
 def _merged(blocks: list[tuple[int, int]]) -> list[list[int]]:
@@ -34,12 +34,10 @@ def _zone(zone: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _pages(block: bytes) -> bytes:
-    rows = np.frombuffer(block, dtype=page_dtype).copy()
-    free = np.isin(rows["flags"] >> KIND_SHIFT & 3, (BUDDY, PCP))
-    rows["flags"][free] &= HWPOISON
-    rows["next"][free] = rows["prev"][free] = 0
-    return rows.tobytes()
+def _pages(block: tuple[bytes, bytes]) -> bytes:
+    flags = np.frombuffer(block[0], dtype=page_dtype["flags"]).copy()
+    flags[np.isin(flags >> KIND_SHIFT & 3, (BUDDY, PCP))] &= HWPOISON
+    return flags.tobytes() + block[1]
 
 
 def _records(records: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The ACPI door: attach, notify, eject, and what firmware hears."""
+"""Memory devices: what is added, how blocks are linked with them, what firmware hears."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import errno
 
 import pytest
 
-from kmm import FirmwareRefused, KernelError, Machine
+from kmm import Machine
+from kmm import memory_hotplug as mh
 from kmm.acpi_memhotplug import AcpiMemoryInfo, acpi_memory_get_device_resources
 from kmm.firmware import Dimm
 from kmm.snapshot import differences, dump
+from kmm.sysfs import lookup
 from tests.conftest import DIMM, two_nodes
 
 BLOCK = 128 << 20
@@ -39,43 +41,6 @@ def test_a_dimm_that_cannot_be_added_still_answers_success(m: Machine) -> None:
     m.validate()
 
 
-def test_an_ejection_that_fails_brings_blocks_back_in_the_default_zone(m: Machine) -> None:
-    """memory33 was Movable; the failed ejection re-onlines it by default, which is Normal."""
-    m.plug("a", 1, DIMM, 2 * BLOCK)
-    m.write(f"{MEMORY}/memory32/state", "online_kernel")
-    m.write(f"{MEMORY}/memory33/state", "online_movable")
-    pfn = m.alloc_pages(nid=1)
-    m.uevents.clear()
-    assert m.unplug("a") == 0x82
-    assert m.log[-1] == "memory memory32: Offline failed."
-    assert m.read(f"{MEMORY}/memory33/valid_zones") == "Normal\n"
-    assert m.uevents == [
-        f"{a} /devices/system/memory/memory33 memory" for a in ("offline", "online")
-    ]
-    m.validate()
-    m.free_pages(pfn)
-    assert m.unplug("a") == 0
-    m.validate()
-
-
-def test_blocks_that_were_offline_stay_offline_after_a_failed_ejection(m: Machine) -> None:
-    m.plug("a", 1, DIMM, 2 * BLOCK)
-    m.write(f"{MEMORY}/memory32/state", "online_kernel")
-    pfn = m.alloc_pages(nid=1)
-    assert m.unplug("a") == 0x82
-    assert m.read(f"{MEMORY}/memory33/state") == "offline\n"
-    m.free_pages(pfn)
-    m.validate()
-
-
-def test_a_disabled_profile_refuses_ejection(m: Machine) -> None:
-    m.plug("a", 1, DIMM, BLOCK)
-    m.write("/sys/firmware/acpi/hotplug/memory/enabled", "0")
-    assert m.unplug("a") == 0x80
-    assert m.log[-1] == "acpi PNP0C80:00: Eject disabled"
-    m.validate()
-
-
 def test_ranges_that_follow_each_other_are_one() -> None:
     crs = ((0x1000, 0x1000), (0x2000, 0x1000), (0x5000, 0x1000), (0x4000, 0x1000))
     infos = acpi_memory_get_device_resources(Dimm("a", 0, 0, 0, 0, crs))
@@ -98,50 +63,60 @@ def test_one_good_range_is_enough(m: Machine) -> None:
 
 @pytest.mark.parametrize("sta", [0, 0x1, 0x3, 0xB])
 def test_only_a_usable_device_is_added(m: Machine, sta: int) -> None:
-    assert m.plug("a", 1, DIMM, BLOCK, sta=sta) == 0
+    assert m.plug("a", 1, DIMM, BLOCK, sta=sta) == (0 if sta else 1)
     assert (32 in m.memory_blocks) == (sta == 0xB)
     m.validate()
 
 
-def test_a_container_must_be_taken_offline_by_user_space(m: Machine) -> None:
-    name, status = m.plug_container([("a", 1, DIMM, BLOCK), ("b", 1, DIMM + BLOCK, BLOCK)])
-    assert (name, status) == ("ACPI0004:00", 0)
-    online = f"/sys/devices/system/container/{name}/online"
-    m.write(f"{MEMORY}/memory33/state", "online_movable")
-    assert m.unplug_container(name) == 0x82
-    assert m.uevents[-1] == f"change /devices/system/container/{name} container"
-    with pytest.raises(KernelError) as e:
-        m.write(online, "0")
-    assert e.value.errno == errno.EBUSY
-    m.write(f"{MEMORY}/memory33/state", "offline")
-    m.write(online, "0")
-    assert m.read(online) == "0\n"
-    assert m.unplug_container(name) == 0
-    assert m.dimms == {}
-    with pytest.raises(FirmwareRefused):
-        m.unplug_container(name)
+def links(m: Machine, device: str = "PNP0C80:00") -> list[str]:
+    names = m.listdir(f"/sys/bus/acpi/devices/{device}")
+    return [n for n in names if n.startswith("physical_node")]
+
+
+def test_a_link_goes_with_its_block(m: Machine) -> None:
+    """Two of three blocks are removed by a caller; the ejection of the DIMM finds the third."""
+    m.plug("a", 1, DIMM, 3 * BLOCK)
+    mh.remove_memory(m, DIMM, 2 * BLOCK)
+    assert links(m) == ["physical_node2"]
+    assert "memory34" in str(lookup(m, "/sys/bus/acpi/devices/PNP0C80:00/physical_node2").link)
+    m.validate()
+    assert m.unplug("a") == 0
+    assert m.memory_blocks.keys() == set(range(8)) and m.memory_groups == {}
     m.validate()
 
 
-def test_a_refused_container_leaves_no_dimm(m: Machine) -> None:
-    with pytest.raises(FirmwareRefused, match="conflicts"):
-        m.plug_container([("a", 1, DIMM, BLOCK), ("b", 1, DIMM, BLOCK)])
-    assert m.dimms == {}
-    assert m.plug("a", 1, DIMM, BLOCK) == 0
+def test_a_dimm_whose_memory_was_removed_already_can_be_ejected(m: Machine) -> None:
+    m.plug("a", 1, DIMM, 2 * BLOCK)
+    mh.remove_memory(m, DIMM, 2 * BLOCK)
+    assert links(m) == []
+    m.validate()
+    assert m.unplug("a") == 0
+    assert m.log[-2:] == [
+        "section already deactivated (0x100000 + 32768)",
+        "section already deactivated (0x108000 + 32768)",
+    ]
+    m.validate()
+    assert m.plug("a", 1, DIMM, 2 * BLOCK) == 0
+    assert 33 in m.memory_blocks
     m.validate()
 
 
-def test_eject_file(m: Machine) -> None:
+def test_a_block_belongs_to_one_device(m: Machine) -> None:
+    """The second DIMM's _CRS lists the first one's memory: it exists, but cannot be linked.
+
+    Expect the links of both to be gone, and no driver for the second.
+    """
     m.plug("a", 1, DIMM, BLOCK)
-    eject = "/sys/bus/acpi/devices/PNP0C80:00/eject"
-    with pytest.raises(KernelError) as e:
-        m.write(eject, "2")
-    assert e.value.errno == errno.EINVAL
-    with pytest.raises(KernelError) as e:
-        m.write(eject.replace(":00", ":05"), "1")
-    assert e.value.errno == errno.ENODEV
-    m.write(eject, "1")
-    assert m.ost_events[-1][1:] == (0x103, 0)
+    assert m.plug("b", 1, DIMM + BLOCK, BLOCK, crs=((DIMM, BLOCK),)) == 0
+    assert m.log[-2:] == [
+        "memory memory32: ACPI companion already set",
+        "acpi PNP0C80:01: acpi_memory_enable_device() error",
+    ]
+    assert (links(m), links(m, "PNP0C80:01")) == ([], [])
+    assert not m.acpi_devices[1].attached
+    m.validate()
+    assert (m.unplug("b"), m.unplug("a")) == (0, 0)
+    assert 32 not in m.memory_blocks
     m.validate()
 
 
@@ -172,13 +147,4 @@ def test_an_add_that_fails_leaves_the_dimm_alone(m: Machine, function: str, nth:
     assert m.unplug("a") == 0
     assert m.plug("b", 1, DIMM, 2 * BLOCK) == 0
     assert m.read(f"{MEMORY}/memory33/state") == "offline\n"
-    m.validate()
-
-
-@pytest.mark.parametrize("function", ["offline_pages", "start_isolate_page_range", "memory_notify"])
-def test_an_ejection_that_fails_once_succeeds_in_the_second_pass(m: Machine, function: str) -> None:
-    m.plug("a", 1, DIMM, 2 * BLOCK)
-    m.write(f"{MEMORY}/memory32/state", "online_movable")
-    m.trace(recording=False).fail(function, errno.EBUSY)
-    assert m.unplug("a") == 0
     m.validate()

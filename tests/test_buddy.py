@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, KernelError, Machine, _buddy, _scan
+from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, KernelError, Machine, _scan
 from kmm.mmzone import Zone
 from tests.conftest import DIMM, two_nodes
 from tests.reference.buddy_twin import TwinZone
@@ -153,7 +153,7 @@ class EngineAgainstTwin(RuleBasedStateMachine):
         for pfn in rng.permutation(heads)[: int(len(heads) * share) + 1].tolist():
             order = self.twin.used[pfn]
             self.twin.give(pfn, cpu)
-            assert _buddy.free_pages(self.m.memmap_engine, pfn, order, cpu) == 0
+            self.m.free_pages(pfn, order, cpu=cpu)
 
     @rule()
     def drain(self) -> None:

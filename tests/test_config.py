@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kmm import ConfigError, Machine, MachineConfig
+from kmm.config import parse_cmdline
 from kmm.params import format_list, parse_list, parse_size
 
 
@@ -14,7 +18,7 @@ from kmm.params import format_list, parse_list, parse_size
     ("data", "message"),
     [
         ({"memory": "1X"}, "machine.memory: '1X' is not a size; allowed"),
-        ({"memory": 5}, "machine.memory: 5; allowed: 64M to 64T"),
+        ({"memory": 5}, "machine.memory: 5; allowed: 64M to 65534G"),
         ({"memory": "1G", "maxmem": "512M"}, "machine.maxmem: 536870912; allowed"),
         ({"cpus": 0}, "machine.cpus: 0; allowed: a number from 1 to 8192"),
         ({"slots": 257}, "machine.slots: 257; allowed: a number from 0 to 256"),
@@ -28,7 +32,15 @@ from kmm.params import format_list, parse_list, parse_size
         ({"block_size": "100M"}, "machine.block_size: 104857600; allowed: a power of two"),
         ({"seed": -1}, "machine.seed: -1; allowed"),
         ({"cmdline": 7}, "machine.cmdline: 7; allowed: text"),
-        ({"cmdline": "a='"}, "machine.cmdline: .*quotation"),
+        ({"memory": (1 << 30) + 1}, "machine.memory: 1073741825; .* multiples of 2 MiB"),
+        ({"memory": "9" * 5000}, "machine.memory: '9999.*is not a size"),
+        ({"memory": 10**5000}, "machine.memory: a int too large to show; allowed"),
+        ({"nodes": [{"cpus": 10**5000, "memory": "1G"}]}, r"nodes\[0\].cpus: a int too large"),
+        ({"nodes": [{"cpus": "9" * 5000, "memory": "1G"}]}, r"nodes\[0\].cpus: .* not a list"),
+        ({"struct_page_size": 60}, "machine.struct_page_size: 60; allowed: 56, 64"),
+        ({"struct_page_size": 64.0}, "machine.struct_page_size: 64.0; allowed: 56, 64"),
+        ({"hypervisor": "no"}, "machine.hypervisor: 'no'; allowed: true or false"),
+        ({5: 1, "x": 2}, "machine.5: 1; no such field"),
         ({"srat": "no"}, "machine.srat: 'no'; allowed: 'qemu', 'full'"),
         ({"probe_add": 1}, "machine.probe_add: 1; allowed: true or false"),
         (7, "machine: 7; allowed: an object"),
@@ -37,6 +49,29 @@ from kmm.params import format_list, parse_list, parse_size
 def test_mistakes_are_named(data: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MachineConfig.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("", ()),
+        ("  a\tb ", (("a", None), ("b", None))),
+        ("a= b==c", (("a", ""), ("b", "=c"))),
+        ('a="b c" d', (("a", "b c"), ("d", None))),
+        ('"a=b c" d', (("a", "b c"), ("d", None))),
+        ('"a b"', (("a b", None),)),
+        ('a=b"c d"e f', (("a", 'b"c d"e'), ("f", None))),
+        ('a="b', (("a", "b"),)),
+        ('"a="b c"', (("a", "b"), ('c"', None))),
+        ("=a=b", (("=a", "b"),)),
+        ("a-b=c-d", (("a_b", "c-d"),)),
+        ("a\\ b'c d'", (("a\\", None), ("b'c", None), ("d'", None))),
+    ],
+)
+def test_the_command_line_is_split_as_the_kernel_does(
+    text: str, pairs: tuple[tuple[str, str | None], ...]
+) -> None:
+    assert parse_cmdline(text) == pairs
 
 
 def test_sizes_and_lists() -> None:
@@ -61,6 +96,16 @@ def test_sizes_and_lists() -> None:
         ("memory_hotplug.memmap_on_memory=ON", "memmap_on_memory", True),
         ("memory_hotplug.memmap_on_memory=maybe", "memmap_on_memory", False),
         ("memory_hotplug.memmap_on_memory", "memmap_on_memory", True),
+        ("memory_hotplug.memmap_on_memory=", "memmap_on_memory", False),
+        ('foo="a b" movable_node', "movable_node_enabled", True),
+        ('foo="a movable_node', "movable_node_enabled", False),
+        ("foo='bar movable_node", "movable_node_enabled", True),
+        ("foo='bar movable_node'", "movable_node_enabled", False),
+        ("foo=bar\\ movable_node", "movable_node_enabled", True),
+        ("-- movable_node", "movable_node_enabled", False),
+        ("quiet -- movable_node", "movable_node_enabled", False),
+        ("--=1 movable_node", "movable_node_enabled", True),
+        ('memory_hotplug.online_policy="auto-movable"', "online_policy", "auto-movable"),
         ("memory_hotplug.auto_movable_numa_aware=maybe", "auto_movable_numa_aware", True),
         ("memory_hotplug.auto_movable_ratio=0x10", "auto_movable_ratio", 16),
         ("memory_hotplug.auto_movable_ratio=²", "auto_movable_ratio", 301),
@@ -92,3 +137,75 @@ def test_block_size_follows_the_end_of_memory(memory: str, size: int) -> None:
     assert m.block_size == expected
     assert size in (128, 1024, 2048)
     m.validate()
+
+
+def test_on_bare_metal_blocks_are_as_large_as_can_be() -> None:
+    config = {"memory": "65G", "maxmem": "1T"}
+    assert Machine(MachineConfig.from_dict(config)).block_size == 1 << 30
+    m = Machine(MachineConfig.from_dict({**config, "hypervisor": False}))
+    assert m.block_size == 2 << 30
+    m.validate()
+
+
+def test_a_node_of_a_few_pages_keeps_none_of_them() -> None:
+    nodes = [{"cpus": "0", "memory": "126M"}, {"memory": "2M"}]
+    m = Machine(MachineConfig.from_dict({"memory": "128M", "nodes": nodes}))
+    small = m.nodes[1].zone(1)
+    assert 0 < small.managed_pages <= small.present_pages < 1024
+    m.validate()
+
+
+MB = 1 << 20
+SIZES = st.one_of(
+    st.integers(0, 1 << 14).map(lambda n: 2 * MB * n),
+    st.integers(-1, 1 << 47),
+    st.sampled_from(["64M", "3G", "2T", "1X", "", "0x8000000", 65534 << 30, 1 << 46]),
+)
+ODD = st.sampled_from([None, True, -1, 1.5, "", "x", [], {}, 10**30, "9" * 5000])
+
+
+@st.composite
+def node_lists(draw: st.DrawFn) -> tuple[list[dict[str, object]], int]:
+    """Nodes with memory and CPUs that mostly fit the machine, and their memory."""
+    sizes = draw(st.lists(st.integers(0, 700).map(lambda n: 2 * MB * n), min_size=1, max_size=5))
+    nodes: list[dict[str, object]] = [{"memory": s} if s else {} for s in sizes]
+    for cpu in range(draw(st.integers(0, 3))):
+        nodes[draw(st.integers(0, len(nodes) - 1))].setdefault("cpus", str(cpu))
+    return nodes, sum(sizes)
+
+
+@st.composite
+def descriptions(draw: st.DrawFn) -> dict[str, object]:
+    data: dict[str, object] = {}
+    if draw(st.booleans()):
+        data["nodes"], data["memory"] = draw(node_lists())
+        nr = len(data["nodes"])  # type: ignore[arg-type]
+        data["maxmem"] = "64G"
+        if draw(st.booleans()):
+            data["distances"] = [[10 if a == b else 20 + a for a in range(nr)] for b in range(nr)]
+    else:
+        data["memory"] = draw(SIZES)
+        data["maxmem"] = draw(st.one_of(st.just("64T"), SIZES))
+    data["cpus"] = draw(st.integers(1, 6))
+    data["slots"] = draw(st.integers(0, 20))
+    data["srat"] = draw(st.sampled_from(["qemu", "full"]))
+    data["hypervisor"] = draw(st.booleans())
+    data["struct_page_size"] = draw(st.sampled_from([56, 64]))
+    data["cmdline"] = draw(st.sampled_from(["", "movable_node", "a='b", 'x="', "--"]))
+    data["block_size"] = draw(st.sampled_from([None, 1 << 27, 1 << 31, 1 << 36]))
+    if draw(st.integers(0, 3)) == 0:
+        data[draw(st.sampled_from([*data, "seed", "probe", "colour"]))] = draw(ODD)
+    return data
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(descriptions())
+def test_a_description_is_refused_by_name_or_boots(data: dict[str, object]) -> None:
+    try:
+        config = MachineConfig.from_dict(data)
+    except ConfigError as e:
+        assert re.match(r"machine[.\w\[\]]*: .*(allowed|not a)", str(e)), str(e)
+        assert len(str(e)) < 400
+        return
+    if config.memory <= 16 << 30:
+        Machine(config).validate()

@@ -216,12 +216,11 @@ def test_a_memmap_that_runs_out_of_pages_takes_none(count: int) -> None:
 def test_a_page_in_use_anywhere_refuses_the_offline(m: Machine, page: int) -> None:
     plug(m, 1)
     m.write(f"{MEMORY}/memory32/state", "online_kernel")
-    m.write("/proc/sys/vm/min_free_kbytes", "0")
-    pfns = m.alloc_pages_bulk(32768, 0, 0xCC0, 1)
-    keep = (DIMM >> 12) + page
-    m.free_pages_bulk(pfns[pfns != keep])
-    zone = m.memory_blocks[32].zone
-    assert zone is not None and m.memmap_engine.is_allocated(keep, 0)
+    zone, pfns, keep = m.nodes[1].zone(2), [], (DIMM >> 12) + page
+    while (pfn := zone.rmqueue(0, 0)) >= 0:
+        pfns.append(pfn)
+    m.free_pages_bulk([pfn for pfn in pfns if pfn != keep])
+    assert len(pfns) == 32768 and m.memmap_engine.is_allocated(keep, 0)
     before = dump(m)
     with pytest.raises(KernelError) as e:
         m.write(f"{MEMORY}/memory32/state", "offline")

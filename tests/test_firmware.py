@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from kmm import FirmwareRefused, Machine, MachineConfig
+from kmm.errors import InvalidArgument
 from kmm.firmware import device_memory, pxm_to_node_map
-from tests.conftest import DIMM, two_nodes
+from kmm.replay import boot_machine
+from tests.conftest import DIMM, recording, two_nodes
 
 G, B = 1 << 30, 128 << 20
 
@@ -25,8 +27,48 @@ def test_refusals(m: Machine, node: int, addr: int, size: int, words: str) -> No
     with pytest.raises(FirmwareRefused, match=words):
         m.plug("a", node, addr, size)
     assert m.dimms == {} and m.uevents == []
-    with pytest.raises(FirmwareRefused, match="attempt to add duplicate property 'be-a'"):
-        m.plug("a", 1, DIMM, B)
+    assert m.plug("a", 1, DIMM, B) == 0
+    with pytest.raises(FirmwareRefused, match="Duplicate device ID 'a'"):
+        m.plug("a", 1, DIMM + B, B)
+    assert m.unplug("a") == 0
+    assert m.plug("a", 1, DIMM, B) == 0
+    m.validate()
+
+
+def test_a_recordings_monitor_never_forgets_an_id() -> None:
+    m = boot_machine(recording("unaligned"))
+    with pytest.raises(FirmwareRefused, match="address must be aligned"):
+        m.plug("x", 1, DIMM + (1 << 20), B)
+    with pytest.raises(FirmwareRefused, match="attempt to add duplicate property 'be-x'"):
+        m.plug("x", 1, DIMM, B)
+    m.validate()
+
+
+@pytest.mark.parametrize(
+    ("crs", "words"),
+    [
+        (((-1, 5), (0, 4)), r"crs\[0\] start: -1; allowed: a number from 0"),
+        (((DIMM, B), ("x", 4)), r"crs\[1\] start: 'x'; allowed: a number"),
+        (((DIMM, None),), r"crs\[0\] length: None; allowed: a number"),
+        (((DIMM, B, 1),), r"crs\[0\]: .*; allowed: \(start, length\)"),
+        ("x", r"crs: 'x'; allowed: a list of \(start, length\)"),
+    ],
+)
+def test_a_crs_that_is_none(m: Machine, crs, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        m.plug("a", 1, DIMM, B, crs=crs)
+    assert m.dimms == {}
+    m.validate()
+
+
+def test_methods_that_are_none(m: Machine) -> None:
+    with pytest.raises(InvalidArgument, match="sta: 'x'; allowed: a number"):
+        m.plug("a", 1, DIMM, B, sta="x")  # type: ignore[arg-type]
+    assert m.dimms == {}
+    m.plug("a", 1, DIMM, B)
+    m.dimms["a"].ej0 = "explodes"
+    with pytest.raises(InvalidArgument, match="ej0: 'explodes'; allowed: ejects, missing, fails"):
+        m.unplug("a")
     m.validate()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from kmm import ConfigError, Machine
 from kmm.from_files import read_tree
-from kmm.replay import snapshot_files
-from tests.conftest import DIMM, recording
+from kmm.replay import boot_machine, snapshot_files
+from tests.conftest import DIMM, RECORDINGS, recording
+
+VM = "/proc/sys/vm/"
 
 
 def save(files: dict[str, str], root: Path) -> None:
@@ -80,3 +83,63 @@ def test_bad_files_are_named(change: dict[str, str], message: str) -> None:
 def test_an_empty_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no /proc and /sys files"):
         read_tree(tmp_path)
+
+
+def in_meminfo(text: str, name: str) -> int:
+    match = re.search(rf"^{name}: +(\d+) kB", text, re.M)
+    assert match is not None
+    return int(match[1])
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in RECORDINGS.glob("*.json")))
+def test_memory_available_is_what_the_real_machine_reckoned(name: str) -> None:
+    """Pages that went to per-CPU lists between two reads are missing from both figures."""
+    real = recording(name)
+    text = real["steps"][0]["files"]["/proc/meminfo"]
+    m = boot_machine(real)
+    shown = m.read("/proc/meminfo")
+    moved = in_meminfo(shown, "MemFree") - in_meminfo(text, "MemFree")
+    assert in_meminfo(shown, "MemAvailable") == in_meminfo(text, "MemAvailable") + moved
+    assert m.ratelimit_pages > 32
+    m.validate()
+
+
+def test_tunables_have_the_values_of_the_files() -> None:
+    files = recording("movable_node")["steps"][0]["files"]
+    wanted = {
+        "min_free_kbytes": "50000",
+        "watermark_scale_factor": "20",
+        "watermark_boost_factor": "0",
+        "percpu_pagelist_high_fraction": "8",
+        "dirty_ratio": "40",
+        "swappiness": "10",
+        "admin_reserve_kbytes": "4096",
+    }
+    plain = Machine.from_files(files)
+    ratios = {VM + "lowmem_reserve_ratio": "128\t64\t0\t0\t0"}
+    m = Machine.from_files({**files, **ratios, **{VM + k: v for k, v in wanted.items()}})
+    assert {k: m.read(VM + k).strip() for k in wanted} == wanted
+    assert all(z.boost_factor == 0 for z in m.all_zones())
+    assert m.vm.lowmem_reserve_ratio[:3] == [128, 64, 0]
+    # Nothing is recomputed: the marks and reserves are those of the files.
+    assert m.read("/proc/zoneinfo") == plain.read("/proc/zoneinfo")
+    assert m.vm.user_min_free_kbytes == -1
+    m.validate()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("watermark_scale_factor", "0", "'0'; allowed: 1 to 3000"),
+        ("percpu_pagelist_high_fraction", "7", "'7'; allowed: 0 to"),
+        ("swappiness", "ten", "'ten'; allowed: 0 to 200"),
+        ("dirty_ratio", "5 5", "'5 5'; allowed: 0 to 100"),
+        ("lowmem_reserve_ratio", "a b", "'a'; allowed: numbers"),
+    ],
+)
+def test_a_tunable_that_the_kernel_would_not_take_is_named(
+    name: str, text: str, message: str
+) -> None:
+    files = {**recording("movable_node")["steps"][0]["files"], VM + name: text}
+    with pytest.raises(ConfigError, match=f"{VM}{name}: {message}"):
+        Machine.from_files(files)

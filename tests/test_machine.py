@@ -307,7 +307,7 @@ def test_machines_do_not_share_state() -> None:
         (lambda m: m.write("/proc/sys/vm/min_free_kbytes", 5000), "value: 5000; allowed: text"),
         (lambda m: m.read(None), "path: None; allowed: text"),
         (lambda m: m.alloc_pages(11), "order: 11; allowed: a number from 0 to 10"),
-        (lambda m: m.alloc_pages(nid=9), r"nid: 9; allowed: \[0, 1\]"),
+        (lambda m: m.alloc_pages(nid=9), "nid: 9; allowed: a number from 0 to 1"),
         (lambda m: m.alloc_pages(0, "x"), "gfp: 'x'; allowed"),
         (lambda m: m.alloc_pages_bulk(-1), "n: -1; allowed"),
         (lambda m: m.alloc_pages_bulk(1, 12), "order: 12; allowed"),

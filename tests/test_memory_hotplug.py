@@ -114,7 +114,7 @@ def test_memmap_of_base_pages_when_no_large_block_is_left(m: Machine) -> None:
     m.free_pages_bulk(sorted(pfns)[::2])
     before = m.nodes[0].zone(1).nr_free_pages + m.nodes[0].zone(0).nr_free_pages
     mh.add_memory(m, 1, DIMM, BLOCK)
-    assert len(next(iter(m.vmemmap_basepages.values()))) == 512
+    assert len(next(iter(m.vmemmap_basepages.values()))) == 513  # and their page table
     m.validate()
     mh.remove_memory(m, DIMM, BLOCK)
     m.write("/proc/sys/vm/compact_memory", "1")
@@ -436,4 +436,178 @@ def test_offline_and_remove_reports_the_first_error_even_if_the_undo_is_refused(
         mh.offline_and_remove_memory(m, DIMM, 4 * BLOCK)
     assert e.value.errno == errno.EBUSY
     assert m.read(STATE % 32) == "offline\n"
+    m.validate()
+
+
+def test_one_block_with_its_own_memmap_among_others_is_enough_to_refuse() -> None:
+    """A DIMM of one block holds its memmap, the one behind it, of two blocks, does not."""
+    m = two_nodes("memhp_default_state=offline memory_hotplug.memmap_on_memory=1")
+    m.plug("a", 1, DIMM, BLOCK)
+    m.plug("b", 1, DIMM + BLOCK, 2 * BLOCK)
+    assert m.memory_blocks[32].nr_vmemmap_pages and not m.memory_blocks[34].nr_vmemmap_pages
+    refused(m, lambda: mh.remove_memory(m, DIMM, 3 * BLOCK), errno.EINVAL)
+    assert m.log[-1] == "Refuse to remove 0x100000000 - 0x118000000,wrong granularity"
+
+
+def test_a_range_of_two_resources_leaves_their_lines(m: Machine) -> None:
+    """Two adds, one removal over both: no resource holds the range, so both lines stay.
+
+    Expect nothing to be added there before each line was removed by itself.
+    """
+    mh.add_memory(m, 1, DIMM, BLOCK)
+    mh.add_memory(m, 1, DIMM + BLOCK, 2 * BLOCK)
+    mh.remove_memory(m, DIMM, 3 * BLOCK)
+    lines = ["100000000-107ffffff : System RAM", "108000000-117ffffff : System RAM"]
+    assert [x for x in iomem_show(m.iomem_resource).splitlines() if x in lines] == lines
+    assert 32 not in m.memory_blocks and m.n_online == {0}
+    m.validate()
+    refused(m, lambda: mh.add_memory(m, 1, DIMM, BLOCK), errno.EEXIST)
+    mh.remove_memory(m, DIMM + BLOCK, 2 * BLOCK)
+    refused(m, lambda: mh.add_memory(m, 1, DIMM, 2 * BLOCK), errno.EEXIST)
+    mh.remove_memory(m, DIMM, BLOCK)
+    m.validate()
+    mh.add_memory(m, 1, DIMM, 3 * BLOCK)
+    mh.remove_memory(m, DIMM, 3 * BLOCK)
+    assert not any(x in iomem_show(m.iomem_resource) for x in lines)
+    m.validate()
+
+
+def test_a_dimm_over_probed_memory_takes_the_block_and_leaves_the_line(m: Machine) -> None:
+    """A user adds the DIMM's first block by hand: for ACPI it is there already."""
+    m.write("/sys/devices/system/memory/probe", f"{DIMM:#x}")
+    m.plug("a", 1, DIMM, 2 * BLOCK)
+    assert 33 not in m.memory_blocks
+    assert m.unplug("a") == 0
+    assert 32 not in m.memory_blocks
+    assert "100000000-107ffffff : System RAM" in iomem_show(m.iomem_resource)
+    assert m.log[-1] == "section already deactivated (0x108000 + 32768)"
+    m.validate()
+    with pytest.raises(KernelError) as e:
+        m.write("/sys/devices/system/memory/probe", f"{DIMM:#x}")
+    assert e.value.errno == errno.EEXIST
+    m.validate()
+
+
+def test_a_misaligned_dimm_over_probed_memory_stops_the_kernel_when_it_leaves(m: Machine) -> None:
+    """It overlaps, which is found before its size is looked at; the removal does look (BUG_ON)."""
+    m.write("/sys/devices/system/memory/probe", f"{DIMM:#x}")
+    assert m.plug("a", 1, DIMM, BLOCK + (2 << 20)) == 0
+    m.validate()
+    with pytest.raises(ImpossibleState, match="try_remove_memory"):
+        m.unplug("a")
+    assert m.log[-1].startswith("Block size [0x8000000] unaligned hotplug range")
+
+
+@pytest.mark.parametrize(
+    ("nid", "pfn", "nr_pages", "code", "words"),
+    [
+        (9, DIMM >> 12, 512, errno.EINVAL, "nid: 9; allowed: a number from 0 to 1"),
+        (1, 1 << 40, 512, errno.ERANGE, "are beyond"),
+        (1, -512, 512, errno.EINVAL, "pfn: -512"),
+        (1, DIMM >> 12, "x", errno.EINVAL, "nr_pages: 'x'"),
+    ],
+)
+def test_add_pages_of_what_is_not_there(m, nid, pfn, nr_pages, code: int, words: str) -> None:
+    with pytest.raises(KernelError, match=words):
+        mh.__add_pages(m, nid, pfn, nr_pages)
+    refused(m, lambda: mh.__add_pages(m, nid, pfn, nr_pages), code)
+
+
+def free_pages(m: Machine) -> int:
+    return sum(z.nr_free_pages + z.pcp_pages() for z in m.all_zones())
+
+
+def test_less_than_a_section_has_a_memmap_of_base_pages(m: Machine) -> None:
+    """Subsections 0, 2 and 3 of a section come and go: 8 pages each, and one page table.
+
+    Expect the large page of a whole section to stay until its last subsection has gone.
+    """
+    pfn, free = DIMM >> 12, free_pages(m)
+    before = dump(m)
+    mh.__add_pages(m, 0, pfn, 512)
+    assert free_pages(m) == free - (8 + 1)
+    mh.__add_pages(m, 0, pfn + 1024, 1024)
+    assert free_pages(m) == free - (24 + 1)
+    with pytest.raises(KernelError) as e:
+        mh.__add_pages(m, 0, pfn + 512, 1024)
+    assert e.value.errno == errno.EEXIST
+    mh.__remove_pages(m, pfn, 512)
+    assert free_pages(m) == free - (16 + 1)
+    mh.__remove_pages(m, pfn + 1024, 1024)
+    assert free_pages(m) == free
+    mh.__add_pages(m, 0, pfn, 32768)
+    assert free_pages(m) == free - 512
+    mh.__remove_pages(m, pfn, 512)
+    assert free_pages(m) == free - 512
+    mh.__remove_pages(m, pfn + 512, 32768 - 512)
+    assert free_pages(m) == free
+    after = dump(m)
+    assert before["vmemmap"] == after["vmemmap"]
+    m.validate()
+
+
+@pytest.mark.parametrize("nth", [1, 2, 5, 9])
+def test_a_shortage_in_the_middle_of_base_pages_gives_all_back(m: Machine, nth: int) -> None:
+    before = dump(m)
+    m.trace(recording=False).fail("__alloc_pages", errno.ENOMEM, nth)
+    with pytest.raises(OutOfMemory):
+        mh.__add_pages(m, 0, DIMM >> 12, 512)
+    m.kprobes = None
+    assert differences(before, dump(m)) == []
+    m.validate()
+
+
+def test_a_hole_in_a_boot_section_takes_pages_and_has_a_memmap_already() -> None:
+    """64 MiB of RAM behind the last whole section; the other half of its section is a hole."""
+    m = two_nodes(memory="1088M", nodes=[{"cpus": "0-1", "memory": "1088M"}, {}])
+    pfn, free = (1088 << 20) >> 12, free_pages(m)
+    with pytest.raises(KernelError) as e:
+        mh.__add_pages(m, 0, pfn - 512, 1024)
+    assert e.value.errno == errno.EEXIST
+    mh.__add_pages(m, 0, pfn, 1024)
+    assert free_pages(m) == free
+    with pytest.raises(KernelError) as e:
+        mh.__add_pages(m, 0, pfn + 512, 512)
+    assert e.value.errno == errno.EEXIST
+    m.validate()
+    mh.__remove_pages(m, pfn, 1024)
+    assert free_pages(m) == free
+    m.validate()
+
+
+def test_a_refusal_that_ends_the_chain_leaves_the_cpuset_as_it_was(m: Machine) -> None:
+    """Priority 100 refuses MEM_OFFLINE; the cpuset, at 10, hears of it with the next event."""
+    add(m)
+    m.write(STATE % 32, "online_movable")
+
+    def refuse(m: Machine, act: int, arg: MemoryNotify) -> int:
+        return -errno.EPERM if ACTION_NAMES[act] == "MEM_OFFLINE" else 0
+
+    notifier = MemoryNotifier("refuse", refuse, 100)
+    register_memory_notifier(m, notifier)
+    m.write(STATE % 32, "offline")
+    assert (m.n_memory, m.top_cpuset_mems) == ({0}, {0, 1})
+    m.validate()
+    unregister_memory_notifier(m, notifier)
+    m.write(STATE % 3, "offline")
+    assert m.top_cpuset_mems == {0}
+    m.validate()
+
+
+def test_a_range_of_two_nodes_takes_the_last_blocks_node_away() -> None:
+    """Nodes 1 and 2 get a block each, which leave together: node 1 is empty, and stays online.
+
+    Expect it to go when memory of it goes the next time.
+    """
+    m = two_nodes(nodes=[{"cpus": "0-1", "memory": "1G"}, {}, {}], srat="full")
+    mh.add_memory(m, 1, DIMM, BLOCK)
+    mh.add_memory(m, 2, DIMM + BLOCK, BLOCK)
+    mh.remove_memory(m, DIMM, 2 * BLOCK)
+    assert m.read("/sys/devices/system/node/online") == "0-1\n"
+    assert m.uevents[-1] == "remove /devices/system/node/node2 node"
+    m.validate()
+    mh.add_memory(m, 1, DIMM + 2 * BLOCK, BLOCK)
+    m.validate()
+    mh.remove_memory(m, DIMM + 2 * BLOCK, BLOCK)
+    assert m.read("/sys/devices/system/node/online") == "0\n"
     m.validate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kmm import Machine
 from kmm.errors import ConfigError
 from kmm.replay import boot_machine, replay, snapshot_files
 from kmm.verify import compare
@@ -106,9 +107,12 @@ def test_a_broken_recording_is_named(change: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        ({"op": "jump"}, "op: 'jump'; allowed: boot, plug"),
-        ({"op": "plug", "id": "a", "node": 1, "addr": "x", "size": 1}, "addr: 'x'; allowed"),
-        ({"op": "pages", "pfn": 0, "count": -1}, "count: -1; allowed: a number from 0 on"),
+        ({"op": "jump"}, "op: 'jump'; allowed: boot, pages"),
+        (
+            {"op": "plug", "id": "a", "node": 1, "addr": "x", "size": 1},
+            "addr: 'x' is not a size; allowed",
+        ),
+        ({"op": "pages", "pfn": 0, "count": -1}, "count: -1; allowed: a number from 0 to"),
     ],
 )
 def test_a_broken_step_is_named(step: dict, message: str) -> None:
@@ -116,3 +120,14 @@ def test_a_broken_step_is_named(step: dict, message: str) -> None:
     broken["steps"][1] = {"step": step}
     with pytest.raises(ConfigError, match=r"steps\[1\]\.step\." + message):
         replay(broken, "broken.json")
+
+
+def test_the_size_of_struct_page_is_read_off_the_boot_messages_unless_described() -> None:
+    assert boot_machine(recording("movable_node")).config.struct_page_size == 64
+    small = recording("probe")
+    assert boot_machine(small).config.struct_page_size == 56
+    small["machine"]["struct_page_size"] = 64
+    assert boot_machine(small).config.struct_page_size == 64
+    m = Machine.from_files(small["steps"][0]["files"], {"struct_page_size": 56})
+    assert m.config.struct_page_size == 56
+    m.validate()

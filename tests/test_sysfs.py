@@ -186,9 +186,41 @@ def test_probe_takes_the_word_add_where_the_machine_says_so() -> None:
     with pytest.raises(KernelError) as e:
         m.write(f"{MEMORY}/probe", "add")
     assert e.value.errno == errno.ENODEV
-    m.plug("a", 1, DIMM, 2 * BLOCK)
+    m.plug("a", 1, DIMM + 2 * BLOCK, 2 * BLOCK)
+    m.plug("b", 1, DIMM, 2 * BLOCK)
+    m.write(f"{MEMORY}/probe", "add")
+    assert {34, 35} <= set(m.memory_blocks) and 32 not in m.memory_blocks
+    assert m.memory_blocks[34].nid == 1
+    assert "110000000-11fffffff : System RAM" in m.read("/proc/iomem")
+    m.validate()
     m.write(f"{MEMORY}/probe", "add")
     assert {32, 33} <= set(m.memory_blocks)
+    with pytest.raises(KernelError) as e:
+        m.write(f"{MEMORY}/probe", "add")
+    assert e.value.errno == errno.ENODEV
+    m.validate()
+
+
+def test_probing_for_a_dimm_adds_all_of_it_or_nothing() -> None:
+    """The second block fails once, and then a DIMM of a block and a bit always does."""
+    m = two_nodes("acpi_no_memhotplug", probe_add=True)
+    m.plug("a", 1, DIMM, 2 * BLOCK)
+    before = dump(m)
+    m.trace(recording=False).fail("add_memory_block", errno.ENOMEM, 2)
+    with pytest.raises(KernelError) as e:
+        m.write(f"{MEMORY}/probe", "add")
+    assert e.value.errno == errno.ENOMEM
+    m.kprobes = None
+    assert differences(before, dump(m)) == []
+    m.write(f"{MEMORY}/probe", "add")
+    assert {32, 33} <= set(m.memory_blocks)
+    m.plug("b", 1, DIMM + 4 * BLOCK, BLOCK + (2 << 20))
+    before = dump(m)
+    for _ in range(2):
+        with pytest.raises(KernelError) as e:
+            m.write(f"{MEMORY}/probe", "add")
+        assert e.value.errno == errno.EINVAL
+    assert differences(before, dump(m)) == []
     m.validate()
 
 
@@ -205,8 +237,8 @@ def test_synthetic_uevents(plugged: Machine) -> None:
 
 def test_memmap_numbers_are_never_used_twice(m: Machine) -> None:
     for _ in range(3):
-        m.plug(f"d{len(m.dimm_backends)}", 1, DIMM, BLOCK)
-        m.unplug(f"d{len(m.dimm_backends) - 1}")
+        m.plug("d", 1, DIMM, BLOCK)
+        m.unplug("d")
     m.plug("last", 1, DIMM, BLOCK)
     assert m.read("/sys/firmware/memmap/12/end") == "0x107ffffff\n"
 

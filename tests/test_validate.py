@@ -139,10 +139,12 @@ def _raw(zone: Zone, part: int, find: bytes, put: bytes) -> None:
     zone.restore(tuple(saved))
 
 
-def _nr_free(m: Machine) -> None:
-    numbers = zone_free = normal(m).nr_free()
-    changed = [n + 1 for n in zone_free]
-    _raw(normal(m), 0, struct.pack("11q", *numbers), struct.pack("11q", *changed))
+def _free_mask(m: Machine) -> None:
+    """The zone says that it has no movable block of order 0, and has one."""
+    masks = normal(m).free_masks()
+    changed = list(masks)
+    changed[1] ^= 1
+    _raw(normal(m), 0, struct.pack("5I", *masks), struct.pack("5I", *changed))
 
 
 def _pcp_count(m: Machine) -> None:
@@ -330,7 +332,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
         "node 1 zone Normal: free blocks of order 10, Movable: 31, but recounted 30",
     ),
     "list of a free block": (_wrong_free_type, "node 1 zone Normal: free blocks of order 10, Mov"),
-    "nr_free": (_nr_free, "node 1 zone Normal: nr_free of order 0"),
+    "free mask": (_free_mask, "node 1 zone Normal: orders of Movable with free blocks"),
     "free pages": (_set("nr_free_pages", 1), "node 1 zone Normal: free pages"),
     "block listed twice": (
         lambda m: _relink(normal(m), m, lambda pfns: pfns[0]),

@@ -6,7 +6,7 @@ import pytest
 
 from kmm import Machine
 from kmm.replay import boot_machine, snapshot_files
-from kmm.watermarks import zone_batchsize
+from kmm.watermarks import zone_batchsize, zone_highsize, zone_set_pageset_high_and_batch
 from tests.conftest import DIMM, recording, two_nodes
 
 STATE = "/sys/devices/system/memory/memory%d/state"
@@ -109,4 +109,21 @@ def test_zone_fallback_orders_follow_distances() -> None:
     m.write(STATE % 32, "online_kernel")
     orders = [m.nodes[n].fallback_order for n in range(3)]
     assert orders == [[0, 1, 2], [1, 2, 0], [2, 1, 0]]
+    m.validate()
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0x7FFFFFFF, 0x7FFFFFFF), (0x80000000, 252), (0xC0000000, 252), (0x100001000, 0x1000)],
+)
+def test_a_cpus_share_wraps_as_an_int_does(low: int, high: int) -> None:
+    """At a watermark_scale_factor of 3000 a zone of 28 TiB has such a low watermark."""
+    m = two_nodes(cpus=1, nodes=[{"cpus": "0", "memory": "1G"}, {}])
+    zone = m.nodes[0].zone(1)
+    before, zone.watermark_low = zone.watermark_low, low
+    assert zone_highsize(m, zone, 63) == high
+    zone_set_pageset_high_and_batch(m, zone)
+    assert zone.pageset_high == max(high, 4 * zone.pageset_batch)
+    zone.watermark_low = before
+    zone_set_pageset_high_and_batch(m, zone)
     m.validate()

@@ -4,7 +4,9 @@ from kmm._types cimport *
 cdef class MemMap:
     cdef mem_t mem
     cdef journal_t journal
+    cdef zone_t **zonerefs
     cdef object pages_buffer, blocks_buffer, sections_buffer
+    cdef void fill_zonelist(self, zonelist_t *zonelist, indices)
     cdef void set_zone(self, int index, zone_t *zone) noexcept
 
 
@@ -26,7 +28,7 @@ cdef inline int page_kind(const page_t *page) noexcept nogil:
 
 
 cdef inline int page_order(const page_t *page) noexcept nogil:
-    return (page.flags & PF_ORDER) >> PF_ORDER_SHIFT
+    return page.flags & PF_ORDER
 
 
 cdef inline int page_mt(const page_t *page) noexcept nogil:
@@ -55,3 +57,14 @@ cdef inline bint section_online(const mem_t *mem, pfn_t pfn) noexcept nogil:
 cdef inline zone_t *page_zone(const mem_t *mem, pfn_t pfn) noexcept nogil:
     cdef int zone = mem.blocks[pfn >> PAGEBLOCK_ORDER].zone
     return mem.zones[zone - 1] if zone else NULL
+
+
+cdef inline void wakeup_kswapd(mem_t *mem, const zone_t *zone, int order,
+                               int highest) noexcept nogil:
+    """Leave word for a node's kswapd; what it does about it is another mechanism's."""
+    cdef node_t *node = &mem.nodes[zone.nid]
+    if not zone.managed_pages:
+        return
+    node.kswapd_wakeups += 1
+    node.kswapd_order = max(node.kswapd_order, order)
+    node.kswapd_highest_zoneidx = max(node.kswapd_highest_zoneidx, highest)

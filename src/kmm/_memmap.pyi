@@ -1,3 +1,4 @@
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,19 @@ section_dtype: np.dtype[np.void]
 
 class MemMap:
     grouping_disabled: bool
+    nr_online_nodes: int
     def __init__(
         self,
         pages: npt.NDArray[Any],
         blocks: npt.NDArray[Any],
         sections: npt.NDArray[Any],
         nr_zones: int,
+        node_of_cpu: Sequence[int] = ...,
+        cpus_per_node: Mapping[int, int] | None = None,
     ) -> None: ...
+    def set_zonelists(self, nid: int, fallback: list[int], nofallback: list[int]) -> None: ...
+    def kswapd_state(self, nid: int) -> tuple[int, int, int]: ...
+    def wakeup_kswapd(self, zone_index: int, order: int, highest_zoneidx: int) -> None: ...
     @property
     def journaling(self) -> bool: ...
     @property

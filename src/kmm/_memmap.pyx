@@ -35,7 +35,9 @@ cdef class MemMap:
     """The three record arrays of a machine and the table of its zones."""
 
     def __cinit__(self, page_t[::1] pages, pageblock_t[::1] blocks, section_t[::1] sections,
-                  int nr_zones):
+                  int nr_zones, node_of_cpu=(0,), cpus_per_node=None):
+        cdef int i
+        cpus_per_node = cpus_per_node or {}
         if pages.shape[0] == 0 or blocks.shape[0] == 0 or sections.shape[0] == 0:
             raise ValueError("MemMap: empty buffer")
         if (blocks.shape[0] != pages.shape[0] >> PAGEBLOCK_ORDER
@@ -47,12 +49,30 @@ cdef class MemMap:
         self.mem.sections = &sections[0]
         self.mem.nr_pages = pages.shape[0]
         self.mem.nr_zones = nr_zones
+        self.mem.nr_nodes = nr_zones / NR_ZONES
+        self.mem.nr_cpus = len(node_of_cpu)
         self.mem.zones = <zone_t **> calloc(nr_zones, sizeof(zone_t *))
-        if self.mem.zones == NULL:
-            raise MemoryError("MemMap: zone table")
+        self.mem.nodes = <node_t *> calloc(self.mem.nr_nodes, sizeof(node_t))
+        self.mem.node_of_cpu = <int32_t *> calloc(self.mem.nr_cpus, sizeof(int32_t))
+        # Room for every zone on both lists of every node.
+        self.zonerefs = <zone_t **> calloc(2 * self.mem.nr_nodes * nr_zones, sizeof(zone_t *))
+        if (self.mem.zones == NULL or self.mem.nodes == NULL or self.mem.node_of_cpu == NULL
+                or self.zonerefs == NULL):
+            raise MemoryError("MemMap: tables of zones, nodes and CPUs")
+        for i in range(self.mem.nr_nodes):
+            self.mem.nodes[i].fallback.zones = &self.zonerefs[2 * i * nr_zones]
+            self.mem.nodes[i].nofallback.zones = &self.zonerefs[(2 * i + 1) * nr_zones]
+            self.mem.nodes[i].kswapd_order = -1
+        for i in range(self.mem.nr_cpus):
+            self.mem.node_of_cpu[i] = node_of_cpu[i]
+        for i in cpus_per_node:
+            self.mem.nodes[i].nr_cpus = cpus_per_node[i]
 
     def __dealloc__(self):
         free(self.mem.zones)
+        free(self.mem.nodes)
+        free(self.mem.node_of_cpu)
+        free(self.zonerefs)
         free(self.journal.entries)
 
     cdef void set_zone(self, int index, zone_t *zone) noexcept:
@@ -79,6 +99,42 @@ cdef class MemMap:
                 memcpy(entry.where, entry.old, entry.size)
         free(self.journal.entries)
         memset(&self.journal, 0, sizeof(journal_t))
+
+    def set_zonelists(self, int nid, fallback, nofallback):
+        """Set in which order a node's requests ask zones (build_zonelists).
+
+        :param fallback: indices of zones in the zone table; nofallback: those of the node alone.
+        """
+        self.fill_zonelist(&self.mem.nodes[nid].fallback, fallback)
+        self.fill_zonelist(&self.mem.nodes[nid].nofallback, nofallback)
+
+    cdef void fill_zonelist(self, zonelist_t *zonelist, indices):
+        cdef int i, highest
+        zonelist.nr = len(indices)
+        for highest in range(NR_ZONES):
+            zonelist.first[highest] = zonelist.nr
+        for i in reversed(range(zonelist.nr)):
+            zonelist.zones[i] = self.mem.zones[<int> indices[i]]
+            for highest in range(zonelist.zones[i].zone_idx, NR_ZONES):
+                zonelist.first[highest] = i
+
+    def wakeup_kswapd(self, int zone_index, int order, int highest_zoneidx):
+        """Leave word for the kswapd of a zone's node."""
+        wakeup_kswapd(&self.mem, self.mem.zones[zone_index], order, highest_zoneidx)
+
+    def kswapd_state(self, int nid):
+        """(times woken, highest order or -1, highest zone index) of what a node's kswapd heard."""
+        cdef node_t *node = &self.mem.nodes[nid]
+        return node.kswapd_wakeups, node.kswapd_order, node.kswapd_highest_zoneidx
+
+    @property
+    def nr_online_nodes(self):
+        """The kernel's nr_online_nodes."""
+        return self.mem.nr_online_nodes
+
+    @nr_online_nodes.setter
+    def nr_online_nodes(self, int value):
+        self.mem.nr_online_nodes = value
 
     @property
     def journaling(self):
@@ -122,9 +178,9 @@ cdef class MemMap:
             dirty = memmap_init_range(&self.mem, start, nr, zone_index, mt, fill)
         return dirty
 
-    def set_page_state(self, pfn_t pfn, uint32_t flags, int32_t refcount):
+    def set_page_state(self, pfn_t pfn, uint16_t flags, int16_t refcount):
         """Write one page record's flag bits and reference count (boot and fault injection)."""
-        self.mem.blocks[pfn >> PAGEBLOCK_ORDER].state |= 0x80
+        self.mem.blocks[pfn >> PAGEBLOCK_ORDER].state |= BLOCK_DIRTY
         self.mem.pages[pfn].flags = flags
         self.mem.pages[pfn].refcount = refcount
 
@@ -160,7 +216,7 @@ cdef class MemMap:
         """Count pageblocks of a range whose page records were written."""
         cdef pfn_t b, n = 0
         for b in range(start >> PAGEBLOCK_ORDER, (start + nr) >> PAGEBLOCK_ORDER):
-            n += (self.mem.blocks[b].state & 0x80) != 0
+            n += (self.mem.blocks[b].state & BLOCK_DIRTY) != 0
         return n
 
 
@@ -185,7 +241,7 @@ cdef bint memmap_init_range(mem_t *mem, pfn_t start, pfn_t nr, int zone_index, i
     cdef pfn_t b, first = start >> PAGEBLOCK_ORDER, last = (start + nr) >> PAGEBLOCK_ORDER
     cdef bint dirty = False
     for b in range(first, last):
-        if mem.blocks[b].state & 0x80:
+        if mem.blocks[b].state & BLOCK_DIRTY:
             dirty = True
             memset(&mem.pages[b << PAGEBLOCK_ORDER], 0, PAGEBLOCK_PAGES * sizeof(page_t))
     memset(&mem.blocks[first], 0, (last - first) * sizeof(pageblock_t))
@@ -282,7 +338,7 @@ cdef bint _upper_half_of_max_order(const mem_t *mem, pfn_t pfn) noexcept nogil:
 cdef void _kpageflags_block(const mem_t *mem, pfn_t pfn, pfn_t count, uint64_t *out) noexcept nogil:
     # From the pageblock's start, because a free block's tail pages show as free too.
     cdef pfn_t base = pfn & ~<pfn_t>(PAGEBLOCK_PAGES - 1), p = base, q, end = pfn + count
-    cdef int fill = mem.blocks[pfn >> PAGEBLOCK_ORDER].state & 0x7F
+    cdef int fill = mem.blocks[pfn >> PAGEBLOCK_ORDER].state & BLOCK_FILL
     cdef const page_t *page
     cdef uint64_t word
     while p < end:

@@ -1,6 +1,7 @@
 """Scanners over ranges of pages: isolation, and what stands in its way (mm/page_isolation.c)."""
-from kmm._buddy cimport (BuddyZone, del_page_from_free_list, free_one_page, is_free_head,
-                         move_freepages)
+from kmm._buddy cimport BuddyZone
+from kmm._freelist cimport (del_page_from_free_list, free_one_page, is_free_head,
+                            move_freepages)
 from kmm._memmap cimport (MemMap, get_pageblock_migratetype, page_kind, page_order,
                           section_online, set_pageblock_migratetype)
 from kmm._types cimport *
@@ -18,7 +19,7 @@ cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
     cdef uint32_t flags
     while pfn < end:
         block = &mem.blocks[pfn >> PAGEBLOCK_ORDER]
-        fill = block.state & 0x7F
+        fill = block.state & BLOCK_FILL
         kind = block.kind
         if is_free_head(mem, pfn, &order):
             pfn += <pfn_t> 1 << order
@@ -28,7 +29,7 @@ cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
                 return <int64_t> pfn
             pfn += <pfn_t> 1 << block.order
             continue
-        if not block.state & 0x80 and fill == FILL_NONE:
+        if not block.state & BLOCK_DIRTY and fill == FILL_NONE:
             pfn = (pfn | (PAGEBLOCK_PAGES - 1)) + 1
             continue
         flags = mem.pages[pfn].flags

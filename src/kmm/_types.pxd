@@ -1,7 +1,7 @@
 # The only C types of the project: page frame numbers, the page, pageblock and section
 # records, a zone's free lists and the per-CPU lists.  All zero bytes is a valid state of
 # every record, so a fresh reservation of virtual memory is a valid memmap.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 ctypedef uint64_t pfn_t
 
@@ -30,27 +30,27 @@ cdef enum:
     KIND_PCP = 2                    # free, on a per-CPU list
     KIND_ALLOCATED = 3              # handed out
 
-# page_t.flags: links reach 2^34 pages (64 TiB), so each carries two more bits here.
+# page_t.flags.
 cdef enum:
-    PF_NEXT_HI = 0x3
-    PF_PREV_HI = 0xC
-    PF_PREV_HI_SHIFT = 2
-    PF_ORDER_SHIFT = 4
-    PF_ORDER = 0xF0
-    PF_MT_SHIFT = 8
-    PF_MT = 0x700
-    PF_KIND_SHIFT = 11
-    PF_KIND = 0x1800
-    PF_RESERVED = 1 << 13
-    PF_SLAB = 1 << 14
-    PF_COMPOUND = 1 << 15
-    PF_LRU = 1 << 16
-    PF_OWNER_PRIV = 1 << 17
-    PF_HWPOISON = 1 << 18
-    PF_OFFLINE = 1 << 19
-    PF_MOVABLE_OPS = 1 << 20
+    PF_ORDER = 0xF
+    PF_MT_SHIFT = 4
+    PF_MT = 0x70
+    PF_KIND_SHIFT = 7
+    PF_KIND = 0x180
+    PF_RESERVED = 1 << 9
+    PF_SLAB = 1 << 10
+    PF_LRU = 1 << 11
+    PF_OWNER_PRIV = 1 << 12
+    PF_HWPOISON = 1 << 13
+    PF_OFFLINE = 1 << 14
+    PF_MOVABLE_OPS = 1 << 15
 
-# pageblock_t.fill: what the pages of the block are whose own record is still zero.
+# pageblock_t.state: page records below this block were written; the host keeps them.
+cdef enum:
+    BLOCK_FILL = 0x7F
+    BLOCK_DIRTY = 0x80
+
+# The fill of a pageblock: what the pages of the block are whose own record is still zero.
 cdef enum:
     FILL_NONE = 0
     FILL_RESERVED = 1               # boot memory that was never freed
@@ -68,28 +68,56 @@ cdef enum:
     FPI_TO_TAIL = 2
 
 cdef enum:
+    WMARK_MIN = 0
+    WMARK_LOW = 1
+    WMARK_HIGH = 2
+    ALLOC_WMARK_MASK = 3
+    ALLOC_NO_WATERMARKS = 0x04
     ALLOC_OOM = 0x08
     ALLOC_NON_BLOCK = 0x10
     ALLOC_MIN_RESERVE = 0x20
     ALLOC_NOFRAGMENT = 0x100
     ALLOC_HIGHATOMIC = 0x200
     ALLOC_KSWAPD = 0x800
+    ALLOC_RESERVES = 0x238          # OOM, NON_BLOCK, MIN_RESERVE, HIGHATOMIC
 
+cdef enum:
+    GFP_BIT_DMA = 0x1
+    GFP_BIT_HIGHMEM = 0x2
+    GFP_BIT_DMA32 = 0x4
+    GFP_BIT_MOVABLE = 0x8
+    GFP_BIT_RECLAIMABLE = 0x10
+    GFP_BIT_HIGH = 0x20
+    GFP_BIT_IO = 0x40
+    GFP_BIT_ATOMIC = 0x200
+    GFP_BIT_DIRECT_RECLAIM = 0x400
+    GFP_BIT_KSWAPD_RECLAIM = 0x800
+    GFP_BIT_NOFAIL = 0x8000
+    GFP_BIT_NORETRY = 0x10000
+    GFP_BIT_MEMALLOC = 0x20000
+    GFP_BIT_COMP = 0x40000
+    GFP_BIT_NOMEMALLOC = 0x80000
+    GFP_BIT_THISNODE = 0x200000
+
+# Two words of 64 bits: a pfn below 2^48 and 16 bits more in each.  All blocks of a list have the
+# same flags, so a neighbour's link is written without reading the neighbour.
 cdef struct page_t:
-    uint32_t next                   # low half of the next pfn on the list, 0 ends it
+    uint32_t next                   # low part of the next pfn on the list
+    uint16_t next_hi
+    uint16_t flags
     uint32_t prev
-    uint32_t flags
-    int32_t refcount
+    uint16_t prev_hi
+    int16_t refcount
 
 cdef struct pageblock_t:
     uint32_t next                   # next block of order 9 or 10 on the list, pfn >> 9, 0 ends it
     uint32_t prev
     uint16_t zone                   # index into the zone table plus one, 0: in no zone
-    uint16_t nr_heads               # free blocks below order 9 that start in this pageblock
+    uint16_t unused
     uint8_t kind
     uint8_t order
     uint8_t mt                      # the list that this block is on, or came from
-    uint8_t state                   # fill in bits 0..3, 0x80: page records below were written
+    uint8_t state                   # FILL_* and BLOCK_DIRTY
 
 cdef struct section_t:
     uint64_t subsection_map
@@ -128,13 +156,36 @@ cdef struct zone_t:
     int64_t pageset_batch
     int64_t stat_threshold
     int64_t boosted                 # ZONE_BOOSTED_WATERMARK
-    int64_t nr_free[MAX_ORDER]
-    free_list_t free_area[MAX_ORDER][MIGRATE_TYPES]
+    int64_t numa_hit
+    int64_t numa_miss
+    int64_t numa_foreign
+    int64_t numa_local
+    int64_t numa_other
+    int64_t nr_dirty_free           # free pageblocks whose page records the host still keeps
+    int64_t pgalloc                 # pages handed out and taken back since boot
+    int64_t pgfree
+    uint32_t free_mask[8]           # per migratetype: bit o is set while a block of order o is free
+    free_list_t free_area[MIGRATE_TYPES][MAX_ORDER]
     int32_t index                   # in the zone table
     int32_t zone_idx                # DMA 0 ... Device 4
+    int32_t nid
     int32_t nr_cpus
     int32_t boost_factor            # vm.watermark_boost_factor
     per_cpu_pages_t *pcp            # nr_cpus of them
+
+# One node's zones in the order in which they are asked, and who woke its kswapd for what.
+cdef struct zonelist_t:
+    int32_t nr
+    int32_t first[NR_ZONES]         # per highest zone index: the first zone that may serve, or nr
+    zone_t **zones
+
+cdef struct node_t:
+    zonelist_t fallback
+    zonelist_t nofallback
+    int64_t kswapd_wakeups
+    int32_t nr_cpus
+    int32_t kswapd_order            # -1: nobody woke it
+    int32_t kswapd_highest_zoneidx
 
 # Old contents of records, so that a chain that fails can put them back.
 cdef struct journal_entry_t:
@@ -153,7 +204,12 @@ cdef struct mem_t:
     pageblock_t *blocks             # indexed by pfn >> 9
     section_t *sections             # indexed by pfn >> 15
     zone_t **zones
+    node_t *nodes
+    int32_t *node_of_cpu
     uint64_t nr_pages               # addressable
     int32_t nr_zones
+    int32_t nr_nodes
+    int32_t nr_cpus
+    int32_t nr_online_nodes
     int32_t grouping_disabled       # page_group_by_mobility_disabled
     journal_t *journal              # NULL while nothing has to be undone

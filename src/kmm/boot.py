@@ -19,17 +19,20 @@ from kmm.mm_init import (
 from kmm.notifiers import register_boot_notifiers
 from kmm.params import (
     KERNEL_END,
+    KERNEL_SECTIONS,
     MAX_DMA32_PFN,
     MAX_DMA_PFN,
     ONLINE_POLICIES,
     ONLINE_TYPES,
     PAGE_SHIFT,
+    RESERVED_PAGES,
     THP_MIN_PAGES,
     ZONE_DMA,
     ZONE_DMA32,
     ZONE_NORMAL,
     GiB,
     MiB,
+    TiB,
 )
 from kmm.resource import parse_iomem, walk_system_ram_range
 from kmm.sysfs_entry import kstrtobool, kstrtoull
@@ -39,10 +42,10 @@ from kmm.zonelists import build_all_zonelists
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
+# What the q35 board's ACPI tables take at the top of low memory, bytes.
 ACPI_TABLES = 0x20000
-# Pages that a 1 GiB guest of the reference kernel keeps besides its memmap (software I/O TLB,
-# hash tables, image, initrd), as its boot messages show.
-RESERVED_PAGES = 28505
+# What the board keeps free of RAM below 1 TiB, as AMD's HyperTransport needs it.
+HYPERTRANSPORT = 0xFD00000000
 
 
 def boot(m: Machine) -> None:
@@ -54,7 +57,7 @@ def boot(m: Machine) -> None:
     m.numa_meminfo = numa_meminfo(m, low, high)
     apply_cmdline(m)
     end = 4 * GiB + high if high else low
-    m.block_size = m.config.block_size or probe_memory_block_size(end)
+    m.block_size = m.config.block_size or probe_memory_block_size(end, m.config.hypervisor)
     m.max_pfn = (4 * GiB + high if high else low - ACPI_TABLES) >> PAGE_SHIFT
     m.printk(f"x86/mm: Memory block size: {m.block_size // MiB}MB")
     for layout in zone_layouts(m):
@@ -86,7 +89,8 @@ def e820(low: int, high: int) -> list[tuple[int, int, str]]:
     ]
     if high:
         out.append((4 * GiB, 4 * GiB + high - 1, "System RAM"))
-    out.append((0xFD00000000, 0xFFFFFFFFFF, "Reserved"))
+    if 4 * GiB + high <= HYPERTRANSPORT:
+        out.append((HYPERTRANSPORT, TiB - 1, "Reserved"))
     return out
 
 
@@ -106,12 +110,7 @@ def iomem_text(m: Machine, low: int, high: int) -> str:
         (0, 0x100000, low - ACPI_TABLES - 1, "System RAM"),
     ]
     if low > KERNEL_END:
-        rows += [
-            (1, 0x1000000, 0x1E01D31, "Kernel code"),
-            (1, 0x2000000, 0x28EAFFF, "Kernel rodata"),
-            (1, 0x2A00000, 0x2C4897F, "Kernel data"),
-            (1, 0x3310000, 0x43FFFFF, "Kernel bss"),
-        ]
+        rows += [(1, start, end, name) for name, start, end in KERNEL_SECTIONS]
     rows += [
         (0, low - ACPI_TABLES, low - 1, "Reserved"),
         (0, low, 0xAFFFFFFF, "PCI Bus 0000:00"),
@@ -132,9 +131,9 @@ def iomem_text(m: Machine, low: int, high: int) -> str:
     base, length = device_memory(m.config)
     window = max(base + length, 4 * GiB)
     # A machine with more than a terabyte covers what QEMU else keeps for HyperTransport.
-    if window + 32 * GiB <= 0xFD00000000:
+    if window + 32 * GiB <= HYPERTRANSPORT:
         rows.append((0, window, window + 32 * GiB - 1, "PCI Bus 0000:00"))
-        rows.append((0, 0xFD00000000, 0xFFFFFFFFFF, "Reserved"))
+        rows.append((0, HYPERTRANSPORT, TiB - 1, "Reserved"))
     return "".join(f"{'  ' * d}{s:08x}-{e:08x} : {name}\n" for d, s, e, name in rows)
 
 
@@ -166,7 +165,7 @@ def apply_cmdline(m: Machine) -> None:
             m.online_policy = value
         elif name == "memory_hotplug.auto_movable_ratio":
             with suppress(KernelError):
-                m.auto_movable_ratio = kstrtoull(value, 32)
+                m.auto_movable_ratio = kstrtoull(value or "", 32)
         elif name == "memory_hotplug.auto_movable_numa_aware":
             m.auto_movable_numa_aware = _boolean(value, m.auto_movable_numa_aware)
         elif name == "movable_node":
@@ -177,10 +176,10 @@ def apply_cmdline(m: Machine) -> None:
             m.vm.thp_enabled = value
 
 
-def _boolean(value: str, default: bool) -> bool:
+def _boolean(value: str | None, default: bool) -> bool:
     """Return a parameter's truth; alone it means yes, a bad word leaves the default."""
     try:
-        return kstrtobool(value) if value else True
+        return True if value is None else kstrtobool(value)
     except KernelError:
         return default
 
@@ -216,7 +215,10 @@ def system_ram(m: Machine) -> list[tuple[int, int]]:
 
 
 def node_of_pfn(m: Machine, pfn: int) -> tuple[int, int]:
-    """Return a boot page's node and the pfn where that node's range ends."""
+    """Return a boot page's node and the pfn where that node's range ends.
+
+    :raises ConfigError: if the page is in no node's range.
+    """
     for start, end, nid in m.numa_meminfo:
         if start >> PAGE_SHIFT <= pfn < end >> PAGE_SHIFT:
             return nid, end >> PAGE_SHIFT
@@ -232,7 +234,7 @@ def _share_out_reserved(layouts: list[ZoneLayout]) -> None:
         if lay.zone_idx == ZONE_DMA:
             lay.reserved = sum(e - s for s, e in lay.ranges if e <= 0x100)
         else:
-            lay.reserved = min(pages // 64, pages - 1024)
+            lay.reserved = min(pages // 64, max(pages - 1024, 0))
     if big:
         first = max(
             (lay for lay in big if lay.zone_idx == ZONE_DMA32),

@@ -34,6 +34,8 @@ class _Group(click.Group):
             raise click.UsageError(str(e)) from None
         except (ValidationError, ImpossibleState) as e:
             raise _fail(e) from None
+        except MemoryError as e:
+            raise click.ClickException(str(e) or "this host has not enough memory") from None
 
 
 @click.group(cls=_Group)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kmm.errors import ConfigError
+from kmm.errors import ConfigError, shown
 from kmm.params import (
     LOCAL_DISTANCE,
     MAX_BLOCK_SIZE,
     MIN_BLOCK_SIZE,
     PHYSMEM_END,
+    PMD_SIZE,
     GiB,
     MachineConfig,
+    MiB,
     NodeConfig,
     parse_list,
     parse_size,
@@ -33,21 +34,34 @@ _KEYS = {
     "srat",
     "probe",
     "probe_add",
+    "hypervisor",
+    "struct_page_size",
     "machine",
 }
+
+
+# Space, as far as it is ASCII, for the kernel's isspace().
+_SPACE = " \t\n\v\f\r"
+# Bytes of a struct page without and with memory cgroups.
+STRUCT_PAGE_SIZES = (56, 64)
+MAX_CPUS = 8192
+# 255 says in a SLIT that a node cannot be reached.
+MAX_DISTANCE = 254
+# The hole below 4 GiB, of 2 GiB in a large machine, takes its part of the addresses.
+MIN_MEMORY, MAX_MEMORY = 64 * MiB, PHYSMEM_END + 1 - 2 * GiB
 
 
 def _integer(data: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
     value = data.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(f"machine.{key}: {value!r}; allowed: a number from {low} to {high}")
+        raise ConfigError(f"machine.{key}: {shown(value)}; allowed: a number from {low} to {high}")
     return value
 
 
 def _flag(data: Mapping[str, Any], key: str, default: bool) -> bool:
     value = data.get(key, default)
     if not isinstance(value, bool):
-        raise ConfigError(f"machine.{key}: {value!r}; allowed: true or false")
+        raise ConfigError(f"machine.{key}: {shown(value)}; allowed: true or false")
     return value
 
 
@@ -56,24 +70,28 @@ def _nodes(data: Mapping[str, Any], cpus: int, memory: int) -> tuple[NodeConfig,
     if raw is None:
         return (NodeConfig(tuple(range(cpus)), memory),)
     if not isinstance(raw, list | tuple) or not 1 <= len(raw) <= 64:
-        raise ConfigError(f"machine.nodes: {raw!r}; allowed: a list of 1 to 64 nodes")
+        raise ConfigError(f"machine.nodes: {shown(raw)}; allowed: a list of 1 to 64 nodes")
     out = []
     for i, node in enumerate(raw):
         where = f"machine.nodes[{i}]"
         if not isinstance(node, Mapping) or set(node) - {"cpus", "memory"}:
-            raise ConfigError(f"{where}: {node!r}; allowed: an object with 'cpus' and 'memory'")
+            raise ConfigError(
+                f"{where}: {shown(node)}; allowed: an object with 'cpus' and 'memory'"
+            )
         text = node.get("cpus", "")
-        if not isinstance(text, str | int) or isinstance(text, bool):
-            raise ConfigError(f"{where}.cpus: {text!r}; allowed: text like '0-1'")
+        number = type(text) is int and 0 <= text < MAX_CPUS
+        if not isinstance(text, str) and not number:
+            raise ConfigError(f"{where}.cpus: {shown(text)}; allowed: text like '0-1'")
         size = parse_size(node.get("memory", 0), f"{where}.memory")
-        if size % (2 << 20):
-            raise ConfigError(f"{where}.memory: {size}; allowed: multiples of 2 MiB")
+        if size % PMD_SIZE:
+            raise ConfigError(f"{where}.memory: {shown(size)}; allowed: multiples of 2 MiB")
         out.append(NodeConfig(parse_list(str(text), f"{where}.cpus"), size))
     _check_cpus(out, cpus)
     total = sum(n.memory for n in out)
     if total != memory:
         raise ConfigError(
-            f"machine.nodes: their memory adds up to {total}; allowed: machine.memory, {memory}"
+            f"machine.nodes: their memory adds up to {shown(total)}; "
+            f"allowed: machine.memory, {memory}"
         )
     return tuple(out)
 
@@ -100,11 +118,12 @@ def _distances(data: Mapping[str, Any], nr: int) -> tuple[tuple[int, ...], ...]:
     for i, row in enumerate(raw if ok else ()):
         ok = ok and isinstance(row, list | tuple) and len(row) == nr
         for j, d in enumerate(row if ok else ()):
-            ok = ok and isinstance(d, int) and LOCAL_DISTANCE <= d <= 254
+            ok = ok and isinstance(d, int) and LOCAL_DISTANCE <= d <= MAX_DISTANCE
             ok = ok and (d == LOCAL_DISTANCE) == (i == j)
     if not ok:
         raise ConfigError(
-            f"machine.distances: {raw!r}; allowed: {nr} rows of {nr} numbers from 11 to 254, "
+            f"machine.distances: {shown(raw)}; allowed: {nr} rows of {nr} numbers from 11 to "
+            f"{MAX_DISTANCE}, "
             "10 on the diagonal"
         )
     return tuple(tuple(row) for row in raw)
@@ -116,44 +135,87 @@ def _block_size(data: Mapping[str, Any]) -> int | None:
     size = parse_size(data["block_size"], "machine.block_size")
     if size & (size - 1) or not MIN_BLOCK_SIZE <= size <= MAX_BLOCK_SIZE:
         raise ConfigError(
-            f"machine.block_size: {size}; allowed: a power of two from {MIN_BLOCK_SIZE} "
+            f"machine.block_size: {shown(size)}; allowed: a power of two from {MIN_BLOCK_SIZE} "
             f"to {MAX_BLOCK_SIZE} bytes"
         )
     return size
 
 
-def parse_cmdline(text: str) -> tuple[tuple[str, str], ...]:
-    """Return the kernel parameters as (name, value) in order; dashes and underscores are one."""
-    try:
-        words = shlex.split(text)
-    except ValueError as e:
-        raise ConfigError(f"machine.cmdline: {text!r}: {e}") from None
-    pairs = (word.partition("=") for word in words)
-    return tuple((name.replace("-", "_"), value) for name, _, value in pairs)
+def parse_cmdline(text: str) -> tuple[tuple[str, str | None], ...]:
+    """Split a kernel command line as the kernel does (parse_args, next_arg in kernel/params.c).
+
+    Only double quotes keep words together; what follows a word ``--`` is init's.
+
+    :param text: the line; every text is one.
+    :return: (name, value) in order, value None for a word without ``=``; dashes of a name are
+        underscores, which the kernel takes for the same.
+    """
+    out: list[tuple[str, str | None]] = []
+    for word in _words(text):
+        quoted = word.startswith('"')
+        word = word[quoted:]
+        # An equals sign that begins a word belongs to its name.
+        at = word.find("=", 1)
+        opened = quoted or (at > 0 and word.startswith('"', at + 1))
+        if opened:
+            word = word.removesuffix('"')
+        if at < 0:
+            name, value = word, None
+        else:
+            name, value = word[:at], word[at + 1 :].removeprefix('"')
+        if value is None and name == "--":
+            break
+        out.append((name.replace("-", "_"), value))
+    return tuple(out)
+
+
+def _words(text: str) -> Iterator[str]:
+    start, quoted = None, False
+    for i, char in enumerate(text):
+        if char in _SPACE and not quoted:
+            if start is not None:
+                yield text[start:i]
+            start = None
+            continue
+        if start is None:
+            start = i
+        quoted ^= char == '"'
+    if start is not None:
+        yield text[start:]
 
 
 def config_from_dict(data: Mapping[str, Any]) -> MachineConfig:
-    """Check a machine description and return its MachineConfig (see MachineConfig.from_dict)."""
+    """Check a machine description and return its MachineConfig.
+
+    :param data: the fields of MachineConfig.from_dict.
+    :raises ConfigError: naming the field, its value and what is allowed.
+    """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"machine: {data!r}; allowed: an object")
+        raise ConfigError(f"machine: {shown(data)}; allowed: an object")
     if unknown := set(data) - _KEYS:
-        name = sorted(unknown)[0]
+        name = min(unknown, key=str)
         raise ConfigError(
-            f"machine.{name}: {data[name]!r}; no such field; allowed: {', '.join(sorted(_KEYS))}"
+            f"machine.{name}: {shown(data[name])}; no such field; "
+            f"allowed: {', '.join(sorted(_KEYS))}"
         )
     memory = parse_size(data.get("memory", GiB), "machine.memory")
-    if not 64 << 20 <= memory <= PHYSMEM_END:
-        raise ConfigError(f"machine.memory: {memory}; allowed: 64M to 64T")
+    if not MIN_MEMORY <= memory <= MAX_MEMORY or memory % PMD_SIZE:
+        raise ConfigError(
+            f"machine.memory: {shown(memory)}; allowed: 64M to 65534G, multiples of 2 MiB"
+        )
     maxmem = parse_size(data.get("maxmem", max(16 * GiB, memory)), "machine.maxmem")
     if not memory <= maxmem <= PHYSMEM_END + 1:
-        raise ConfigError(f"machine.maxmem: {maxmem}; allowed: from machine.memory to 64T")
-    cpus = _integer(data, "cpus", 1, 1, 8192)
+        raise ConfigError(f"machine.maxmem: {shown(maxmem)}; allowed: from machine.memory to 64T")
+    cpus = _integer(data, "cpus", 1, 1, MAX_CPUS)
     cmdline = data.get("cmdline", "")
     if not isinstance(cmdline, str):
-        raise ConfigError(f"machine.cmdline: {cmdline!r}; allowed: text")
+        raise ConfigError(f"machine.cmdline: {shown(cmdline)}; allowed: text")
     srat = data.get("srat", "qemu")
     if srat not in ("qemu", "full"):
-        raise ConfigError(f"machine.srat: {srat!r}; allowed: 'qemu', 'full'")
+        raise ConfigError(f"machine.srat: {shown(srat)}; allowed: 'qemu', 'full'")
+    page_size = data.get("struct_page_size", 64)
+    if type(page_size) is not int or page_size not in STRUCT_PAGE_SIZES:
+        raise ConfigError(f"machine.struct_page_size: {shown(page_size)}; allowed: 56, 64")
     nodes = _nodes(data, cpus, memory)
     return MachineConfig(
         memory=memory,
@@ -168,5 +230,7 @@ def config_from_dict(data: Mapping[str, Any]) -> MachineConfig:
         srat=srat,
         probe=_flag(data, "probe", True),
         probe_add=_flag(data, "probe_add", False),
+        hypervisor=_flag(data, "hypervisor", True),
+        struct_page_size=page_size,
         cmdline_items=parse_cmdline(cmdline),
     )

@@ -185,6 +185,15 @@ def bug(where: str, what: str) -> NoReturn:
     raise ImpossibleState(f"{where}: {what}")
 
 
+def shown(value: object) -> str:
+    """Return a rejected value as a message shows it: its repr, cut to what fits a line."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # digits beyond Python's limit, nesting beyond its stack
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
 def check_number(name: str, value: object, low: int, high: int) -> int:
     """Return an argument that has to be a whole number between two limits.
 

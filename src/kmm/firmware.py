@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kmm.errors import FirmwareRefused
+from kmm.errors import FirmwareRefused, check_number, kernel_error
 from kmm.params import GiB, MachineConfig, MiB
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
 DIMM_ALIGN = 2 * MiB
+#: What a DIMM's _EJ0 does: empty the slot, not exist, fail, or succeed and leave the DIMM there.
+EJ0 = ("ejects", "missing", "fails", "stays")
 LOW_RAM_MAX, LOW_RAM_SPLIT = 0xB0000000, 2 * GiB
 
 
@@ -20,7 +22,8 @@ class Dimm:
     """A DIMM in a slot; bytes.
 
     ``crs`` overrides its one address range, as (start, length); ``sta`` is what _STA evaluates
-    to: present 1, enabled 2, shown 4, functioning 8.
+    to: present 1, enabled 2, shown 4, functioning 8; ``ej0``, one of EJ0, is what ejecting does.
+    The last two may be set while the DIMM is in its slot.
     """
 
     dimm_id: str
@@ -30,6 +33,35 @@ class Dimm:
     slot: int
     crs: tuple[tuple[int, int], ...] | None = None
     sta: int = 0xF
+    ej0: str = "ejects"
+
+
+def check_methods(dimm: Dimm) -> None:
+    """Check what was set for a DIMM's _STA and _EJ0.
+
+    :raises InvalidArgument: naming the field, its value and what is allowed.
+    """
+    check_number("sta", dimm.sta, 0, (1 << 32) - 1)
+    if dimm.ej0 not in EJ0:
+        raise kernel_error(-22, f"ej0: {dimm.ej0!r}; allowed: {', '.join(EJ0)}")
+
+
+def check_crs(crs: object) -> tuple[tuple[int, int], ...] | None:
+    """Return the ranges of a _CRS, or None for the DIMM's own.
+
+    :raises InvalidArgument: naming the field, its value and what is allowed.
+    """
+    if crs is None:
+        return None
+    out = []
+    if not isinstance(crs, list | tuple):
+        raise kernel_error(-22, f"crs: {crs!r}; allowed: a list of (start, length)")
+    for i, pair in enumerate(crs):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise kernel_error(-22, f"crs[{i}]: {pair!r}; allowed: (start, length)")
+        start = check_number(f"crs[{i}] start", pair[0], 0, (1 << 64) - 1)
+        out.append((start, check_number(f"crs[{i}] length", pair[1], 0, (1 << 64) - 1)))
+    return tuple(out)
 
 
 def ram_layout(config: MachineConfig) -> tuple[int, int]:
@@ -51,7 +83,10 @@ def pxm_to_node_map(config: MachineConfig) -> dict[int, int]:
 
     CPU entries come first, then memory; QEMU announces the hot-pluggable area for the last
     domain only, so a domain in the middle without CPUs and memory has no node at all.
+    "numbered" is the map of a machine whose domains are known by their nodes.
     """
+    if config.srat == "numbered":
+        return {nid: nid for nid in range(len(config.nodes))}
     order: list[int] = []
     by_cpu = {cpu: pxm for pxm, node in enumerate(config.nodes) for cpu in node.cpus}
     order.extend(by_cpu[cpu] for cpu in sorted(by_cpu))
@@ -68,11 +103,15 @@ def check_plug(m: Machine, dimm_id: str, node: int, addr: int, size: int) -> int
 
     :raises FirmwareRefused: where QEMU refuses to create the device, in its words.
     """
-    if dimm_id in m.dimm_backends:
-        raise FirmwareRefused(
-            f"attempt to add duplicate property 'be-{dimm_id}' to object (type 'container')"
-        )
-    m.dimm_backends.add(dimm_id)
+    if m.dimm_backends is not None:
+        # A monitor that makes a backend for each DIMM and never takes one back.
+        if dimm_id in m.dimm_backends:
+            raise FirmwareRefused(
+                f"attempt to add duplicate property 'be-{dimm_id}' to object (type 'container')"
+            )
+        m.dimm_backends.add(dimm_id)
+    elif dimm_id in m.dimms:
+        raise FirmwareRefused(f"Duplicate device ID '{dimm_id}'")
     nr = len(m.config.nodes)
     if node >= nr:
         raise FirmwareRefused(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from kmm.errors import ConfigError
+from kmm.errors import ConfigError, shown
 from kmm.mm_init import mark_used
 from kmm.mmzone import Zone
 from kmm.params import (
@@ -32,49 +32,62 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
 
 TOP = MAX_ORDER - 1
+MAX_DIGITS = 12
 Piece = tuple[int, int, bool]  # order, pfn, whether its buddy was handed out at this order
 
 
 def parse_counts(files: Mapping[str, str], zone: Zone) -> list[list[int]] | None:
-    """Return free blocks per migratetype and order from pagetypeinfo, else from buddyinfo."""
+    """Return free blocks per migratetype and order from pagetypeinfo, else from buddyinfo.
+
+    :return: None if neither file tells of the zone.
+    :raises ConfigError: naming the file and the zone if it tells of more or fewer orders.
+    """
     rows: dict[str, list[int]] = {}
-    pattern = rf"Node +{zone.nid}, zone +{zone.name}, type +(\w+) +((?:>?\d+ *)+)$"
+    pattern = rf"Node +{zone.nid}, zone +{zone.name}, type +(\w+)((?: +>?[0-9]+)+) *$"
     for match in re.finditer(pattern, files.get("/proc/pagetypeinfo", ""), re.M):
-        rows[match[1]] = [int(n.lstrip(">")) for n in match[2].split()]
-    if rows and all(len(r) == MAX_ORDER for r in rows.values()):
+        rows[match[1]] = _counts("/proc/pagetypeinfo", zone, match[2])
+    if rows:
         return [rows.get(name, [0] * MAX_ORDER) for name in MIGRATETYPE_NAMES]
     match_ = re.search(
-        rf"^Node +{zone.nid}, zone +{zone.name} +((?:\d+ *)+)$",
+        rf"^Node +{zone.nid}, zone +{zone.name}((?: +[0-9]+)+) *$",
         files.get("/proc/buddyinfo", ""),
         re.M,
     )
     if not match_:
         return None
-    counts = [int(n) for n in match_[1].split()]
-    if len(counts) != MAX_ORDER:
-        raise ConfigError(
-            f"/proc/buddyinfo: node {zone.nid} zone {zone.name}: {len(counts)} orders; "
-            f"allowed: {MAX_ORDER}"
-        )
     out = [[0] * MAX_ORDER for _ in range(MIGRATE_TYPES)]
-    out[MIGRATE_MOVABLE] = counts
+    out[MIGRATE_MOVABLE] = _counts("/proc/buddyinfo", zone, match_[1])
     return out
 
 
+def _counts(path: str, zone: Zone, text: str) -> list[int]:
+    words = [n.lstrip(">") for n in text.split()]
+    if long := next((n for n in words if len(n) > MAX_DIGITS), ""):
+        raise ConfigError(
+            f"{path}: node {zone.nid} zone {zone.name}: {shown(long)}; allowed: counts of blocks"
+        )
+    counts = [int(n) for n in words]
+    if len(counts) != MAX_ORDER:
+        raise ConfigError(
+            f"{path}: node {zone.nid} zone {zone.name}: {len(counts)} orders; allowed: {MAX_ORDER}"
+        )
+    return counts
+
+
 def parse_block_counts(files: Mapping[str, str], zone: Zone) -> list[int] | None:
-    """Return pageblocks per migratetype from pagetypeinfo."""
+    """Return pageblocks per migratetype from pagetypeinfo, None if it does not tell."""
     match = re.search(
-        rf"^Node {zone.nid}, zone +{zone.name} +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) *$",
+        rf"^Node {zone.nid}, zone +{zone.name}((?: +[0-9]{{1,12}}){{{MIGRATE_TYPES}}}) *$",
         files.get("/proc/pagetypeinfo", ""),
         re.M,
     )
-    return [int(match[i]) for i in range(1, 6)] if match else None
+    return [int(n) for n in match[1].split()] if match else None
 
 
-def _pieces(zone: Zone) -> list[Piece]:
-    """Cut the zone's ranges into the largest aligned blocks."""
+def _pieces(ranges: list[tuple[int, int]]) -> list[Piece]:
+    """Cut ranges of pages into the largest aligned blocks."""
     out: list[Piece] = []
-    for start, end in zone.early_ranges:
+    for start, end in ranges:
         pfn = start
         while pfn < end:
             order = TOP
@@ -109,16 +122,21 @@ def _take(pool: dict[int, list[Piece]], order: int) -> tuple[int, list[Piece]] |
 
 
 def lay_out(
-    m: Machine, zone: Zone, counts: list[list[int]], block_counts: list[int] | None
+    m: Machine,
+    zone: Zone,
+    ranges: list[tuple[int, int]],
+    counts: list[list[int]],
+    block_counts: list[int] | None,
 ) -> None:
     """Fill a zone's free lists with the given numbers of blocks and mark the rest used.
 
+    :param ranges: the zone's pages (first pfn, pfn behind the last).
     :param counts: free blocks per migratetype and order.
     :param block_counts: pageblocks per migratetype, None if unknown.
     :raises ConfigError: if so many blocks do not fit into the zone.
     """
     pool: dict[int, list[Piece]] = {o: [] for o in range(MAX_ORDER)}
-    for piece in _by_preference(_pieces(zone)):
+    for piece in _by_preference(_pieces(ranges)):
         pool[piece[0]].append(piece)
     for order in range(TOP, -1, -1):
         if order == TOP - 1:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import mmap
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _buddy, _memmap
-from kmm.acpi_memhotplug import (
+from kmm import _memmap
+from kmm._page_alloc import PageAllocator
+from kmm.acpi_memhotplug import CONTAINER_HID, AcpiDevice, acpi_unbind_one
+from kmm.acpi_scan import (
     ACPI_NOTIFY_DEVICE_CHECK,
     ACPI_NOTIFY_EJECT_REQUEST,
-    CONTAINER_HID,
-    AcpiDevice,
+    NOTIFY_EVENTS,
     acpi_device_hotplug,
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
@@ -23,22 +25,22 @@ from kmm.errors import (
     ConfigError,
     FirmwareRefused,
     KernelError,
-    check,
+    OutOfMemory,
     check_number,
     check_text,
     kernel_error,
 )
-from kmm.firmware import Dimm, check_plug, pxm_to_node_map
+from kmm.firmware import Dimm, check_crs, check_plug, pxm_to_node_map
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
-from kmm.page_alloc import GFP_KERNEL, __alloc_pages, __free_pages, alloc_pages_bulk
+from kmm.page_alloc import __alloc_pages, __free_pages
 from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,
+    FREE_RECORDS_KEPT,
     KPF_RESERVED,
     LOCAL_DISTANCE,
     MAX_NR_ZONES,
-    MAX_ORDER,
     NR_PAGES_MAX,
     PAGE_SHIFT,
     PAGES_PER_SECTION,
@@ -84,6 +86,7 @@ class Ops:
     arch_remove_memory: Callable[[Machine, int, int], None]
     memory_block_online: Callable[[Machine, MemoryBlock], None]
     memory_block_offline: Callable[[Machine, MemoryBlock], None]
+    device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
 
 
 def _reserve(nbytes: int) -> mmap.mmap:
@@ -98,7 +101,7 @@ def _reserve(nbytes: int) -> mmap.mmap:
         ) from None
 
 
-class Machine:
+class Machine(PageAllocator):
     """A modelled computer with its firmware, its kernel and its memory.
 
     :param config: a MachineConfig; the machine boots at once.
@@ -132,11 +135,13 @@ class Machine:
     def _prepare(self, config: MachineConfig) -> None:
         self.config = config
         self.rules: Rules = LINUX_6_1
-        self.kprobes: Kprobes | None = None
         self.ops = Ops(
-            arch_add_memory, arch_remove_memory, memory_block_online, memory_block_offline
+            arch_add_memory,
+            arch_remove_memory,
+            memory_block_online,
+            memory_block_offline,
+            acpi_unbind_one,
         )
-        self.this_cpu = 0
         self.nr_cpus = config.cpus
         self.log: list[str] = []
         self.uevents: list[str] = []
@@ -170,19 +175,26 @@ class Machine:
         self.pxm_to_node = pxm_to_node_map(config)
         self._pxm_of_node = {nid: pxm for pxm, nid in self.pxm_to_node.items()}
         nr_nodes = max(self.pxm_to_node.values(), default=0) + 1
+        self._cpus_of_node: dict[int, tuple[int, ...]] = {
+            nid: config.nodes[pxm].cpus for pxm, nid in self.pxm_to_node.items()
+        }
+        node_of_cpu = {cpu: nid for nid, cpus in self._cpus_of_node.items() for cpu in cpus}
         self.memmap_engine = _memmap.MemMap(
-            self.memmap, self.pageblocks, self.sections, nr_nodes * MAX_NR_ZONES
+            self.memmap,
+            self.pageblocks,
+            self.sections,
+            nr_nodes * MAX_NR_ZONES,
+            [node_of_cpu.get(cpu, 0) for cpu in range(self.nr_cpus)],
+            {nid: len(cpus) for nid, cpus in self._cpus_of_node.items()},
         )
+        self._attach(self.memmap_engine, FREE_RECORDS_KEPT)
         nr_chunks = (NR_PAGES_MAX * config.struct_page_size) // PMD_SIZE
         self.vmemmap_pfn: npt.NDArray[np.uint64] = np.zeros(nr_chunks, dtype=np.uint64)
         self.vmemmap_users: npt.NDArray[np.uint32] = np.zeros(nr_chunks, dtype=np.uint32)
         self.vmemmap_tables: dict[int, list[int]] = {}
-        self.vmemmap_basepages: dict[int, list[int]] = {}
+        self.vmemmap_basepages: dict[int, dict[int, int]] = {}
         self.nodes: dict[int, PgData] = {nid: self._new_pgdat(nid) for nid in range(nr_nodes)}
         self._zones = [z for p in self.nodes.values() for z in p.zones]
-        self._cpus_of_node: dict[int, tuple[int, ...]] = {
-            nid: config.nodes[pxm].cpus for pxm, nid in self.pxm_to_node.items()
-        }
         self._prepare_globals()
 
     def _new_pgdat(self, nid: int) -> PgData:
@@ -212,6 +224,9 @@ class Machine:
         self.numa_meminfo: list[tuple[int, int, int]] = [(0, 0, 0)]
         self.kthreads: set[str] = set()
         self.iomem_resource = ResourceTree()
+        #: Blocks that are gone while their System RAM stays in the tree (symbols.LEFT_BEHIND).
+        self.ram_left_behind: set[int] = set()
+        self.nodes_left_behind: set[int] = set()  # online, but without blocks, memory and CPUs
 
     def _prepare_devices(self, config: MachineConfig) -> None:
         self.memory_blocks: dict[int, MemoryBlock] = {}
@@ -223,7 +238,7 @@ class Machine:
         self.firmware_map: dict[int, tuple[int, int, str]] = {}
         self.firmware_map_next = 0
         self.dimms: dict[str, Dimm] = {}
-        self.dimm_backends: set[str] = set()
+        self.dimm_backends: set[str] | None = None  # ids that a recording's monitor remembers
         self.ost_events: list[tuple[str, int, int]] = []
         self.acpi_devices: list[AcpiDevice] = [
             AcpiDevice(f"PNP0C80:{slot:02x}") for slot in range(config.slots)
@@ -268,6 +283,11 @@ class Machine:
         """The zone that a page was last put into."""
         index = int(self.pageblocks["zone"][pfn >> 9])
         return self._zones[index - 1] if index else None
+
+    def set_node_online(self, nid: int, online: bool = True) -> None:
+        """Set or clear a node's bit in N_ONLINE."""
+        (self.n_online.add if online else self.n_online.discard)(nid)
+        self.memmap_engine.nr_online_nodes = len(self.n_online)
 
     # -- what the kernel says ---------------------------------------------------------
 
@@ -366,7 +386,8 @@ class Machine:
         :param nid: proximity domain; start, size: bytes; crs: ranges that its _CRS lists, if
             not the one; sta: what its _STA says.
         :return: the _OST status (0 even where the memory could not be added, as the kernel).
-        :raises FirmwareRefused: if the platform does not take the DIMM.
+        :raises FirmwareRefused: if the platform does not take the DIMM; InvalidArgument: for an
+            argument that is not allowed.
         """
         device = self._insert(dimm_id, nid, start, size, crs, sta)
         return acpi_device_hotplug(self, device, ACPI_NOTIFY_DEVICE_CHECK)
@@ -384,6 +405,8 @@ class Machine:
         nid = check_number("nid", nid, 0, (1 << 31) - 1)
         start = check_number("start", start, 0, (1 << 64) - 1)
         size = check_number("size", size, 0, (1 << 64) - 1)
+        crs = check_crs(crs)
+        sta = check_number("sta", sta, 0, (1 << 32) - 1)
         slot = check_plug(self, dimm_id, nid, start, size)
         device = self.acpi_devices[slot]
         device.dimm = self.dimms[dimm_id] = Dimm(dimm_id, nid, start, size, slot, crs, sta)
@@ -397,7 +420,7 @@ class Machine:
         :raises FirmwareRefused: if the platform does not take one of the DIMMs; none is in then.
         """
         placed: list[AcpiDevice] = []
-        backends = set(self.dimm_backends)
+        backends = None if self.dimm_backends is None else set(self.dimm_backends)
         try:
             for dimm_id, nid, start, size in dimms:
                 placed.append(self._insert(dimm_id, nid, start, size))
@@ -432,11 +455,23 @@ class Machine:
         :return: the final _OST status: 0 gone, 0x80 not supported, 0x82 busy.
         :raises FirmwareRefused: if there is no such DIMM.
         """
+        return self.notify(dimm_id, "eject_request")
+
+    def notify(self, dimm_id: str, event: str) -> int:
+        """Send a notification for a DIMM that is in its slot.
+
+        What its _STA and _EJ0 then say is set at ``m.dimms[dimm_id]`` (see firmware.Dimm).
+
+        :param event: ``bus_check``, ``device_check`` or ``eject_request``.
+        :return: the final _OST status.
+        :raises FirmwareRefused: if there is no such DIMM; InvalidArgument: for another event.
+        """
+        if event not in NOTIFY_EVENTS:
+            raise kernel_error(-22, f"event: {event!r}; allowed: {', '.join(NOTIFY_EVENTS)}")
         dimm = self.dimms.get(dimm_id)
         if dimm is None:
             raise FirmwareRefused(f"Device '{dimm_id}' not found")
-        device = self.acpi_devices[dimm.slot]
-        return acpi_device_hotplug(self, device, ACPI_NOTIFY_EJECT_REQUEST)
+        return acpi_device_hotplug(self, self.acpi_devices[dimm.slot], NOTIFY_EVENTS[event])
 
     def eject_dimm(self, dimm: Dimm) -> None:
         """The platform's part of _EJ0: the slot is empty."""
@@ -483,73 +518,47 @@ class Machine:
 
     # -- pages ------------------------------------------------------------------------
 
-    def alloc_pages(self, order: int = 0, gfp: int = GFP_KERNEL, nid: int | None = None) -> int:
-        """Allocate a block of 2^order pages, from a node's zonelist; return its pfn.
+    def _alloc_slowly(self, order: int, gfp: int, nid: int, cpu: int) -> int:
+        """A request that somebody watches, or that has to wait for memory."""
+        return _alloc_pages_of(self, gfp, order, nid, None, cpu)
 
-        :raises OutOfMemory: if no zone has one.
+    def _alloc_more(self, order: int, gfp: int, nid: int, cpu: int) -> int | None:
+        """One more block for a bulk request; None when there is none."""
+        try:
+            return _alloc_pages_of(self, gfp, order, nid, None, cpu)
+        except OutOfMemory:
+            return None
+
+    def _free_slowly(self, pfn: int, order: int, cpu: int) -> None:
+        _free_pages_of(self, pfn, order, cpu)
+
+    def _as_pfns(self, pfns: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+        """Return what was given for a bulk free as an array.
+
+        :raises InvalidArgument: if it is not a list of page frame numbers.
         """
-        check_number("order", order, 0, MAX_ORDER - 1)
-        check_number("gfp", gfp, 0, (1 << 32) - 1)
-        return _alloc_pages_of(self, gfp, order, self._nid(nid))
-
-    def free_pages(self, pfn: int, order: int = 0) -> None:
-        """Free a block; misuse raises (see page_alloc.__free_pages)."""
-        check_number("pfn", pfn, 0, (1 << 64) - 1)
-        check_number("order", order, 0, MAX_ORDER - 1)
-        _free_pages_of(self, pfn, order)
-
-    def alloc_pages_bulk(
-        self,
-        n: int,
-        order: int = 0,
-        gfp: int = GFP_KERNEL,
-        nid: int | None = None,
-        out: npt.NDArray[np.uint64] | None = None,
-    ) -> npt.NDArray[np.uint64]:
-        """Allocate up to n blocks; return the pfns of those there were.
-
-        :param out: a uint64 array of at least n to fill; a part of it is returned.
-        """
-        check_number("n", n, 0, NR_PAGES_MAX)
-        check_number("order", order, 0, MAX_ORDER - 1)
-        check_number("gfp", gfp, 0, (1 << 32) - 1)
-        if out is not None and (
-            not isinstance(out, np.ndarray)
-            or out.dtype != np.uint64
-            or out.ndim != 1
-            or len(out) < n
-            or not out.flags.c_contiguous
-            or not out.flags.writeable
-        ):
-            raise kernel_error(-22, f"out: allowed: a writable uint64 array of at least {n}")
-        room = np.empty(n, dtype=np.uint64) if out is None else out[:n]
-        return room[: alloc_pages_bulk(self, room, order, gfp, self._nid(nid))]
-
-    def free_pages_bulk(self, pfns: npt.ArrayLike, order: int = 0) -> None:
-        """Free many blocks of one order; if one of them cannot be freed, none is.
-
-        :raises KernelError: naming the first pfn that cannot be freed.
-        """
-        check_number("order", order, 0, MAX_ORDER - 1)
         try:
             given = np.asarray(pfns)
+            if given.dtype.kind == "f" and not isinstance(pfns, np.ndarray):
+                # NumPy makes floats of a list that mixes its own integers with Python's.
+                mixed = cast("Sequence[SupportsIndex]", pfns)
+                given = np.array([operator.index(p) for p in mixed], dtype=np.uint64)
             if given.size and given.dtype.kind not in "iu":
                 raise TypeError
-            array = np.ascontiguousarray(pfns, dtype=np.uint64).reshape(-1)
             if given.dtype.kind == "i" and given.size and given.min() < 0:
                 raise OverflowError
+            return np.ascontiguousarray(given, dtype=np.uint64).reshape(-1)
         except (ValueError, TypeError, OverflowError):
             raise kernel_error(-22, "pfns: allowed: numbers from 0 to 2^64 - 1") from None
-        code, index = _buddy.free_pages_bulk(self.memmap_engine, array, order, self.this_cpu)
-        if code:
-            check(code, f"free of pfn {int(array[index]):#x} (index {index}), order {order}")
 
-    def _nid(self, nid: int | None) -> int:
-        if nid is None:
-            return self.this_node()
-        if nid not in self.nodes:
-            raise kernel_error(-22, f"nid: {nid}; allowed: {sorted(self.nodes)}")
-        return nid
+    def _give_back_records(self) -> None:
+        """Let the host have the memory of page records whose pages are free in large blocks."""
+        for zone in self._zones:
+            if zone.nr_dirty_free:
+                blocks = np.zeros(zone.nr_dirty_free, dtype=np.uint64)
+                blocks = np.sort(blocks[: zone.forget_dirty_free(blocks)])
+                for run in np.split(blocks, np.flatnonzero(np.diff(blocks) != 512) + 1):
+                    self._forget(0, int(run[0]), len(run) * 512, 0)
 
     def trace(self, recording: bool = True) -> Kprobes:
         """Start recording call chains and return the recorder; its ``calls`` fill up."""

@@ -64,9 +64,13 @@ def memory_notify(m: Machine, action: int, arg: MemoryNotify) -> None:
     :param action: a MEM_* value; arg: the range and what changes.
     :raises KernelError: what the first notifier that refuses gave (EPERM for NOTIFY_BAD).
     """
-    for notifier in list(m.memory_notifiers):
+    chain = list(m.memory_notifiers)
+    for i, notifier in enumerate(chain):
+        notifier.missed = False
         code = notifier.call(m, action, arg)
         if code:
+            for later in chain[i + 1 :]:
+                later.missed = True
             raise kernel_error(code, f"{ACTION_NAMES[action]} refused by {notifier.name}")
 
 
@@ -111,13 +115,18 @@ def add_memory_block(
     return block
 
 
+@traced
 def remove_memory_block(m: Machine, block: MemoryBlock) -> None:
-    """Take a block device away again."""
+    """Take a block device away again, out of its group and off its firmware device.
+
+    :raises ImpossibleState: if the block is not offline.
+    """
     if block.state != "offline":
         bug("remove_memory_block", f"memory{block.block_id} is {block.state}")
     if block.group is not None:
         block.group.blocks.discard(block.block_id)
         block.group = None
+    m.ops.device_platform_notify_remove(m, block)
     del m.memory_blocks[block.block_id]
     m.uevent("remove", block.devpath, "memory")
 
@@ -172,6 +181,7 @@ def sections_of(m: Machine, block: MemoryBlock) -> range:
     return range(start // PAGES_PER_SECTION, (start + nr) // PAGES_PER_SECTION)
 
 
+@traced
 def memory_block_change_state(m: Machine, block: MemoryBlock, to: str, frm: str) -> None:
     """Run the online or offline action; a failure leaves the state as it was.
 
@@ -217,6 +227,7 @@ def memory_subsys_offline(m: Machine, block: MemoryBlock) -> None:
     memory_block_change_state(m, block, "offline", "online")
 
 
+@traced
 def device_online(m: Machine, block: MemoryBlock) -> int:
     """Bring a block online; 1 if it was online already, 0 after doing it.
 
@@ -229,6 +240,7 @@ def device_online(m: Machine, block: MemoryBlock) -> int:
     return 0
 
 
+@traced
 def device_offline(m: Machine, block: MemoryBlock) -> int:
     """Take a block offline; 1 if it was offline already, 0 after doing it.
 
@@ -241,6 +253,7 @@ def device_offline(m: Machine, block: MemoryBlock) -> int:
     return 0
 
 
+@fallible
 def state_store(m: Machine, block: MemoryBlock, word: str) -> None:
     """Write to a block's ``state`` file.
 
@@ -264,12 +277,14 @@ def state_store(m: Machine, block: MemoryBlock, word: str) -> None:
 class MemoryNotifier:
     """A subscriber of the memory notifier chain.
 
-    ``call(m, action, arg)`` returns 0 to agree or a negative errno to refuse.
+    ``call(m, action, arg)`` returns 0 to agree or a negative errno to refuse, which ends the
+    chain: those behind it have ``missed`` that event.
     """
 
     name: str
     call: Callable[[Machine, int, MemoryNotify], int]
     priority: int = 0
+    missed: bool = False
 
 
 def register_memory_notifier(m: Machine, notifier: MemoryNotifier) -> None:

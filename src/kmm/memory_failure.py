@@ -15,12 +15,13 @@ from kmm.errors import EHWPOISON, kernel_error
 from kmm.page_alloc import drain_all_pages, zone_pcp_disable, zone_pcp_enable
 from kmm.params import FILL_KERNEL, FILL_RESERVED, FILL_VMEMMAP, KPF_BUDDY, NR_PAGES_MAX, PAGE_SHIFT
 from kmm.sparse import SECTION_HAS_MEM_MAP, SECTION_IS_ONLINE
+from kmm.trace import traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
 # Bits of the engine's page record.  A page that was taken holds one reference and no other mark.
-_PG_RESERVED, _PG_OWNER_PRIV, PG_HWPOISON = 1 << 13, 1 << 17, 1 << 18
+_PG_RESERVED, _PG_OWNER_PRIV, PG_HWPOISON = 1 << 9, 1 << 12, 1 << 13
 # What a page is whose own record is still zero, by the fill of its pageblock: flags, references.
 _OF_FILL = {
     FILL_RESERVED: (_PG_RESERVED, 1),
@@ -29,6 +30,7 @@ _OF_FILL = {
 }
 
 
+@traced
 def get_hwpoison_page(m: Machine, pfn: int) -> bool:
     """Whether a page can be handled: it is free; pages parked on per-CPU lists go back first."""
     zone = m.page_zone(pfn)
@@ -54,6 +56,7 @@ def _take_page_off_buddy(m: Machine, pfn: int) -> None:
     m.memmap_engine.set_page_state(pfn, PG_HWPOISON, 1)
 
 
+@traced
 def soft_offline_page(m: Machine, pfn: int) -> None:
     """Retire a page that may break soon; one that is marked already is done with.
 
@@ -75,6 +78,7 @@ def soft_offline_page(m: Machine, pfn: int) -> None:
     m.num_poisoned_pages += 1
 
 
+@traced
 def memory_failure(m: Machine, pfn: int) -> None:
     """Treat a page as broken: it is marked and counted, whether or not it can be taken away.
 
@@ -101,6 +105,7 @@ def _marked(m: Machine, pfn: int, nr_pages: int) -> set[int]:
     return {p for p in m.hwpoison if pfn <= p < pfn + nr_pages}
 
 
+@traced
 def clear_hwpoisoned_pages(m: Machine, pfn: int, nr_pages: int) -> None:
     """Stop counting the marked pages of a range that is being removed."""
     marked = _marked(m, pfn, nr_pages)

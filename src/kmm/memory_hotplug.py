@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmm import resource as res_
-from kmm.errors import KernelError, bug, kernel_error
+from kmm.errors import KernelError, bug, check_number, kernel_error
 from kmm.memory_block import (
     MEM_CANCEL_OFFLINE,
     MEM_CANCEL_ONLINE,
@@ -53,6 +53,7 @@ from kmm.params import (
     FILL_VMEMMAP,
     MIGRATE_ISOLATE,
     MIGRATE_UNMOVABLE,
+    NR_PAGES_MAX,
     PAGE_SHIFT,
     PAGEBLOCK_NR_PAGES,
     PAGES_PER_SECTION,
@@ -70,7 +71,9 @@ from kmm.sparse import (
     offline_mem_sections,
     online_mem_sections,
     sparse_add_section,
+    sparse_add_sections,
     sparse_remove_section,
+    sparse_remove_sections,
 )
 from kmm.trace import fallible, note, traced
 from kmm.watermarks import (
@@ -118,6 +121,7 @@ def register_memory_resource(m: Machine, start: int, size: int, name: str) -> Re
     return res_.__request_region(m.iomem_resource, start, size, name, flags, 0)
 
 
+@traced
 def release_memory_resource(m: Machine, res: Resource) -> None:
     """Take back what register_memory_resource entered, after a failed add."""
     res_.release_resource(res)
@@ -128,6 +132,7 @@ def is_whole_blocks(m: Machine, start: int, size: int) -> bool:
     return size > 0 and start % m.block_size == 0 and size % m.block_size == 0
 
 
+@fallible
 def check_hotplug_memory_range(m: Machine, start: int, size: int) -> None:
     """Check that a range of bytes consists of whole memory blocks.
 
@@ -154,7 +159,10 @@ def free_area_init_core_hotplug(m: Machine, pgdat: PgData) -> None:
 
 @fallible
 def hotadd_init_pgdat(m: Machine, nid: int) -> PgData:
-    """Prepare the pgdat of a node that gets its first memory; builds its own zonelists."""
+    """Prepare the pgdat of a node that gets its first memory; builds its own zonelists.
+
+    :raises KernelError: only if a test orders it; the kernel's could lack memory for statistics.
+    """
     pgdat = m.nodes[nid]
     free_area_init_core_hotplug(m, pgdat)
     build_all_zonelists(m, pgdat)
@@ -167,7 +175,10 @@ def hotadd_init_pgdat(m: Machine, nid: int) -> PgData:
 
 @fallible
 def __try_online_node(m: Machine, nid: int) -> bool:
-    """Prepare a node unless it is online; whether that was needed."""
+    """Prepare a node unless it is online; whether that was needed.
+
+    :raises KernelError: what hotadd_init_pgdat failed with.
+    """
     if nid in m.n_online:
         return False
     try:
@@ -194,13 +205,9 @@ def _check_pfn_span(pfn: int, nr_pages: int, what: str) -> None:
         raise kernel_error(-22, f"Misaligned {what} start: {pfn:#x} end: {pfn + nr_pages - 1:#x}")
 
 
-def _section_chunks(pfn: int, nr_pages: int) -> list[tuple[int, int]]:
-    end, out = pfn + nr_pages, []
-    while pfn < end:
-        stop = min(end, (pfn // PAGES_PER_SECTION + 1) * PAGES_PER_SECTION)
-        out.append((pfn, stop - pfn))
-        pfn = stop
-    return out
+def _section_chunk(pfn: int, end: int) -> int:
+    """Return how many pages from pfn on lie in one section and before end."""
+    return min(end, (pfn // PAGES_PER_SECTION + 1) * PAGES_PER_SECTION) - pfn
 
 
 @fallible
@@ -211,22 +218,33 @@ def __add_pages(
 
     The kernel leaves the sections before a failing one behind; kmm takes them back.
 
-    :param pfn: first pfn; nr_pages: pages, both multiples of 512.
-    :raises InvalidArgument: for a misaligned range; AlreadyExists: if a section exists;
-        OutOfMemory: if there is no page for a memmap.
+    :param nid: node; pfn: first pfn; nr_pages: pages, both multiples of 512.
+    :raises InvalidArgument: for a misaligned range or an impossible node; OutOfRange: beyond the
+        addressable memory; AlreadyExists: if a section exists; OutOfMemory: if there is no page
+        for a memmap.
     """
+    check_number("nid", nid, 0, len(m.nodes) - 1)
+    check_number("pfn", pfn, 0, (1 << 64) - 1)
+    check_number("nr_pages", nr_pages, 0, (1 << 64) - 1)
+    if pfn + nr_pages > NR_PAGES_MAX:
+        raise kernel_error(-34, f"pages up to {pfn + nr_pages:#x} are beyond {NR_PAGES_MAX:#x}")
     _check_pfn_span(pfn, nr_pages, "add")
     if altmap is not None and (altmap.base_pfn != pfn or altmap.free > nr_pages):
         raise kernel_error(-22, "memory add fail, invalid altmap")
-    done: list[tuple[int, int]] = []
+    at, end = pfn, pfn + nr_pages
     with allocator_undo(m):
         try:
-            for start, count in _section_chunks(pfn, nr_pages):
-                sparse_add_section(m, nid, start, count, altmap)
-                done.append((start, count))
+            while at < end:
+                count = sparse_add_sections(m, nid, at, end - at, altmap)
+                if not count:
+                    count = _section_chunk(at, end)
+                    sparse_add_section(m, nid, at, count, altmap)
+                at += count
         except KernelError:
-            for start, count in reversed(done):
-                sparse_remove_section(m, start, count)
+            while pfn < at:
+                count = _section_chunk(pfn, at)
+                sparse_remove_section(m, pfn, count)
+                pfn += count
             raise
 
 
@@ -293,7 +311,13 @@ def __add_memory(m: Machine, nid: int, start: int, size: int, mhp_flags: int = M
     :param nid: node, or memory group id with MHP_NID_IS_MGID.
     :raises KernelError: E2BIG, EEXIST, EINVAL or ENOMEM; everything is as before then.
     """
-    res = register_memory_resource(m, start, size, "System RAM")
+    _add_named_memory(m, nid, start, size, "System RAM", mhp_flags)
+
+
+def _add_named_memory(
+    m: Machine, nid: int, start: int, size: int, name: str, mhp_flags: int
+) -> None:
+    res = register_memory_resource(m, start, size, name)
     try:
         add_memory_resource(m, nid, res, mhp_flags)
     except KernelError:
@@ -318,12 +342,7 @@ def add_memory_driver_managed(
     """
     if not name.startswith("System RAM (") or not name.endswith(")"):
         raise kernel_error(-22, f"name: {name!r}; allowed: 'System RAM (driver)'")
-    res = register_memory_resource(m, start, size, name)
-    try:
-        add_memory_resource(m, nid, res, mhp_flags)
-    except KernelError:
-        release_memory_resource(m, res)
-        raise
+    _add_named_memory(m, nid, start, size, name, mhp_flags)
 
 
 # -- which zone -------------------------------------------------------------------------
@@ -427,6 +446,7 @@ def zone_for_pfn_range(
 # -- onlining ---------------------------------------------------------------------------
 
 
+@traced
 def init_currently_empty_zone(m: Machine, zone: Zone, start_pfn: int) -> None:
     """Make a zone ready for its first pages."""
     pgdat = m.nodes[zone.nid]
@@ -435,11 +455,13 @@ def init_currently_empty_zone(m: Machine, zone: Zone, start_pfn: int) -> None:
     zone.init_free_lists()
 
 
+@traced
 def resize_zone_range(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
     """Grow a zone's span over a range (grow_zone_span of old)."""
     zone.grow_span(start_pfn, nr_pages)
 
 
+@traced
 def resize_pgdat_range(m: Machine, pgdat: PgData, start_pfn: int, nr_pages: int) -> None:
     """Grow a node's span over a range (grow_pgdat_span of old)."""
     pgdat.grow_span(start_pfn, nr_pages)
@@ -494,12 +516,14 @@ def generic_online_page(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -
     note(m, "generic_online_page", chunks)
 
 
+@traced
 def online_pages_range(m: Machine, zone: Zone, start_pfn: int, nr_pages: int) -> None:
     """Hand the range to the allocator in the largest aligned blocks, isolated still."""
     generic_online_page(m, zone, start_pfn, nr_pages)
     online_mem_sections(m, start_pfn, start_pfn + nr_pages)
 
 
+@traced
 def node_states_check_changes_online(
     m: Machine, nr_pages: int, zone: Zone, arg: MemoryNotify
 ) -> None:
@@ -550,6 +574,7 @@ def online_pages(
     memory_notify_ignored(m, MEM_ONLINE, arg)
 
 
+@fallible
 def memory_block_online(m: Machine, block: MemoryBlock) -> None:
     """Online one block: choose the zone, its own memmap first, then the rest.
 
@@ -571,6 +596,7 @@ def memory_block_online(m: Machine, block: MemoryBlock) -> None:
     block.zone = zone
 
 
+@traced
 def mhp_init_memmap_on_memory(m: Machine, pfn: int, nr_pages: int, zone: Zone) -> None:
     """Put the pages that hold a block's own memmap into its zone, never to be handed out."""
     move_pfn_range_to_zone(m, zone, pfn, nr_pages, MIGRATE_UNMOVABLE, FILL_VMEMMAP)
@@ -578,6 +604,7 @@ def mhp_init_memmap_on_memory(m: Machine, pfn: int, nr_pages: int, zone: Zone) -
         online_mem_sections(m, pfn, pfn + nr_pages // PAGES_PER_SECTION * PAGES_PER_SECTION)
 
 
+@traced
 def mhp_deinit_memmap_on_memory(m: Machine, pfn: int, nr_pages: int, zone: Zone) -> None:
     """Undo mhp_init_memmap_on_memory."""
     if nr_pages >= PAGES_PER_SECTION:
@@ -588,6 +615,7 @@ def mhp_deinit_memmap_on_memory(m: Machine, pfn: int, nr_pages: int, zone: Zone)
 # -- offlining --------------------------------------------------------------------------
 
 
+@traced
 def shrink_zone_span(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> None:
     """Shrink a zone's span if a range at one of its ends has left; holes inside stay."""
     first, last = zone.zone_start_pfn, zone.zone_end_pfn
@@ -604,6 +632,7 @@ def shrink_zone_span(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> No
             zone.zone_start_pfn = zone.spanned_pages = 0
 
 
+@traced
 def update_pgdat_span(m: Machine, pgdat: PgData) -> None:
     """Recompute a node's span from its zones."""
     spans = [(z.zone_start_pfn, z.zone_end_pfn) for z in pgdat.zones if z.spanned_pages]
@@ -620,6 +649,7 @@ def remove_pfn_range_from_zone(m: Machine, zone: Zone, start_pfn: int, nr_pages:
     update_pgdat_span(m, m.nodes[zone.nid])
 
 
+@traced
 def node_states_check_changes_offline(
     m: Machine, nr_pages: int, zone: Zone, arg: MemoryNotify
 ) -> None:
@@ -651,7 +681,11 @@ def dissolve_free_huge_pages(m: Machine, start_pfn: int, end_pfn: int) -> None:
 
 @traced
 def __offline_isolated_pages(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> int:
-    """Take the free blocks of a range off the lists; the sections go offline."""
+    """Take the free blocks of a range off the lists; the sections go offline.
+
+    :return: pages taken.
+    :raises ImpossibleState: if a page of the range is not free.
+    """
     taken = zone.offline_isolated_pages(start_pfn, end_pfn)
     if taken < 0:
         bug("__offline_isolated_pages", f"a page of {start_pfn:#x}-{end_pfn:#x} is not free")
@@ -732,6 +766,7 @@ def offline_pages(
     _forget_offlined(m, zone, start_pfn, group, nr_pages, arg)
 
 
+@fallible
 def memory_block_offline(m: Machine, block: MemoryBlock) -> None:
     """Offline one block: the pages of its own memmap are uncounted first.
 
@@ -759,41 +794,58 @@ def memory_block_offline(m: Machine, block: MemoryBlock) -> None:
 
 @traced
 def __remove_pages(m: Machine, pfn: int, nr_pages: int) -> None:
-    """Remove the sections of a range of pages."""
+    """Remove the sections of a range of pages.
+
+    :raises InvalidArgument: for a misaligned range; the kernel warns and does nothing.
+    """
     _check_pfn_span(pfn, nr_pages, "remove")
     clear_hwpoisoned_pages(m, pfn, nr_pages)
-    for start, count in _section_chunks(pfn, nr_pages):
-        sparse_remove_section(m, start, count)
+    at, end = pfn, pfn + nr_pages
+    while at < end:
+        count = sparse_remove_sections(m, at, end - at)
+        if not count:
+            count = _section_chunk(at, end)
+            sparse_remove_section(m, at, count)
+        at += count
     m.forget_pages(pfn, nr_pages)
 
 
 @traced
 def try_offline_node(m: Machine, nid: int) -> None:
     """Take a node away if it has neither memory, nor blocks, nor CPUs."""
-    pgdat = m.nodes[nid]
-    if pgdat.node_spanned_pages or m.cpus_of_node(nid):
-        return
-    if any(block.nid == nid for block in m.memory_blocks.values()):
-        return
-    m.n_online.discard(nid)
-    unregister_one_node(m, nid)
+    if _is_empty(m, nid):
+        m.set_node_online(nid, False)
+        m.nodes_left_behind.discard(nid)
+        unregister_one_node(m, nid)
 
 
-def _check_memblocks_offline(m: Machine, start: int, size: int) -> tuple[int, int]:
-    """Return the node and the memmap pages of a range's blocks, all of which are offline."""
-    found = {"nid": -1, "vmemmap": 0}
+def _is_empty(m: Machine, nid: int) -> bool:
+    if m.nodes[nid].node_spanned_pages or m.cpus_of_node(nid):
+        return False
+    return not any(block.nid == nid for block in m.memory_blocks.values())
+
+
+def _check_memblocks_offline(m: Machine, start: int, size: int) -> tuple[list[int], int]:
+    """Return the blocks' nodes, in order, and the pages of the first own memmap among them.
+
+    :raises Busy: with the kernel's log line, if a block is online.
+    """
+    nids: list[int] = []
+    vmemmap = 0
 
     def check(block: MemoryBlock) -> None:
+        nonlocal vmemmap
         if block.state != "offline":
             first, last = block.block_id * m.block_size, (block.block_id + 1) * m.block_size - 1
             m.printk(
                 f"removing memory fails, because memory [{first:#018x}-{last:#018x}] is onlined"
             )
             raise kernel_error(-16, f"memory{block.block_id} is online")
-        found["nid"], found["vmemmap"] = block.nid, block.nr_vmemmap_pages
+        nids.append(block.nid)
+        vmemmap = vmemmap or block.nr_vmemmap_pages
 
     walk_memory_blocks(m, start, size, check)
-    return found["nid"], found["vmemmap"]
+    return nids, vmemmap
 
 
 @fallible
@@ -801,11 +853,13 @@ def try_remove_memory(m: Machine, start: int, size: int) -> None:
     """Remove a range of bytes whose blocks are all offline.
 
     :raises Busy: if a block is online; InvalidArgument: if blocks that hold their own memmap
-        would not be removed one by one.
+        would not be removed one by one; ImpossibleState: for a range that is not whole blocks.
     """
-    if not is_whole_blocks(m, start, size):
-        bug("try_remove_memory", f"{start:#x}+{size:#x} is not whole blocks")
-    nid, vmemmap = _check_memblocks_offline(m, start, size)
+    try:
+        check_hotplug_memory_range(m, start, size)
+    except KernelError as e:
+        bug("try_remove_memory", e.why)
+    nids, vmemmap = _check_memblocks_offline(m, start, size)
     if vmemmap and size != m.block_size:
         m.printk(f"Refuse to remove {start:#x} - {start + size:#x},wrong granularity")
         raise kernel_error(-22, "blocks with their own memmap are removed one by one")
@@ -813,19 +867,34 @@ def try_remove_memory(m: Machine, start: int, size: int) -> None:
     remove_memory_block_devices(m, start, size)
     m.ops.arch_remove_memory(m, start, size)
     release_mem_region_adjustable(m, start, size)
-    if nid >= 0:
-        try_offline_node(m, nid)
+    if nids:
+        try_offline_node(m, nids[-1])
+        # Only the last block's node is asked; another one that is empty now stays online.
+        m.nodes_left_behind.update(n for n in set(nids) if n in m.n_online and _is_empty(m, n))
 
 
 @traced
 def release_mem_region_adjustable(m: Machine, start: int, size: int) -> None:
-    """Delete, trim or split the resource that holds a range of bytes."""
-    res_.release_mem_region_adjustable(m.iomem_resource, start, size)
+    """Delete, trim or split the resource that holds a range of bytes.
+
+    Where no single resource holds all of it, what there is stays, as in the kernel.
+    """
+    blocks = range(start // m.block_size, (start + size) // m.block_size)
+    if res_.release_mem_region_adjustable(m.iomem_resource, start, size):
+        m.ram_left_behind.difference_update(blocks)
+    else:
+        tree, pages = m.iomem_resource, m.block_pages
+        m.ram_left_behind.update(
+            b for b in blocks if res_.walk_system_ram_range(tree, b * pages, pages)
+        )
 
 
 @traced
 def __remove_memory(m: Machine, start: int, size: int) -> None:
-    """Remove a range of bytes; the caller has made sure that nothing is online."""
+    """Remove a range of bytes; the caller has made sure that nothing is online.
+
+    :raises ImpossibleState: if it cannot be removed; the kernel stops there too.
+    """
     try:
         try_remove_memory(m, start, size)
     except KernelError as e:
@@ -834,10 +903,7 @@ def __remove_memory(m: Machine, start: int, size: int) -> None:
 
 @fallible
 def remove_memory(m: Machine, start: int, size: int) -> None:
-    """Remove a range of bytes.
-
-    :raises Busy: if a block of it is online.
-    """
+    """Remove a range of bytes (see try_remove_memory)."""
     try_remove_memory(m, start, size)
 
 

@@ -26,13 +26,16 @@ from kmm.params import (
     ZONE_NORMAL,
 )
 from kmm.sparse import (
+    ALL_SUBSECTIONS,
     PMDS_PER_TABLE,
     SECTION_HAS_MEM_MAP,
     SECTION_IS_EARLY,
     SECTION_IS_ONLINE,
     SECTION_MARKED_PRESENT,
     VMEMMAP_NOT_OURS,
+    subsection_mask,
     vmemmap_chunks,
+    vmemmap_users_of,
 )
 from kmm.watermarks import setup_zone_pageset
 
@@ -41,7 +44,7 @@ if TYPE_CHECKING:
 
 _OFFLINE_FLAGS = SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP
 _EARLY_FLAGS = _OFFLINE_FLAGS | SECTION_IS_ONLINE | SECTION_IS_EARLY
-_PG_RESERVED, _PG_SLAB = 1 << 13, 1 << 14  # bits of the engine's page record
+_PG_RESERVED, _PG_SLAB = 1 << 9, 1 << 10  # bits of the engine's page record
 
 
 @dataclass(slots=True)
@@ -71,9 +74,9 @@ def populate_zone(m: Machine, lay: ZoneLayout) -> None:
 
 
 def claim_ranges(m: Machine, zone: Zone, ranges: list[tuple[int, int]], early: bool = True) -> None:
-    """Give boot pages to a zone: spans, present counts, sections, pageblocks.
+    """Give pages to a zone before the story begins: spans, present counts, sections, pageblocks.
 
-    :param ranges: (first pfn, pfn behind the last), ascending.
+    :param ranges: (first pfn, pfn behind the last), ascending; early: whether boot found them.
     """
     pgdat = m.nodes[zone.nid]
     for start, end in ranges:
@@ -92,30 +95,40 @@ def claim_ranges(m: Machine, zone: Zone, ranges: list[tuple[int, int]], early: b
             FILL_NONE,
         )
         for section in range(start // PAGES_PER_SECTION, -(-end // PAGES_PER_SECTION)):
-            _early_section(m, section, zone.nid, early)
-    zone.early_ranges.extend(ranges)
+            first_pfn = section * PAGES_PER_SECTION
+            at, stop = max(start, first_pfn), min(end, first_pfn + PAGES_PER_SECTION)
+            _early_section(m, section, zone.nid, early, subsection_mask(at, stop - at))
+    if early:
+        zone.early_ranges.extend(ranges)
     pgdat.nr_zones = max(pgdat.nr_zones, zone.zone_idx + 1)
 
 
-def _early_section(m: Machine, section: int, nid: int, early: bool) -> None:
+def _early_section(
+    m: Machine, section: int, nid: int, early: bool, mask: int = ALL_SUBSECTIONS
+) -> None:
     record = m.sections[section]
+    record["subsection_map"] = int(record["subsection_map"]) | mask
     if not int(record["flags"]):
-        record["subsection_map"] = (1 << 64) - 1
         record["nid"] = nid
-        for chunk in vmemmap_chunks(m, section * PAGES_PER_SECTION, PAGES_PER_SECTION):
+        start, nr = section * PAGES_PER_SECTION, PAGES_PER_SECTION
+        # The whole section gets a memmap, also for subsections that are not there.
+        for chunk in vmemmap_chunks(m, start, nr):
             if not m.vmemmap_users[chunk]:
                 m.vmemmap_pfn[chunk] = VMEMMAP_NOT_OURS
                 m.vmemmap_tables.setdefault(chunk // PMDS_PER_TABLE, [-1, 0])[1] += 1
-            m.vmemmap_users[chunk] += 1
+            m.vmemmap_users[chunk] += vmemmap_users_of(m, chunk, start, nr)
     record["flags"] = _EARLY_FLAGS if early else _EARLY_FLAGS & ~SECTION_IS_EARLY
 
 
-def offline_block(m: Machine, block_id: int, nid: int) -> None:
-    """Make the sections of a block that is offline when the machine's story begins."""
+def offline_block(m: Machine, block_id: int, nid: int, early: bool = False) -> None:
+    """Make the sections of a block that is offline when the machine's story begins.
+
+    :param early: whether boot found the block's memory.
+    """
     first = block_id * m.block_pages // PAGES_PER_SECTION
     for section in range(first, first + m.block_pages // PAGES_PER_SECTION):
-        _early_section(m, section, nid, False)
-        m.sections[section]["flags"] = _OFFLINE_FLAGS
+        _early_section(m, section, nid, early)
+        m.sections[section]["flags"] = _OFFLINE_FLAGS | (SECTION_IS_EARLY if early else 0)
 
 
 def reserve(m: Machine, ranges: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
@@ -174,7 +187,7 @@ def finish_nodes(m: Machine) -> None:
     """Set node states and start the daemons, as they are after boot."""
     for nid, pgdat in m.nodes.items():
         if pgdat.populated or m.cpus_of_node(nid):
-            m.n_online.add(nid)
+            m.set_node_online(nid)
             m.node_devices.add(nid)
         if pgdat.populated:
             m.n_memory.add(nid)

@@ -21,9 +21,10 @@ def __register_one_node(m: Machine, nid: int) -> None:
 register_one_node = __register_one_node
 
 
+@traced
 def node_set_online(m: Machine, nid: int) -> None:
     """Mark a node online."""
-    m.n_online.add(nid)
+    m.set_node_online(nid)
 
 
 @traced
@@ -33,6 +34,7 @@ def unregister_one_node(m: Machine, nid: int) -> None:
     m.uevent("remove", f"/devices/system/node/node{nid}", "node")
 
 
+@traced
 def register_memory_blocks_under_node(m: Machine, nid: int, start: int, size: int) -> None:
     """Link the blocks of a range of bytes with their node."""
 

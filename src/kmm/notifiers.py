@@ -12,6 +12,7 @@ from kmm.memory_block import (
     MemoryNotify,
     register_memory_notifier,
 )
+from kmm.trace import traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -23,6 +24,7 @@ def _free_kbytes(m: Machine) -> int:
     return sum(z.nr_free_pages for z in m.all_zones()) * 4
 
 
+@traced
 def cpuset_track_online_nodes(m: Machine, action: int, arg: MemoryNotify) -> int:
     """Let the top cpuset follow the nodes that have memory."""
     m.top_cpuset_mems = set(m.n_memory)

@@ -6,20 +6,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from kmm import _buddy
-from kmm.errors import KernelError, check, kernel_error
+from kmm.errors import KernelError, check, check_number, kernel_error
 from kmm.mmzone import Zone
-from kmm.params import (
-    MAX_ORDER,
-    MIGRATE_UNMOVABLE,
-    ZONE_DMA,
-    ZONE_DMA32,
-    ZONE_MOVABLE,
-    ZONE_NORMAL,
-)
+from kmm.params import MAX_ORDER
 from kmm.trace import fallible, traced
 
 if TYPE_CHECKING:
@@ -37,181 +26,69 @@ GFP_NOWAIT = 0x800
 GFP_USER = 0x100CC0
 GFP_HIGHUSER_MOVABLE = 0x100CCA
 
-ALLOC_NON_BLOCK, ALLOC_MIN_RESERVE = 0x10, 0x20
-ALLOC_NOFRAGMENT, ALLOC_HIGHATOMIC, ALLOC_KSWAPD = 0x100, 0x200, 0x800
-WMARK_MIN, WMARK_LOW, WMARK_HIGH = 0, 1, 2
+ALL_NODES = (1 << 64) - 1
 
 FPI_TO_TAIL = 2
 
 
-def gfp_zone(gfp: int) -> int:
-    """Return the highest zone that a request may use; MOVABLE counts only with HIGHMEM."""
-    if gfp & __GFP_DMA:
-        return ZONE_DMA
-    if gfp & __GFP_DMA32:
-        return ZONE_DMA32
-    return ZONE_MOVABLE if gfp & 0xA == 0xA else ZONE_NORMAL
-
-
-def gfp_migratetype(m: Machine, gfp: int) -> int:
-    """Return the migratetype that a request prefers."""
-    if gfp & (__GFP_MOVABLE | __GFP_RECLAIMABLE) == __GFP_MOVABLE | __GFP_RECLAIMABLE:
-        raise kernel_error(-22, f"gfp: {gfp:#x}; allowed: movable or reclaimable, not both")
-    if m.memmap_engine.grouping_disabled:
-        return MIGRATE_UNMOVABLE
-    return gfp >> 3 & 3
-
-
-def zone_watermark_ok(zone: Zone, order: int, mark: int, highest: int, flags: int) -> bool:
-    """Whether a zone stays above a mark (pages) after giving 2^order pages away."""
-    free = zone.nr_free_pages - ((1 << order) - 1)
-    if not flags & (ALLOC_NON_BLOCK | ALLOC_MIN_RESERVE | ALLOC_HIGHATOMIC):
-        free -= zone.nr_reserved_highatomic
-    low = mark
-    if flags & ALLOC_MIN_RESERVE:
-        low -= low // 2
-        if flags & ALLOC_NON_BLOCK:
-            low -= low // 4
-    if free <= low + zone.lowmem_reserve[highest]:
-        return False
-    if order == 0:
-        return True
-    counts = zone.free_counts()
-    types = (0, 1, 2, 3) if flags & ALLOC_HIGHATOMIC else (0, 1, 2)
-    return any(counts[mt][o] for mt in types for o in range(order, MAX_ORDER))
-
-
-def _candidates(
-    m: Machine, gfp: int, nid: int, nodemask: Collection[int] | None
-) -> tuple[list[Zone], int]:
-    highest = gfp_zone(gfp)
-    pgdat = m.nodes[nid]
-    zonelist = pgdat.nofallback if gfp & __GFP_THISNODE else pgdat.zonelist
-    zones = [
-        z for z in zonelist if z.zone_idx <= highest and (nodemask is None or z.nid in nodemask)
-    ]
-    return zones, highest
-
-
-def alloc_flags_nofragment(m: Machine, zones: list[Zone]) -> int:
-    """Keep a Normal zone's pageblocks pure while the same node has DMA32 to fall back to."""
-    if not zones or zones[0].zone_idx != ZONE_NORMAL:
-        return 0
-    if len(m.n_online) > 1 and not m.nodes[zones[0].nid].zone(ZONE_DMA32).populated:
-        return 0
-    return ALLOC_NOFRAGMENT
-
-
-def get_page_from_freelist(
-    m: Machine, gfp: int, order: int, zones: list[Zone], highest: int, wmark: int, flags: int
-) -> int | None:
-    """Take a block from the first zone that has room above its mark; None if none has."""
-    mt = gfp_migratetype(m, gfp)
-    while True:
-        for zone in zones:
-            if flags & ALLOC_NOFRAGMENT and len(m.n_online) > 1 and zone.nid != zones[0].nid:
-                break
-            marks = (zone.watermark_min, zone.watermark_low, zone.watermark_high)
-            if not zone_watermark_ok(
-                zone, order, marks[wmark] + zone.watermark_boost, highest, flags
-            ):
-                continue
-            pfn = zone.rmqueue(order, mt, flags, m.this_cpu)
-            if pfn >= 0:
-                return int(pfn)
-        if not flags & ALLOC_NOFRAGMENT:
-            return None
-        flags &= ~ALLOC_NOFRAGMENT
-
-
-def _slowpath_flags(gfp: int, order: int) -> int:
-    flags = ALLOC_KSWAPD if gfp & __GFP_KSWAPD_RECLAIM else 0
-    if gfp & __GFP_HIGH:
-        flags |= ALLOC_MIN_RESERVE
-    if not gfp & __GFP_DIRECT_RECLAIM and not gfp & __GFP_NOMEMALLOC:
-        flags |= ALLOC_NON_BLOCK
-        if order > 0 and gfp & __GFP_HIGH:
-            flags |= ALLOC_HIGHATOMIC
-    return flags
+def _nodemask_bits(nodemask: Collection[int] | None) -> int:
+    if nodemask is None:
+        return ALL_NODES
+    return sum(1 << nid for nid in set(nodemask))
 
 
 @fallible
 def __alloc_pages(
-    m: Machine, gfp: int, order: int, nid: int, nodemask: Collection[int] | None = None
+    m: Machine,
+    gfp: int,
+    order: int,
+    nid: int,
+    nodemask: Collection[int] | None = None,
+    cpu: int | None = None,
 ) -> int:
     """Allocate one block.
 
     :param gfp: __GFP_* flags; order: block of 2^order pages, 0 to 10.
     :param nid: node whose zonelist is used; nodemask: nodes that may give memory, None for all.
+    :param cpu: whose per-CPU lists serve, ``m.this_cpu`` if None.
     :return: pfn of the first page.
-    :raises OutOfMemory: when no zone has the block above its min mark.
+    :raises OutOfMemory: when no zone has the block above its min mark; InvalidArgument: for an
+        order or a node that there is not.
     """
-    if not 0 <= order < MAX_ORDER:
-        raise kernel_error(-22, f"order: {order}; allowed: 0 to {MAX_ORDER - 1}")
-    zones, highest = _candidates(m, gfp, nid, nodemask)
-    flags = alloc_flags_nofragment(m, zones)
-    if gfp & __GFP_KSWAPD_RECLAIM:
-        flags |= ALLOC_KSWAPD
-    pfn = get_page_from_freelist(m, gfp, order, zones, highest, WMARK_LOW, flags)
-    if pfn is None:
-        slow = _slowpath_flags(gfp, order)
-        pfn = get_page_from_freelist(m, gfp, order, zones, highest, WMARK_MIN, slow)
-    if pfn is None and gfp & __GFP_DIRECT_RECLAIM:
-        # Nothing can be reclaimed, but pages parked on per-CPU lists come back.
-        drain_all_pages(m)
-        pfn = get_page_from_freelist(m, gfp, order, zones, highest, WMARK_MIN, slow)
-    if pfn is None:
+    check_number("order", order, 0, MAX_ORDER - 1)
+    check_number("nid", nid, 0, len(m.nodes) - 1)
+    nodes = _nodemask_bits(nodemask)
+    here = m.this_cpu if cpu is None else cpu
+    pfn = m._request(gfp, order, nid, nodes, here)
+    if pfn < 0 and gfp & __GFP_DIRECT_RECLAIM:
+        pfn = __alloc_pages_slowpath(m, gfp, order, nid, nodes, here)
+    if pfn < 0:
         raise kernel_error(-12, f"no block of order {order} for node {nid}, gfp {gfp:#x}")
     return pfn
 
 
-def alloc_pages_bulk(
-    m: Machine, out: npt.NDArray[np.uint64], order: int, gfp: int, nid: int
-) -> int:
-    """Allocate blocks into an array, as many as there are.
+def __alloc_pages_slowpath(m: Machine, gfp: int, order: int, nid: int, nodes: int, cpu: int) -> int:
+    """Wait for memory: compaction, reclaim, and what else lies idle; a pfn or -ENOMEM.
 
-    :param out: uint64 array of any length, filled with pfns; order: 0 to 10.
-    :return: how many blocks were allocated.
+    What has no user can neither be moved nor reclaimed.  Pages parked on per-CPU lists and
+    pageblocks kept for atomic requests come back.
     """
-    zones, highest = _candidates(m, gfp, nid, None)
-    mt = gfp_migratetype(m, gfp)
-    done = _bulk_pass(m, zones, highest, order, mt, out, 0)
-    if done < len(out) and gfp & __GFP_DIRECT_RECLAIM and any(z.pcp_pages() for z in zones):
-        drain_all_pages(m)
-        done = _bulk_pass(m, zones, highest, order, mt, out, done)
-    return done
-
-
-def _bulk_pass(
-    m: Machine,
-    zones: list[Zone],
-    highest: int,
-    order: int,
-    mt: int,
-    out: npt.NDArray[np.uint64],
-    done: int,
-) -> int:
-    for zone in zones:
-        spare = zone.nr_free_pages - zone.min_wmark_pages() - zone.lowmem_reserve[highest]
-        want = min(len(out) - done, max(0, spare >> order))
-        if want:
-            done += zone.rmqueue_bulk(order, mt, ALLOC_KSWAPD, m.this_cpu, out[done : done + want])
-        if done == len(out):
-            break
-    return done
+    drain_all_pages(m)
+    pfn = m._request(gfp, order, nid, nodes, cpu)
+    while pfn < 0 and m._unreserve_highatomic(gfp, nid, nodes):
+        pfn = m._request(gfp, order, nid, nodes, cpu)
+    return pfn
 
 
 @traced
-def __free_pages(m: Machine, pfn: int, order: int) -> None:
+def __free_pages(m: Machine, pfn: int, order: int, cpu: int | None = None) -> None:
     """Free one block.
 
     :raises KernelError: EFAULT where there is no online page, EINVAL for another order than it
         was allocated with, EEXIST if it is free already or inside a larger block.
     """
-    check(
-        _buddy.free_pages(m.memmap_engine, pfn, order, m.this_cpu),
-        f"free of pfn {pfn:#x}, order {order}",
-    )
+    code = m._release(pfn, order, m.this_cpu if cpu is None else cpu)
+    check(code, f"free of pfn {pfn:#x}, order {order}")
 
 
 @traced
@@ -222,6 +99,7 @@ def __drain_all_pages(m: Machine, zone: Zone | None = None) -> None:
         z.drain()
 
 
+@traced
 def drain_all_pages(m: Machine, zone: Zone | None = None) -> None:
     """Drain per-CPU lists that have pages."""
     __drain_all_pages(m, zone)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kmm.errors import ConfigError
+from kmm.errors import ConfigError, shown
 
 KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
@@ -25,6 +25,8 @@ PAGEBLOCK_ORDER = 9
 PAGEBLOCK_NR_PAGES = 1 << PAGEBLOCK_ORDER
 MAX_ORDER = 11
 PMD_SIZE = 2 * MiB
+# Free pageblocks of a zone whose page records may stay resident on the host (8 KiB each).
+FREE_RECORDS_KEPT = 4096
 
 ZONE_NAMES = ("DMA", "DMA32", "Normal", "Movable", "Device")
 ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE, ZONE_DEVICE = range(5)
@@ -45,6 +47,9 @@ THP_MODES = ("always", "madvise", "never")
 THP_MIN_PAGES = (512 * MiB) >> PAGE_SHIFT
 MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = SECTION_SIZE, 64 * GiB
 
+# The largest number in a list of CPUs or nodes.
+MAX_LIST_NUMBER = 8191
+
 _SUFFIX = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
 
 # What the pages of a pageblock are whose own records are still zero (the engine's FILL_*).
@@ -55,8 +60,19 @@ KPF_LRU, KPF_SLAB, KPF_BUDDY = 1 << 5, 1 << 7, 1 << 10
 KPF_HWPOISON, KPF_NOPAGE, KPF_OFFLINE = 1 << 19, 1 << 20, 1 << 23
 KPF_RESERVED, KPF_OWNER_PRIVATE = 1 << 32, 1 << 37
 
-# Where the kernel image of the reference build lies, bytes.
+# Where the kernel image of the reference build (Debian's 6.1, without address randomisation)
+# lies, bytes: from its first section to the end of its bss, and the sections that /proc/iomem
+# names, with their last byte.
 KERNEL_START, KERNEL_END = 0x1000000, 0x4400000
+KERNEL_SECTIONS = (
+    ("Kernel code", 0x1000000, 0x1E01D31),
+    ("Kernel rodata", 0x2000000, 0x28EAFFF),
+    ("Kernel data", 0x2A00000, 0x2C4897F),
+    ("Kernel bss", 0x3310000, 0x43FFFFF),
+)
+# Pages that the reference build keeps besides its memmap in a 1 GiB guest (software I/O TLB, hash
+# tables, image, initrd), as its boot messages show.
+RESERVED_PAGES = 28505
 
 
 def parse_size(value: object, field_name: str) -> int:
@@ -69,11 +85,12 @@ def parse_size(value: object, field_name: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     if isinstance(value, str):
-        match = re.fullmatch(r"\s*(0x[0-9a-fA-F]+|\d+)\s*([KMGT]?)(?:iB|B)?\s*", value)
+        match = re.fullmatch(r"\s*(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})\s*([KMGT]?)(?:iB|B)?\s*", value)
         if match:
-            return int(match[1], 0) * _SUFFIX[match[2]]
+            return int(match[1], 16 if match[1].startswith("0x") else 10) * _SUFFIX[match[2]]
     raise ConfigError(
-        f"{field_name}: {value!r} is not a size; allowed: bytes as a number, or text like '512M'"
+        f"{field_name}: {shown(value)} is not a size; "
+        "allowed: bytes as a number, or text like '512M'"
     )
 
 
@@ -84,10 +101,14 @@ def parse_list(text: str, field_name: str) -> tuple[int, ...]:
     """
     out: list[int] = []
     for part in filter(None, re.split(r"[,+\s]", text)):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if not match or int(match[2] or match[1]) < int(match[1]) or int(match[2] or 0) > 8191:
-            raise ConfigError(f"{field_name}: {text!r} is not a list; allowed: like '0-1' or '0,2'")
-        out.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+        match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first or last > MAX_LIST_NUMBER:
+            raise ConfigError(
+                f"{field_name}: {shown(text)} is not a list; allowed: like '0-1' or '0,2', "
+                f"up to {MAX_LIST_NUMBER}"
+            )
+        out.extend(range(first, last + 1))
     return tuple(out)
 
 
@@ -120,9 +141,12 @@ class MachineConfig:
     ``srat`` says what firmware tells of memoryless domains: ``"qemu"`` announces the
     hot-pluggable area for the last domain alone, so a DIMM on another domain without CPUs and
     memory lands on the node of the first block, as it does under QEMU; ``"full"`` announces
-    every domain.  ``probe`` and ``memory_failure`` are CONFIG_ARCH_MEMORY_PROBE and
+    every domain; ``"numbered"``, not for descriptions, makes each domain the node of its number.
+    ``probe`` and ``memory_failure`` are CONFIG_ARCH_MEMORY_PROBE and
     CONFIG_MEMORY_FAILURE; ``probe_add`` lets the probe file take the word ``add``.  ``seed`` names
     the machine among those of the same description; nothing of it is random so far.
+    ``hypervisor`` says whether the kernel finds itself a guest, which decides its block size from
+    64 GiB on; ``struct_page_size`` is 64 bytes with memory cgroups, 56 without.
     """
 
     memory: int = GiB
@@ -138,16 +162,18 @@ class MachineConfig:
     probe: bool = True
     probe_add: bool = False
     memory_failure: bool = True
+    hypervisor: bool = True
     struct_page_size: int = 64
     zones: tuple[int, ...] = (0, 1, 2, 3, 4)
-    cmdline_items: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    cmdline_items: tuple[tuple[str, str | None], ...] = field(default=(), compare=False)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MachineConfig:
         """Build a configuration from the ``machine`` object of a recording or scenario.
 
         :param data: keys ``memory``, ``maxmem``, ``slots``, ``cpus``, ``nodes``, ``distances``,
-            ``cmdline``, ``block_size`` (bytes), ``seed``, ``srat``, ``probe``, ``probe_add``.
+            ``cmdline``, ``block_size`` (bytes), ``seed``, ``srat``, ``probe``, ``probe_add``,
+            ``hypervisor``, ``struct_page_size`` (bytes).
         :raises ConfigError: naming the field, its value and what is allowed.
         """
         from kmm.config import config_from_dict

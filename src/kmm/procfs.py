@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm.mmzone import PgData, Zone
-from kmm.params import MAX_ORDER, MIGRATE_TYPES, MIGRATETYPE_NAMES, PAGEBLOCK_NR_PAGES
+from kmm.params import (
+    MAX_ORDER,
+    MIGRATE_TYPES,
+    MIGRATETYPE_NAMES,
+    PAGEBLOCK_NR_PAGES,
+    PAGES_PER_SECTION,
+)
 from kmm.resource import iomem_show
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
+
+KPAGEFLAGS_CHUNK = 1 << 20
 
 NODE_STAT_ITEMS = tuple(
     """nr_inactive_anon nr_active_anon nr_inactive_file nr_active_file nr_unevictable
@@ -272,15 +280,25 @@ def node_meminfo(m: Machine, nid: int) -> str:
 
 
 def kpageflags(m: Machine, pfn: int, count: int) -> list[tuple[int, int]]:
-    """Return /proc/kpageflags of a range as runs of (pages, flags)."""
-    words = np.zeros(count, dtype=np.uint64)
-    m.memmap_engine.kpageflags(pfn, words)
-    if not count:
-        return []
-    edges = np.flatnonzero(np.diff(words)) + 1
-    starts = np.concatenate(([0], edges))
-    lengths = np.diff(np.concatenate((starts, [count])))
-    return [(int(n), int(words[s])) for s, n in zip(starts, lengths, strict=True)]
+    """Return /proc/kpageflags of a range as runs of (pages, flags).
+
+    :param pfn: first page; count: pages; the file ends with the section of the last page.
+    """
+    end = min(pfn + count, -(-m.max_pfn // PAGES_PER_SECTION) * PAGES_PER_SECTION)
+    runs: list[tuple[int, int]] = []
+    # In parts, so that terabytes need no array of all their words.
+    for start in range(pfn, end, KPAGEFLAGS_CHUNK):
+        words = np.zeros(min(KPAGEFLAGS_CHUNK, end - start), dtype=np.uint64)
+        m.memmap_engine.kpageflags(start, words)
+        edges = np.flatnonzero(np.diff(words)) + 1
+        starts = np.concatenate(([0], edges))
+        lengths = np.diff(np.concatenate((starts, [len(words)])))
+        for s, n in zip(starts, lengths, strict=True):
+            if runs and runs[-1][1] == int(words[s]):
+                runs[-1] = (runs[-1][0] + int(n), runs[-1][1])
+            else:
+                runs.append((int(n), int(words[s])))
+    return runs
 
 
 def vmstat_lines(m: Machine, pgdat: PgData) -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from kmm.errors import ConfigError, FirmwareRefused, KernelError
+from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
 from kmm.machine import Machine
+from kmm.params import PAGE_SIZE, MachineConfig
 from kmm.procfs import kpageflags
+from kmm.schema import RECORDED, check_files, check_step, check_texts
 from kmm.symbols import TRACEABLE
 from kmm.sysfs import lookup
 from kmm.trace import visible_calls
+from kmm.zoneinfo import parse_zoneinfo, zone_number
 
 PROC_FILES = (
     "/proc/iomem",
@@ -71,59 +76,102 @@ def snapshot_files(m: Machine) -> dict[str, str]:
 
 
 def check_recording(recording: Any, name: str) -> None:
-    """Check that a recording has what a replay needs.
+    """Check that a recording has what a replay needs, and that what else it holds is well formed.
 
-    :raises ConfigError: naming the file and the field.
+    :raises ConfigError: naming the file, the step, the field, its value and what is allowed.
     """
-    steps = recording.get("steps") if isinstance(recording, Mapping) else None
+    if not isinstance(recording, Mapping):
+        raise ConfigError(f"{name}: {shown(recording)}; allowed: an object of 'machine', 'steps'")
+    steps = recording.get("steps")
     if not isinstance(steps, list) or not steps or "machine" not in recording:
         raise ConfigError(f"{name}: needs 'machine' and a list 'steps' that begins with the boot")
     if not isinstance(recording["machine"], Mapping):
-        raise ConfigError(f"{name}: machine: {recording['machine']!r}; allowed: an object")
-    boot = steps[0]
-    if not isinstance(boot, Mapping) or not isinstance(boot.get("files"), Mapping):
-        raise ConfigError(f"{name}: steps[0].files: missing; the boot step's files are needed")
+        raise ConfigError(f"{name}: machine: {shown(recording['machine'])}; allowed: an object")
     for i, step in enumerate(steps):
         if not isinstance(step, Mapping) or not isinstance(step.get("step"), Mapping):
-            raise ConfigError(f"{name}: steps[{i}].step: missing")
-        _check_step(step["step"], f"{name}: steps[{i}].step")
+            raise ConfigError(f"{name}: steps[{i}].step: missing; allowed: an object with 'op'")
+        check_step(step["step"], f"{name}: steps[{i}].step", RECORDED, others=True)
+        _check_observed(step, f"{name}: steps[{i}]")
+    if "files" not in steps[0]:
+        raise ConfigError(f"{name}: steps[0].files: missing; the boot step's files are needed")
+    _check_scoring(recording, name)
 
 
-_FIELDS: dict[str, tuple[tuple[str, type[str] | type[int]], ...]] = {
-    "boot": (),
-    "plug": (("id", str), ("node", int), ("addr", int), ("size", int)),
-    "unplug": (("id", str),),
-    "write": (("path", str), ("value", str)),
-    "sh": (("line", str),),
-    "pages": (("pfn", int), ("count", int)),
-}
+def _check_observed(step: Mapping[str, Any], where: str) -> None:
+    if "files" in step:
+        check_files(step["files"], f"{where}.files")
+    for key in ("log", "uevents"):
+        if key in step:
+            check_texts(step[key], f"{where}.{key}")
+    if not isinstance(step.get("reply", {}), Mapping):
+        raise ConfigError(f"{where}.reply: {shown(step['reply'])}; allowed: an object")
+    calls = step.get("calls", [])
+    if not isinstance(calls, list):
+        raise ConfigError(f"{where}.calls: {shown(calls)}; allowed: a list of calls")
+    for call in calls:
+        ok = isinstance(call, list) and len(call) >= 2
+        if not ok or not isinstance(call[0], int) or not isinstance(call[1], str):
+            raise ConfigError(f"{where}.calls: {shown(call)}; allowed: [depth, function, times]")
 
 
-def _check_step(step: Mapping[str, Any], where: str) -> None:
-    op = step.get("op")
-    if op not in _FIELDS:
-        raise ConfigError(f"{where}.op: {op!r}; allowed: {', '.join(_FIELDS)}")
-    for key, kind in _FIELDS[op]:
-        value: Any = step.get(key)
-        good = isinstance(value, kind) and not isinstance(value, bool)
-        if not good or (isinstance(value, int) and value < 0):
-            what = "a number from 0 on" if kind is int else "text"
-            raise ConfigError(f"{where}.{key}: {value!r}; allowed: {what}")
+def _check_scoring(recording: Mapping[str, Any], name: str) -> None:
+    last = recording.get("score_until", 0)
+    if not isinstance(last, int):
+        raise ConfigError(f"{name}: score_until: {shown(last)}; allowed: the number of a step")
+    if "classes" in recording:
+        check_texts(recording["classes"], f"{name}: classes")
+    unstable = recording.get("unstable", [])
+    if not isinstance(unstable, list):
+        raise ConfigError(f"{name}: unstable: {shown(unstable)}; allowed: a list of facts")
+    for fact in unstable:
+        ok = isinstance(fact, list) and len(fact) == 3
+        if not ok or not all(isinstance(part, int | str) for part in fact):
+            raise ConfigError(f"{name}: unstable: {shown(fact)}; allowed: [step, class, key]")
 
 
 def boot_machine(recording: Mapping[str, Any]) -> Machine:
-    """Build the machine of a recording from its boot step."""
+    """Build the machine of a recording from its boot step.
+
+    :raises ConfigError: naming what is wrong in its description or its files.
+    """
     boot = recording["steps"][0]
-    files = dict(boot["files"])
-    if boot.get("log"):
-        files["dmesg"] = "\n".join(boot["log"])
-    return Machine.from_files(files, recording["machine"])
+    files = boot["files"]
+    config = MachineConfig.from_dict(recording["machine"])
+    if "struct_page_size" not in recording["machine"]:
+        size = _struct_page_size(files.get("/proc/zoneinfo", ""), boot.get("log", []))
+        config = replace(config, struct_page_size=size)
+    m = Machine.from_files(files, config)
+    m.dimm_backends = set()
+    return m
+
+
+def _struct_page_size(zoneinfo: str, log: list[str]) -> int:
+    """Read off the first "Total pages" of the boot messages how large a memmap was reckoned.
+
+    The kernel subtracts the memmap's pages there; more pages than 64 bytes each would leave
+    mean a kernel without memory cgroups, whose struct page has 56.
+    """
+    match = re.search(r"Total pages: ([0-9]{1,12})", "\n".join(log))
+    if not match:
+        return 64
+    zones = parse_zoneinfo(zoneinfo)
+    left = 0
+    for zone in zones:
+        present, spanned = zone_number(zones, zone, "present"), zone_number(zones, zone, "spanned")
+        # Large holes have no memmap, so the kernel then reckons with the present pages.
+        described = present if spanned > present + (present >> 4) else spanned
+        left += present - -(-described * 64 // PAGE_SIZE)
+    return 56 if int(match[1]) > left else 64
 
 
 def play_step(m: Machine, step: Mapping[str, Any]) -> dict[str, Any]:
-    """Play one step; return what a recording holds of its outcome, without the files."""
-    op = step["op"]
+    """Play one step; return what a recording holds of its outcome, without the files.
+
+    :param step: a step that check_recording has passed.
+    """
     out: dict[str, Any] = {"step": dict(step)}
+    step = check_step(step, "step", RECORDED, others=True)
+    op = step["op"]
     if op in ("plug", "unplug"):
         try:
             if op == "plug":
@@ -166,7 +214,10 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
     :raises ConfigError: for a recording that cannot be played.
     """
     check_recording(recording, name)
-    m = boot_machine(recording)
+    try:
+        m = boot_machine(recording)
+    except ConfigError as e:
+        raise ConfigError(f"{name}: {e}") from None
     steps = [{"step": dict(recording["steps"][0]["step"]), "files": snapshot_files(m)}]
     log = uevents = 0
     for entry in recording["steps"][1:]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from kmm.errors import ConfigError, ValidationError, bug, kernel_error
+from kmm.errors import ConfigError, ValidationError, bug, kernel_error, shown
 from kmm.params import PAGE_SHIFT, PAGE_SIZE, MiB
 
 IORESOURCE_MEM = 0x200
@@ -163,7 +163,7 @@ def release_resource(res: Resource) -> None:
         res.parent = None
 
 
-def release_mem_region_adjustable(tree: ResourceTree, start: int, size: int) -> None:
+def release_mem_region_adjustable(tree: ResourceTree, start: int, size: int) -> bool:
     """Remove a range of bytes from the busy resource that holds it: delete, trim or split.
 
     Does nothing if no busy resource holds the whole range, nor if a child would stick out of
@@ -171,6 +171,7 @@ def release_mem_region_adjustable(tree: ResourceTree, start: int, size: int) -> 
 
     :param start: the first byte.
     :param size: bytes.
+    :return: whether the range was removed.
     """
     end = start + size - 1
     parent = tree.root
@@ -179,26 +180,27 @@ def release_mem_region_adjustable(tree: ResourceTree, start: int, size: int) -> 
         near = parent.children[max(0, i - 1) : i + 1]
         res = next((c for c in near if c.contains(start, end)), None)
         if res is None:
-            return
+            return False
         if not res.flags & IORESOURCE_BUSY:
             parent = res
             continue
         break
     if not res.flags & IORESOURCE_MEM:
-        return
+        return False
     if (res.start, res.end) == (start, end):
         release_resource(res)
-        return
+        return True
     # After a cut in the middle the lower part is the old resource, the upper part a new one.
     low, high = (end + 1, res.end) if res.start == start else (res.start, start - 1)
     if res.children and not (low <= res.children[0].start and res.children[-1].end <= high):
-        return
+        return False
     upper = None
     if res.start < start and end < res.end:
         upper = Resource(end + 1, res.end, res.name, res.flags, res.desc)
     res.start, res.end = low, high
     if upper is not None:
         _link(parent, upper)
+    return True
 
 
 def _mergeable(a: Resource, b: Resource) -> bool:
@@ -286,8 +288,8 @@ def _misfit(parent: Resource, start: int, end: int) -> str | None:
     if start > end:
         return "ends before it starts"
     if found is parent:
-        return f"is not inside {parent.name}"
-    return f"overlaps {found.name}" if found else None
+        return f"is not inside {parent.name[:60]}"
+    return f"overlaps {found.name[:60]}" if found else None
 
 
 def parse_iomem(text: str) -> ResourceTree:
@@ -304,7 +306,9 @@ def parse_iomem(text: str) -> ResourceTree:
         match = re.fullmatch(r"((?:  )*)([0-9a-f]+)-([0-9a-f]+) : (.*)", line)
         depth = len(match[1]) // 2 if match else 0
         if not match or depth >= len(stack) or depth > MAX_IORES_LEVEL:
-            raise ConfigError(f"/proc/iomem: line {number}: {line!r}; allowed: 'start-end : name'")
+            raise ConfigError(
+                f"/proc/iomem: line {number}: {shown(line)}; allowed: 'start-end : name'"
+            )
         start, end = int(match[2], 16), int(match[3], 16)
         if depth == MAX_IORES_LEVEL:
             # The indent goes no further: a line inside an earlier one is that one's child.
@@ -314,7 +318,7 @@ def parse_iomem(text: str) -> ResourceTree:
         res = Resource(start, end, match[4].rstrip(), flags_of_name(match[4].rstrip(), start))
         why = _misfit(stack[depth], start, end)
         if why:
-            raise ConfigError(f"/proc/iomem: line {number}: {line!r} {why}")
+            raise ConfigError(f"/proc/iomem: line {number}: {shown(line)} {why}")
         _link(stack[depth], res)
         stack.append(res)
     return tree

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,50 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kmm.errors import ConfigError, FirmwareRefused, KernelError
+from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
 from kmm.machine import Machine
-from kmm.page_alloc import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_USER
-from kmm.params import MAX_ORDER, MachineConfig, parse_size
+from kmm.params import MachineConfig
 from kmm.procfs import kpageflags
+from kmm.schema import GFP_WORDS, SCHEMA, check_step
 
-GFP_WORDS = {
-    "GFP_KERNEL": GFP_KERNEL,
-    "GFP_ATOMIC": GFP_ATOMIC,
-    "GFP_USER": GFP_USER,
-    "GFP_HIGHUSER_MOVABLE": GFP_HIGHUSER_MOVABLE,
-}
-
-# op: (field, kind, needed); kinds are checked by _field.
-_SCHEMA: dict[str, tuple[tuple[str, str, bool], ...]] = {
-    "plug": (
-        ("id", "text", True),
-        ("node", "number", True),
-        ("addr", "size", True),
-        ("size", "size", True),
-    ),
-    "unplug": (("id", "text", True),),
-    "write": (("path", "text", True), ("value", "text", True)),
-    "read": (("path", "text", True),),
-    "pages": (("pfn", "number", True), ("count", "number", True)),
-    "sh": (("line", "text", True), ("load", "any", False)),
-    "alloc": (
-        ("id", "text", True),
-        ("count", "number", True),
-        ("order", "order", False),
-        ("gfp", "gfp", False),
-        ("node", "number", False),
-    ),
-    "free": (("id", "text", True),),
-    "boot": (),
-}
-_COMMON = ("op", "name", "trace", "snap", "keep", "timeout")
-_ALLOWED = {
-    "text": "text",
-    "number": "a number from 0 on",
-    "size": "bytes as a number, or text like '512M' or '0x100000000'",
-    "order": f"a number from 0 to {MAX_ORDER - 1}",
-    "gfp": ", ".join(GFP_WORDS),
-}
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,45 +30,6 @@ class Scenario:
     title: str
     config: MachineConfig
     steps: tuple[dict[str, Any], ...]
-
-
-def _field(value: Any, kind: str, where: str) -> Any:
-    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    ok = {
-        "text": isinstance(value, str),
-        "number": number,
-        "size": number or isinstance(value, str),
-        "order": number and value < MAX_ORDER,
-        "gfp": isinstance(value, str) and value in GFP_WORDS,
-        "any": True,
-    }[kind]
-    if not ok:
-        raise ConfigError(f"{where}: {value!r}; allowed: {_ALLOWED[kind]}")
-    return parse_size(value, where) if kind == "size" else value
-
-
-def check_step(step: Any, where: str) -> dict[str, Any]:
-    """Check one step and return it with sizes as bytes.
-
-    :raises ConfigError: naming the step, the field, its value and what is allowed.
-    """
-    if not isinstance(step, Mapping):
-        raise ConfigError(f"{where}: {step!r}; allowed: an object with 'op'")
-    op = step.get("op")
-    if op not in _SCHEMA:
-        raise ConfigError(f"{where}.op: {op!r}; allowed: {', '.join(sorted(_SCHEMA))}")
-    known = {name for name, _, _ in _SCHEMA[op]}
-    for name in step:
-        if name not in known and name not in _COMMON:
-            allowed = ", ".join(sorted(known | set(_COMMON)))
-            raise ConfigError(f"{where}.{name}: {step[name]!r}; no such field; allowed: {allowed}")
-    out = dict(step)
-    for name, kind, needed in _SCHEMA[op]:
-        if name in step:
-            out[name] = _field(step[name], kind, f"{where}.{name}")
-        elif needed:
-            raise ConfigError(f"{where}.{name}: missing; allowed: {_ALLOWED[kind]}")
-    return out
 
 
 def check_scenario(data: Any, name: str) -> Scenario:
@@ -117,7 +42,7 @@ def check_scenario(data: Any, name: str) -> Scenario:
         raise ConfigError(f"{name}: not an object with 'machine' and 'steps'")
     steps = data.get("steps")
     if not isinstance(steps, list):
-        raise ConfigError(f"{name}: steps: {steps!r}; allowed: a list of steps")
+        raise ConfigError(f"{name}: steps: {shown(steps)}; allowed: a list of steps")
     try:
         config = MachineConfig.from_dict(data.get("machine", {}))
     except ConfigError as e:
@@ -142,13 +67,22 @@ def load_data(path: str | os.PathLike[str]) -> Any:
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
         raise ConfigError(f"{file}: {reason}") from None
     try:
-        return tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as e:
+        data = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(data, ensure_ascii=False, default=str).encode("utf-8")
+    except RecursionError:
+        raise ConfigError(f"{file}: nested too deeply") from None
+    except ValueError as e:
+        # Beside mistakes of the format: numbers of thousands of digits, halves of characters.
         raise ConfigError(f"{file}: {e}") from None
+    return data
 
 
 def load_scenario(path: str | os.PathLike[str]) -> Scenario:
-    """Read and check a scenario file (see load_data and check_scenario)."""
+    """Read and check a scenario file.
+
+    :raises ConfigError: as load_data and check_scenario.
+    """
     return check_scenario(load_data(path), Path(path).name)
 
 
@@ -214,7 +148,9 @@ class Player:
         order = step.get("order", 0)
         nid = self.m.pxm_to_node.get(step["node"], 0) if "node" in step else None
         gfp = GFP_WORDS[step.get("gfp", "GFP_KERNEL")]
-        pfns = self.m.alloc_pages_bulk(step["count"], order, gfp, nid)
+        # More than there can be takes the same way, without room for all of them.
+        most = min(step["count"], (self.m.totalram_pages >> order) + 1)
+        pfns = self.m.alloc_pages_bulk(most, order, gfp, nid)
         self.held.setdefault(step["id"], []).append((pfns, order))
         return f"{len(pfns)} of {step['count']} blocks of order {order}"
 
@@ -228,5 +164,6 @@ def describe(step: Mapping[str, Any]) -> str:
         )
     if op == "write":
         return f"echo {step['value']} > {step['path']}"
-    rest = " ".join(str(step[k]) for k, _, _ in _SCHEMA[op] if k in step and k != "load")
+    names = [f.name for f in SCHEMA[op] if f.name in step and f.name != "load"]
+    rest = " ".join(str(step[name]) for name in names)
     return f"{op} {rest}".strip()

@@ -72,9 +72,11 @@ def _records(m: Machine) -> dict[str, Any]:
         first = block * PAGEBLOCK_NR_PAGES
         rows = m.memmap[first : first + PAGEBLOCK_NR_PAGES]
         if rows["flags"].any() or rows["refcount"].any():
-            pages[block] = rows.tobytes()
+            pages[block] = (rows["flags"].tobytes(), rows["refcount"].tobytes())
     plain = m.pageblocks[blocks].copy()
     plain["state"] &= 0x7F
+    # Lists are dumped with their zones; of the links in the records some are stale.
+    plain["next"] = plain["prev"] = 0
     return {
         "sections": (present.tobytes(), kept.tobytes()),
         "types": types,
@@ -135,9 +137,10 @@ def _device(d: AcpiDevice) -> dict[str, Any]:
     return {
         "children": [c.name for c in d.children],
         "attached": d.attached,
+        "enumerated": d.enumerated,
         "mgid": d.mgid,
         "ranges": [(info.start_addr, info.length, info.enabled) for info in d.res_list],
-        "physical_nodes": tuple(d.physical_nodes),
+        "physical_nodes": dict(d.physical_nodes),
         "offlined": d.offlined,
     }
 
@@ -186,6 +189,7 @@ def dump(m: Machine) -> dict[str, Any]:
     devices = (*m.acpi_devices, *m.acpi_containers.values())
     return {
         "iomem": dump_resources(m.iomem_resource),
+        "left_behind": (set(m.ram_left_behind), set(m.nodes_left_behind)),
         "firmware_map": {"entries": dict(m.firmware_map), "next": m.firmware_map_next},
         "acpi": {d.name: _device(d) for d in devices},
         "dimms": _dimms(m),

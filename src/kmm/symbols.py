@@ -10,8 +10,8 @@ class Symbol:
     """One kernel function.
 
     ``status`` is faithful, adapted, stub or renamed (an older name); ``traceable`` says whether
-    the reference build (Debian's 6.1.192 for amd64) shows it to a function tracer, or inlines it
-    or bars tracing.
+    the recorded chains of the reference build (Debian's 6.1.192 for amd64) show it: not what is
+    inlined or bars tracing, nor what was not asked for.
     """
 
     name: str
@@ -30,7 +30,7 @@ def _rows(file: str, module: str, names: str, **kw: object) -> list[Symbol]:
 _HOTPLUG, _ALLOC = "mm/memory_hotplug.c", "mm/page_alloc.c"
 
 SYMBOLS: tuple[Symbol, ...] = (
-    *_rows("drivers/acpi/scan.c", "acpi_memhotplug", "acpi_device_hotplug acpi_bus_attach"),
+    *_rows("drivers/acpi/scan.c", "acpi_scan", "acpi_device_hotplug acpi_bus_attach"),
     *_rows("drivers/acpi/acpi_memhotplug.c", "acpi_memhotplug", "acpi_memory_device_remove"),
     Symbol("acpi_memory_device_add", "drivers/acpi/acpi_memhotplug.c", "acpi_memhotplug"),
     Symbol(
@@ -43,8 +43,8 @@ SYMBOLS: tuple[Symbol, ...] = (
     ),
     *_rows(
         "drivers/acpi/scan.c",
-        "acpi_memhotplug",
-        "acpi_scan_hot_remove acpi_scan_try_to_offline",
+        "acpi_scan",
+        "acpi_generic_hotplug_event acpi_scan_hot_remove acpi_scan_try_to_offline acpi_bus_trim",
         traceable=False,
     ),
     Symbol(
@@ -61,6 +61,13 @@ SYMBOLS: tuple[Symbol, ...] = (
         "memory_subsys_online memory_subsys_offline memory_notify walk_memory_blocks "
         "remove_memory_block_devices add_memory_block",
     ),
+    *_rows("drivers/base/core.c", "memory_block", "device_online device_offline", traceable=False),
+    *_rows(
+        "drivers/base/memory.c",
+        "memory_block",
+        "state_store memory_block_change_state remove_memory_block",
+        traceable=False,
+    ),
     Symbol(
         "create_memory_block_devices",
         "drivers/base/memory.c",
@@ -72,9 +79,24 @@ SYMBOLS: tuple[Symbol, ...] = (
         "memory_group",
         "memory_group_register_static memory_group_register_dynamic memory_group_unregister",
     ),
-    *_rows(_HOTPLUG, "memory_hotplug", "memory_block_online memory_block_offline", traceable=False),
+    *_rows(
+        "drivers/base/memory.c",
+        "memory_hotplug",
+        "memory_block_online memory_block_offline",
+        traceable=False,
+        note="the mechanism that holds the block devices reaches them through Machine.ops",
+    ),
+    *_rows(
+        _HOTPLUG,
+        "memory_hotplug",
+        "check_hotplug_memory_range online_pages_range node_states_check_changes_online "
+        "node_states_check_changes_offline shrink_zone_span update_pgdat_span "
+        "mhp_init_memmap_on_memory mhp_deinit_memmap_on_memory",
+        traceable=False,
+    ),
     Symbol("__register_one_node", "drivers/base/node.c", "node", older=("register_one_node",)),
     *_rows("drivers/base/node.c", "node", "unregister_one_node"),
+    Symbol("register_memory_blocks_under_node", "drivers/base/node.c", "node", traceable=False),
     Symbol("unregister_memory_block_under_nodes", "drivers/base/node.c", "memory_block"),
     Symbol("add_memory", _HOTPLUG, "memory_hotplug", traceable=False),
     *_rows(
@@ -159,6 +181,7 @@ SYMBOLS: tuple[Symbol, ...] = (
         traceable=False,
         older=("__add_section", "sparse_add_one_section"),
     ),
+    *_rows("mm/sparse.c", "sparse", "online_mem_sections offline_mem_sections", traceable=False),
     Symbol("sparse_remove_section", "mm/sparse.c", "sparse", older=("sparse_remove_one_section",)),
     Symbol(
         "vmemmap_populate",
@@ -171,8 +194,11 @@ SYMBOLS: tuple[Symbol, ...] = (
     *_rows(_ALLOC, "zonelists", "build_all_zonelists __build_all_zonelists build_zonelists"),
     Symbol("setup_per_zone_wmarks", _ALLOC, "watermarks", older=("setup_per_zone_pages_min",)),
     *_rows(_ALLOC, "watermarks", "setup_per_zone_lowmem_reserve zone_pcp_reset"),
-    Symbol("init_per_zone_wmark_min", _ALLOC, "watermarks", traceable=False),
-    *_rows(_ALLOC, "page_alloc", "zone_pcp_disable zone_pcp_enable __drain_all_pages"),
+    *_rows(_ALLOC, "watermarks", "init_per_zone_wmark_min setup_zone_pageset", traceable=False),
+    Symbol("refresh_zone_stat_thresholds", "mm/vmstat.c", "watermarks", traceable=False),
+    *_rows(
+        _ALLOC, "page_alloc", "zone_pcp_disable zone_pcp_enable drain_all_pages __drain_all_pages"
+    ),
     *_rows(_ALLOC, "page_alloc", "__alloc_pages __free_pages", traceable=False),
     Symbol("__offline_isolated_pages", _ALLOC, "memory_hotplug"),
     *_rows(
@@ -215,25 +241,31 @@ SYMBOLS: tuple[Symbol, ...] = (
         "zonelists",
         "renamed",
         traceable=False,
+        older=("vm_total_pages",),
         note="gone in 6.1; build_all_zonelists logs it, Machine.vm_total_pages keeps it",
     ),
     Symbol(
         "try_to_free_pages",
         "mm/vmscan.c",
-        "",
+        "vmscan",
         "stub",
         traceable=False,
         note="no page is reclaimed yet",
     ),
     Symbol(
-        "wakeup_kswapd", "mm/vmscan.c", "", "stub", traceable=False, note="no page is reclaimed yet"
+        "wakeup_kswapd",
+        "mm/vmscan.c",
+        "vmscan",
+        "stub",
+        traceable=False,
+        note="is remembered; no page is reclaimed yet",
     ),
 )
 
 #: Functions that a call chain of the reference build shows.
 TRACEABLE: set[str] = {s.name for s in SYMBOLS if s.traceable}
 #: Older names by their name in 6.1, the first where there are several.
-OLDER: dict[str, str] = {s.name: s.older[0] for s in SYMBOLS if s.older}
+OLDER: dict[str, str] = {s.name: s.older[0] for s in SYMBOLS if s.older and s.status != "renamed"}
 #: Names in 6.1 by every older name.
 RESOLVES: dict[str, str] = {old: s.name for s in SYMBOLS for old in s.older}
 
@@ -249,6 +281,12 @@ LEFT_BEHIND: dict[str, str] = {
     "its zone's per-CPU lists are drained",
     "failed soft_offline_page": "of a page in use: its zone's per-CPU lists are drained",
     "failed ACPI add": "_OST says success",
+    "removal of a range that no single resource holds": "its lines stay in /proc/iomem, without "
+    "blocks, and nothing can be added there until each is removed by itself",
+    "removal of a range of several nodes": "only the last block's node goes offline if it is "
+    "empty; another one stays, with its directory, until memory of it is removed again",
+    "MEM_ONLINE or MEM_OFFLINE refused before the cpuset's notifier": "the top cpuset's nodes "
+    "stay as they were until the next event",
     "max_pfn and policy zone": "never fall",
 }
 

@@ -20,6 +20,8 @@ from kmm.sysfs_entry import Entry, directory
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
+NAME_MAX = 255
+
 Maker = Callable[["Machine", "re.Match[str]"], "Entry | None"]
 
 _PROC: dict[str, tuple[int, Callable[[Machine], str]]] = {

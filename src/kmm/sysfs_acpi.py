@@ -5,12 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from kmm.acpi_memhotplug import (
-    AcpiDevice,
-    container_offline,
-    container_online,
-    eject_store,
-)
+from kmm.acpi_memhotplug import AcpiDevice
+from kmm.acpi_scan import container_offline, container_online, eject_store
 from kmm.sysfs_entry import (
     Entry,
     directory,
@@ -82,7 +78,7 @@ def _device(m: Machine, parent: str, name: str) -> AcpiDevice | None:
 
 def _physical_nodes(device: AcpiDevice) -> dict[str, int]:
     """Return the memory blocks of a device by the names of its links; the first has no number."""
-    return {f"physical_node{i or ''}": b for i, b in enumerate(device.physical_nodes)}
+    return {f"physical_node{number or ''}": b for b, number in device.physical_nodes.items()}
 
 
 def _device_file(m: Machine, match: re.Match[str]) -> Entry | None:

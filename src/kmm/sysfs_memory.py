@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from kmm.acpi_memhotplug import acpi_get_node
 from kmm.arch_x86_64 import memory_add_physaddr_to_nid
 from kmm.errors import kernel_error
 from kmm.memory_block import (
@@ -37,6 +38,7 @@ from kmm.sysfs_entry import (
     synthetic_uevent,
     word,
 )
+from kmm.trace import fallible
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -44,19 +46,14 @@ if TYPE_CHECKING:
 MEMORY = "/sys/devices/system/memory"
 
 
+@fallible
 def probe_store(m: Machine, text: str) -> None:
     """Add the memory block at a physical address that a user writes to ``probe``.
 
     :raises KernelError: EINVAL for no number or a misaligned one, or what the add fails with.
     """
     if m.config.probe_add and word(text) == "add":
-        known = {b * m.block_size for b in m.memory_blocks}
-        waiting = [d for d in sorted(m.dimms.values(), key=lambda d: d.addr) if d.addr not in known]
-        if not waiting:
-            raise kernel_error(-errno.ENODEV, "no DIMM waits to be added")
-        dimm = waiting[0]
-        for addr in range(dimm.addr, dimm.addr + dimm.size, m.block_size):
-            probe_store(m, f"{addr:#x}\n")
+        _add_next_dimm(m)
         return
     addr = kstrtoull(text)
     if addr % m.block_size:
@@ -65,6 +62,24 @@ def probe_store(m: Machine, text: str) -> None:
 
 
 memory_probe_store = probe_store
+
+
+def _add_next_dimm(m: Machine) -> None:
+    """Add the whole of the DIMM that came first of those that miss a block, to its own node.
+
+    :raises NoSuchDevice: if there is none; KernelError: what the add fails with, nothing is added.
+    """
+    size = m.block_size
+    for dimm in m.dimms.values():
+        blocks = range(dimm.addr // size, -(-(dimm.addr + dimm.size) // size))
+        if all(b in m.memory_blocks for b in blocks):
+            continue
+        nid = acpi_get_node(m, m.acpi_devices[dimm.slot])
+        if nid is None:
+            nid = memory_add_physaddr_to_nid(m, dimm.addr)
+        __add_memory(m, nid, dimm.addr, dimm.size)
+        return
+    raise kernel_error(-errno.ENODEV, "no DIMM waits to be added")
 
 
 def _auto_online_store(m: Machine, text: str) -> None:

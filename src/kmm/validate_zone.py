@@ -34,8 +34,7 @@ PAGEBLOCK_ORDER = 9
 # A zone with fewer pages may get no watermark from its share of min_free_kbytes.
 MANAGED_WITHOUT_MARKS = 10000
 # Fields of the engine's page record: what kind of block starts there, its order, marks.
-_KIND_SHIFT, _ORDER_SHIFT, _ALLOCATED = 11, 4, 3
-_PREV_HI_SHIFT, _PG_SLAB = 2, 1 << 14
+_KIND_SHIFT, _ORDER, _ALLOCATED, _PG_SLAB = 7, 0xF, 3, 1 << 10
 
 
 def _equal(what: str, have: object, want: object) -> None:
@@ -91,7 +90,7 @@ def _used_pages(m: Machine, pages: _Pages) -> int:
         rows = m.memmap.reshape(-1, PAGEBLOCK_NR_PAGES)[part]
         flags = rows["flags"].astype(np.int64)
         allocated = flags >> _KIND_SHIFT & 3 == _ALLOCATED
-        used += int((1 << (flags[allocated] >> _ORDER_SHIFT & 15)).sum())
+        used += int((1 << (flags[allocated] & _ORDER)).sum())
         # What the kernel took before the story began, and pages that were taken as broken.
         plain = flags >> _KIND_SHIFT & 3 == 0
         plain &= (m.pageblocks["state"][part] & 0x7F != FILL_KERNEL)[:, None]
@@ -197,8 +196,10 @@ def check_free_lists(m: Machine, zone: Zone, name: str) -> int:
     """Free lists against the page records, order by order and type by type; pages on lists."""
     found, pcp = zone.recount()
     counts = zone.free_counts()
-    nr_free = zone.nr_free()
     free = isolated = 0
+    for mt, mask in enumerate(zone.free_masks()):
+        orders = sum(1 << order for order in range(MAX_ORDER) if counts[mt][order])
+        _equal(f"{name}: orders of {MIGRATETYPE_NAMES[mt]} with free blocks", mask, orders)
     for order in range(MAX_ORDER):
         for mt in range(MIGRATE_TYPES):
             what = f"{name}: free blocks of order {order}, {MIGRATETYPE_NAMES[mt]}"
@@ -209,8 +210,6 @@ def check_free_lists(m: Machine, zone: Zone, name: str) -> int:
                 free += counts[mt][order] << order
             else:
                 isolated += counts[mt][order] << order
-        total = sum(counts[mt][order] for mt in range(MIGRATE_TYPES))
-        _equal(f"{name}: nr_free of order {order}", nr_free[order], total)
     _equal(f"{name}: free pages", zone.nr_free_pages, free)
     _equal(f"{name}: pages on per-CPU lists", zone.pcp_pages(), pcp)
     return free + isolated + pcp
@@ -225,7 +224,7 @@ def _check_list(m: Machine, zone: Zone, order: int, mt: int, what: str) -> None:
     if order >= PAGEBLOCK_ORDER:
         back = m.pageblocks["prev"][at >> PAGEBLOCK_ORDER].astype(np.int64) << PAGEBLOCK_ORDER
     else:
-        high = m.memmap["flags"][at].astype(np.int64) >> _PREV_HI_SHIFT & 3
+        high = m.memmap["prev_hi"][at].astype(np.int64)
         back = m.memmap["prev"][at].astype(np.int64) | high << 32
     _none(at[1:][back[1:] != at[:-1]], f"{what}: not linked back to the one before")
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kmm.zoneinfo import zone_number, zone_table
+
 Fact = tuple[str, Any, Any]
-ZoneTable = dict[tuple[int, str], dict[str, str]]
 
 MEMORY, NODE = "/sys/devices/system/memory/", "/sys/devices/system/node/"
 LOG = re.compile(
@@ -55,28 +56,8 @@ class Score:
         )
 
 
-def zone_table(text: str) -> ZoneTable:
-    """Return the fields of each zone of a zoneinfo text; per-CPU ones have a prefix."""
-    out: ZoneTable = {}
-    cur: dict[str, str] | None = None
-    in_pagesets = False
-    for line in text.split("\n"):
-        if head := re.match(r"Node (\d+), zone +(\w+)", line):
-            cur, in_pagesets = out.setdefault((int(head[1]), head[2]), {}), False
-        elif cur is not None and line.strip() == "pagesets":
-            in_pagesets = True
-        elif cur is not None:
-            match = re.match(r"\s*(pages free|[\w ]+?):?\s+(\(.*\)|-?\d+)\s*$", line)
-            if match:
-                key = match[1].strip()
-                if in_pagesets and key in ("high", "batch", "count"):
-                    key = "pageset " + key
-                cur.setdefault(key, match[2])
-    return out
-
-
 def _free_rows(text: str) -> Iterator[tuple[int, str, str, list[str]]]:
-    pattern = r"Node +(\d+), zone +(\w+)(?:, type +(\w+))? +((?:>?\d+ *)+)$"
+    pattern = r"Node +([0-9]{1,4}), zone +(\w+)(?:, type +(\w+))?((?: +>?[0-9]+)+) *$"
     for match in re.finditer(pattern, text, re.M):
         counts = match[4].split()
         if len(counts) > 5:
@@ -162,10 +143,14 @@ def compare_calls(real: list[list[Any]], model: list[list[Any]]) -> tuple[int, i
 
 
 def compare(real: Mapping[str, Any], model: Mapping[str, Any]) -> Score:
-    """Score what a model shows against a recording of the same layout."""
+    """Score what a model shows against a recording of the same layout.
+
+    :param real: a recording that replay.check_recording has passed.
+    :raises ConfigError: if its boot step's zoneinfo has no number where one is needed.
+    """
     score = Score()
     boot_zones = zone_table(real["steps"][0]["files"]["/proc/zoneinfo"])
-    boot_nodes = {n for (n, _), z in boot_zones.items() if int(z.get("managed", 0))}
+    boot_nodes = {z[0] for z in boot_zones if zone_number(boot_zones, z, "managed")}
     at_boot = {(c, k): v for c, k, v in facts(real["steps"][0], True, boot_nodes)}
     only = set(real.get("classes", ()))
     last = real.get("score_until", len(real["steps"]))

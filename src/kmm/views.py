@@ -49,7 +49,7 @@ def _memmap_place(m: Machine, section: int) -> str:
         return "taken at boot"
     chunk = vmemmap_chunks(m, section * PAGES_PER_SECTION, PAGES_PER_SECTION)[0]
     basepages = m.vmemmap_basepages.get(chunk)
-    pfn = basepages[0] if basepages else int(m.vmemmap_pfn[chunk])
+    pfn = next(iter(basepages.values())) if basepages else int(m.vmemmap_pfn[chunk])
     zone = None if pfn & VMEMMAP_NOT_OURS else m.page_zone(pfn)
     if zone is None:
         return "in the block itself"

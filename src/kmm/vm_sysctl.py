@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kmm.errors import kernel_error
+from kmm.errors import ConfigError, kernel_error, shown
 from kmm.page_alloc import drain_all_pages
 from kmm.procfs import parse_long
 from kmm.watermarks import (
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
 
 INT_MAX = 2**31 - 1
+MIN_HIGH_FRACTION = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,21 @@ class Tunable:
     low: int
     high: int
     after: Callable[[Machine, int], None]
+
+    def takes(self, value: int) -> bool:
+        """Whether the kernel takes a value."""
+        if self.name == "percpu_pagelist_high_fraction" and 0 < value < MIN_HIGH_FRACTION:
+            return False
+        return self.low <= value <= self.high
+
+    def store(self, m: Machine, value: int) -> None:
+        """Keep a value; nothing is recomputed."""
+        if self.name in KEPT:
+            m.vm.kept[self.name] = value
+            return
+        setattr(m.vm, self.name, value)
+        if self.name == "watermark_boost_factor":
+            set_boost_factor(m, value)
 
 
 def _min_free(m: Machine, value: int) -> None:
@@ -46,10 +62,6 @@ def _fraction(m: Machine, value: int) -> None:
     for zone in m.all_zones():
         if zone.populated:
             zone_set_pageset_high_and_batch(m, zone)
-
-
-def _boost(m: Machine, value: int) -> None:
-    set_boost_factor(m, value)
 
 
 def _nothing(m: Machine, value: int) -> None:
@@ -82,7 +94,7 @@ TUNABLES = {
     for t in (
         Tunable("min_free_kbytes", 0, INT_MAX, _min_free),
         Tunable("watermark_scale_factor", 1, 3000, _scale),
-        Tunable("watermark_boost_factor", 0, INT_MAX, _boost),
+        Tunable("watermark_boost_factor", 0, INT_MAX, _nothing),
         Tunable("percpu_pagelist_high_fraction", 0, INT_MAX, _fraction),
         Tunable("dirty_ratio", 0, 100, _dirty),
         Tunable("user_reserve_kbytes", 0, INT_MAX, _nothing),
@@ -124,17 +136,37 @@ def write_tunable(m: Machine, name: str, text: str) -> None:
         raise kernel_error(-2, f"/proc/sys/vm/{name}")
     number = parse_long(text)
     value = number[0] if number else None
-    low, high = tunable.low, tunable.high
-    fits = value is not None and low <= value <= high
-    if name == "percpu_pagelist_high_fraction" and value is not None:
-        fits = fits and (value == 0 or value >= 8)
-    if not fits or value is None:
-        raise kernel_error(-22, f"{name}: {text.strip()!r}; allowed: {low} to {high}")
-    if name in KEPT:
-        m.vm.kept[name] = value
-    else:
-        setattr(m.vm, name, value)
+    if value is None or not tunable.takes(value):
+        allowed = f"{tunable.low} to {tunable.high}"
+        raise kernel_error(-22, f"{name}: {shown(text.strip())}; allowed: {allowed}")
+    tunable.store(m, value)
     tunable.after(m, value)
+
+
+def load_tunables(m: Machine, files: Mapping[str, str], base: str) -> None:
+    """Give the tunables the values that a real machine's files show, and set nothing off.
+
+    :param files: path to text; a file that is absent or empty leaves the default.
+    :param base: the directory of the files, with the slash.
+    :raises ConfigError: naming a file with a value that the kernel does not take.
+    """
+    for name, tunable in TUNABLES.items():
+        text = files.get(base + name, "").strip()
+        if not text:
+            continue
+        number = parse_long(text)
+        if number is None or number[1].strip() or not tunable.takes(number[0]):
+            raise ConfigError(
+                f"{base}{name}: {shown(text)}; allowed: {tunable.low} to {tunable.high}"
+            )
+        tunable.store(m, number[0])
+    path = base + "lowmem_reserve_ratio"
+    words = files.get(path, "").split()
+    for idx, word in zip(m.config.zones, words, strict=False):
+        number = parse_long(word)
+        if number is None or not 0 <= number[0] <= INT_MAX:
+            raise ConfigError(f"{path}: {shown(word)}; allowed: numbers from 0 to {INT_MAX}")
+        m.vm.lowmem_reserve_ratio[idx] = number[0]
 
 
 def _write_ratios(m: Machine, text: str) -> None:

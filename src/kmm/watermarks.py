@@ -5,13 +5,17 @@ from __future__ import annotations
 from math import isqrt
 from typing import TYPE_CHECKING
 
+from kmm import _watermarks
 from kmm.mmzone import Zone
-from kmm.params import MAX_NR_ZONES, PAGEBLOCK_NR_PAGES, ZONE_DEVICE, ZONE_MOVABLE, ZONE_NORMAL
+from kmm.params import PAGEBLOCK_NR_PAGES, ZONE_NORMAL
 from kmm.trace import traced
 from kmm.zonelists import nr_free_zone_pages
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
+
+
+MAX_STAT_THRESHOLD = 125
 
 
 def nr_free_buffer_pages(m: Machine) -> int:
@@ -24,27 +28,26 @@ def zone_batchsize(managed_pages: int) -> int:
 
     :param managed_pages: pages of the zone.
     """
-    batch = min(managed_pages >> 10, 256) // 4
-    batch = max(batch, 1)
-    return max(1, (1 << ((batch + batch // 2).bit_length() - 1)) - 1)
+    return _watermarks.batchsize(managed_pages)
 
 
 def zone_highsize(m: Machine, zone: Zone, batch: int, cpu_online: int = 0) -> int:
-    """Return how many pages a CPU may keep of a zone."""
+    """Return how many pages a CPU may keep of a zone.
+
+    :param batch: pages that a per-CPU list takes or gives at a time.
+    :param cpu_online: 1 while a CPU of the node comes online, else 0.
+    """
     fraction = m.vm.percpu_pagelist_high_fraction
-    total = zone.managed_pages // fraction if fraction else zone.low_wmark_pages()
-    ncpu = len(m.cpus_of_node(zone.nid)) + cpu_online
-    return int(max(total // (ncpu or m.nr_cpus), 4 * batch))
+    return _watermarks.highsize(m.memmap_engine, zone.index, batch, cpu_online, fraction)
 
 
 def zone_set_pageset_high_and_batch(m: Machine, zone: Zone, cpu_online: int = 0) -> None:
     """Recompute a zone's per-CPU sizes; equal ones are not written again."""
-    batch = zone_batchsize(zone.managed_pages)
-    high = zone_highsize(m, zone, batch, cpu_online)
-    if (zone.pageset_high, zone.pageset_batch) != (high, batch):
-        zone.pageset_update(high, batch, True)
+    fraction = m.vm.percpu_pagelist_high_fraction
+    _watermarks.set_pageset(m.memmap_engine, zone.index, cpu_online, fraction)
 
 
+@traced
 def setup_zone_pageset(m: Machine, zone: Zone) -> None:
     """Give a zone its own per-CPU lists when its first memory comes."""
     zone.pageset_reset()
@@ -59,36 +62,24 @@ def zone_pcp_reset(m: Machine, zone: Zone) -> None:
 
 def calculate_totalreserve_pages(m: Machine) -> None:
     """Sum what each node keeps: the largest lowmem reserve of each zone plus its high mark."""
-    m.totalreserve_pages = 0
-    for nid in m.n_online:
-        pgdat = m.nodes[nid]
-        pgdat.totalreserve_pages = sum(
-            min(max(z.lowmem_reserve[z.zone_idx :]) + z.high_wmark_pages(), z.managed_pages)
-            for z in pgdat.zones
-        )
-        m.totalreserve_pages += pgdat.totalreserve_pages
+    nids = sorted(m.n_online)
+    kept = _watermarks.totalreserve(m.memmap_engine, nids)
+    for nid, pages in zip(nids, kept, strict=True):
+        m.nodes[nid].totalreserve_pages = pages
+    m.totalreserve_pages = sum(kept)
 
 
 @traced
 def setup_per_zone_wmarks(m: Machine) -> None:
     """Spread min_free_kbytes over the zones by size, then size reserves and per-CPU lists."""
-    zones = [z for nid in sorted(m.n_online) for z in m.nodes[nid].zones]
-    pages_min = m.vm.min_free_kbytes >> 2
-    shared = [z for z in zones if z.zone_idx != ZONE_MOVABLE]
-    if m.rules.movable_shares_min_free_kbytes:
-        shared = zones
-    lowmem = sum(z.managed_pages for z in shared)
-    scale = m.vm.watermark_scale_factor
-    for zone in zones:
-        managed = zone.managed_pages
-        low = pages_min * managed // lowmem if lowmem else 0
-        step = max(low >> 2, managed // 10000 * scale + managed % 10000 * scale // 10000)
-        zone.watermark_boost = 0
-        zone.watermark_min = low
-        zone.watermark_low = low + step
-        zone.watermark_high = low + 2 * step
-    for zone in zones:
-        zone_set_pageset_high_and_batch(m, zone)
+    _watermarks.setup_wmarks(
+        m.memmap_engine,
+        sorted(m.n_online),
+        m.vm.min_free_kbytes >> 2,
+        m.vm.watermark_scale_factor,
+        m.vm.percpu_pagelist_high_fraction,
+        m.rules.movable_shares_min_free_kbytes,
+    )
     m.recomputed.add("watermarks")
     calculate_totalreserve_pages(m)
 
@@ -96,16 +87,8 @@ def setup_per_zone_wmarks(m: Machine) -> None:
 @traced
 def setup_per_zone_lowmem_reserve(m: Machine) -> None:
     """Keep lower zones from requests that higher zones of the node could serve."""
-    for nid in sorted(m.n_online):
-        zones = m.nodes[nid].zones
-        for i, zone in enumerate(zones[:ZONE_DEVICE]):
-            ratio = m.vm.lowmem_reserve_ratio[i]
-            reserve = [0] * MAX_NR_ZONES
-            managed = 0
-            for j in range(i + 1, MAX_NR_ZONES):
-                managed += zones[j].managed_pages
-                reserve[j] = managed // ratio if ratio and zone.managed_pages else 0
-            zone.lowmem_reserve = reserve
+    ratios = m.vm.lowmem_reserve_ratio
+    _watermarks.setup_lowmem_reserve(m.memmap_engine, sorted(m.n_online), ratios)
     m.recomputed.add("reserves")
     calculate_totalreserve_pages(m)
 
@@ -122,13 +105,10 @@ def calculate_min_free_kbytes(m: Machine) -> None:
         )
 
 
+@traced
 def refresh_zone_stat_thresholds(m: Machine) -> None:
     """Size how far per-CPU counters may drift from a zone's totals."""
-    for pgdat in m.nodes.values():
-        for zone in pgdat.zones:
-            if zone.populated:
-                step = 1 + (zone.managed_pages >> 15).bit_length()
-                zone.stat_threshold = min(125, 2 * m.nr_cpus.bit_length() * step)
+    _watermarks.refresh_stat_thresholds(m.memmap_engine)
     m.recomputed.add("thresholds")
 
 
@@ -192,7 +172,7 @@ def set_boost_factor(m: Machine, value: int) -> None:
 @traced
 def writeback_set_ratelimit(m: Machine) -> None:
     """Set after how many dirtied pages a task looks at the dirty limits."""
-    free = sum(z.nr_free_pages for p in m.nodes.values() for z in p.zones)
+    free = _watermarks.sum_of_free_pages(m.memmap_engine)
     filelru = sum(
         p.vmstat.get("nr_inactive_file", 0) + p.vmstat.get("nr_active_file", 0)
         for p in m.nodes.values()

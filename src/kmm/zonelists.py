@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kmm import _watermarks
 from kmm.mmzone import PgData, Zone
 from kmm.params import MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, ZONE_MOVABLE, ZONE_NAMES
 from kmm.trace import traced
@@ -58,6 +59,9 @@ def build_zonelists(m: Machine, pgdat: PgData) -> None:
     pgdat.zonelist = [z for n in order for z in build_zonerefs_node(m, m.nodes[n])]
     pgdat.nofallback = build_zonerefs_node(m, pgdat)
     pgdat.fallback_order = order
+    m.memmap_engine.set_zonelists(
+        pgdat.node_id, [z.index for z in pgdat.zonelist], [z.index for z in pgdat.nofallback]
+    )
     m.printk(f"Fallback order for Node {pgdat.node_id}: " + "".join(f"{n} " for n in order))
 
 
@@ -74,10 +78,7 @@ def __build_all_zonelists(m: Machine, pgdat: PgData | None) -> None:
 
 def nr_free_zone_pages(m: Machine, highest: int) -> int:
     """Return pages above the high watermarks in zones up to an index, as the boot CPU sees them."""
-    zonelist = m.nodes[m.this_node()].zonelist
-    return sum(
-        max(0, z.managed_pages - z.high_wmark_pages()) for z in zonelist if z.zone_idx <= highest
-    )
+    return _watermarks.free_zone_pages(m.memmap_engine, m.this_node(), highest)
 
 
 @traced
@@ -100,3 +101,7 @@ def build_all_zonelists(m: Machine, pgdat: PgData | None = None) -> None:
 def nr_free_pagecache_pages(m: Machine) -> int:
     """Return the total that build_all_zonelists logs, as it would be now (an older name)."""
     return nr_free_zone_pages(m, ZONE_MOVABLE)
+
+
+# The variable of older kernels that was set to it; Machine.vm_total_pages is what was logged.
+vm_total_pages = nr_free_pagecache_pages
