@@ -23,6 +23,7 @@ CONFIG = {
     "cpus": 1,
     "nodes": [{"cpus": "0", "memory": "1G"}, {"memory": "512M"}, {"memory": "2560M"}],
 }
+TYPES = "Node 0, zone    DMA32 {:12} {:12} {:12} {:12} {:12} "
 SLAB, RESERVED = 1 << 9, 1 << 12
 
 
@@ -88,4 +89,16 @@ def test_a_recorded_machine_has_as_many_reserved_pages(name: str) -> None:
         runs = [run for s, e in zone.early_ranges for run in kpageflags(m, s, e - s)]
         reserved = sum(count for count, word in runs if word & KPF_RESERVED)
         assert reserved == zone.present_pages - zone.managed_pages
+
+
+def test_pageblocks_reserved_for_atomic_requests_are_counted() -> None:
+    data = recording("watermarks")
+    files = dict(data["steps"][0]["files"])
+    text = files["/proc/pagetypeinfo"]
+    assert TYPES.format(52, 446, 6, 0, 0) in text
+    files["/proc/pagetypeinfo"] = text.replace(
+        TYPES.format(52, 446, 6, 0, 0), TYPES.format(50, 446, 6, 2, 0)
+    )
+    m = Machine.from_files(files, data["machine"])
+    assert m.nodes[0].zone(1).nr_reserved_highatomic == 2 * 512
     m.validate()

@@ -96,6 +96,8 @@ def chains() -> list[list[object]]:
         m.write(f"{MEMORY}/memory32/state", "online_movable")
         m.free_pages(m.alloc_pages())
         m.free_contig_range(alloc_contig_pages(m, 600, GFP_KERNEL, 1), 600)
+        m.write(f"{MEMORY}/soft_offline_page", hex(DIMM + (64 << 20)))
+        m.write(f"{MEMORY}/hard_offline_page", hex(DIMM + (65 << 20)))
         m.unplug("a")
 
     def by_callers(m: Machine) -> None:

@@ -21,12 +21,14 @@ from kmm.params import (
     KERNEL_END,
     KERNEL_START,
     MAX_ORDER,
+    MIGRATE_HIGHATOMIC,
     MIGRATE_MOVABLE,
     MIGRATE_TYPES,
     MIGRATETYPE_NAMES,
     PAGE_SHIFT,
     PAGEBLOCK_NR_PAGES,
 )
+from kmm.procfs import pageblock_counts
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -199,6 +201,8 @@ def lay_out(
     _mark(m, zone, used)
     if block_counts is not None:
         _retype(m, zone, block_counts, [(pfn, count) for _, pfn, count in used])
+    have = pageblock_counts(m, zone)
+    zone.nr_reserved_highatomic = have[MIGRATE_HIGHATOMIC] * PAGEBLOCK_NR_PAGES
 
 
 def _place(m: Machine, zone: Zone, pfn: int, order: int, mt: int) -> None:
@@ -220,8 +224,6 @@ def _mark(m: Machine, zone: Zone, used: list[tuple[bool, int, int]]) -> None:
 
 def _retype(m: Machine, zone: Zone, want: list[int], used: list[tuple[int, int]]) -> None:
     """Give used pageblocks the types that the counts ask for."""
-    from kmm.procfs import pageblock_counts
-
     missing = [w - h for w, h in zip(want, pageblock_counts(m, zone), strict=True)]
     for pfn, count in used:
         first = -(-pfn // PAGEBLOCK_NR_PAGES) * PAGEBLOCK_NR_PAGES

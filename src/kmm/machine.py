@@ -223,8 +223,12 @@ class Machine(PageAllocator):
         self.vm_total_pages = 0
         self.totalram_pages = 0
         self.totalreserve_pages = 0
+        #: What was computed from the sizes of zones since boot; what files tell may be older.
+        self.recomputed: set[str] = set()
         self.ratelimit_pages = 32
         self.max_pfn = 0
+        self.num_poisoned_pages = 0
+        self.hwpoison: set[int] = set()
         self.numa_meminfo: list[tuple[int, int, int]] = [(0, 0, 0)]
         self.kthreads: set[str] = set()
         self.iomem_resource = ResourceTree()

@@ -108,6 +108,7 @@ def __drain_all_pages(m: Machine, zone: Zone | None = None) -> None:
         z.drain()
 
 
+@traced
 def drain_all_pages(m: Machine, zone: Zone | None = None) -> None:
     """Drain per-CPU lists that have pages."""
     __drain_all_pages(m, zone)
