@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kmm.errors import KernelError, bug, kernel_error
 from kmm.mmzone import MemoryGroup, Zone
-from kmm.params import ONLINE_TYPES, PAGES_PER_SECTION
+from kmm.params import ONLINE_TYPES
 from kmm.trace import fallible, traced
 
 if TYPE_CHECKING:
@@ -173,12 +173,6 @@ def block_range(m: Machine, block: MemoryBlock) -> tuple[int, int]:
     """Return a block's first pfn and its number of pages."""
     nr = m.block_pages
     return block.block_id * nr, nr
-
-
-def sections_of(m: Machine, block: MemoryBlock) -> range:
-    """Return the numbers of a block's sections."""
-    start, nr = block_range(m, block)
-    return range(start // PAGES_PER_SECTION, (start + nr) // PAGES_PER_SECTION)
 
 
 @traced
