@@ -15,6 +15,7 @@ import pytest
 from kmm import Machine
 from kmm import memory_hotplug as mh
 from kmm.acpi_memhotplug import acpi_memory_device_add
+from kmm.contig_alloc import alloc_contig_pages
 from kmm.errors import InvalidArgument, KernelError
 from kmm.memory_group import memory_group_register_dynamic, memory_group_register_static
 from kmm.snapshot import differences, dump
@@ -87,6 +88,7 @@ CHAINS: dict[str, Chain] = {
         lambda: _added(blocks=BLOCKS),
         lambda m: mh.remove_memory(m, DIMM, BLOCKS * BLOCK),
     ),
+    "pages in a row": (_empty, lambda m: alloc_contig_pages(m, 600, 0xCC0, 0)),
     "offline and remove": (
         lambda: _online(blocks=3),
         lambda m: mh.offline_and_remove_memory(m, DIMM, 3 * BLOCK),

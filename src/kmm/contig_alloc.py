@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm import _scan
-from kmm.errors import KernelError, bug, check_number, kernel_error
+from kmm.errors import Busy, bug, check_number, kernel_error
 from kmm.mmzone import Zone
 from kmm.page_alloc import __drain_all_pages, gfp_zone
 from kmm.params import MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, NR_PAGES_MAX, PAGEBLOCK_NR_PAGES
@@ -106,7 +106,7 @@ def alloc_contig_pages(m: Machine, nr_pages: int, gfp: int, nid: int) -> int:
             if _is_candidate(m, zone, pfn, nr_pages):
                 try:
                     alloc_contig_range(m, pfn, pfn + nr_pages)
-                except KernelError:
+                except Busy:
                     pass  # somebody uses a page of it
                 else:
                     return pfn
