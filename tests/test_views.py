@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kmm import Machine, views
 from kmm import memory_hotplug as mh
@@ -100,3 +103,9 @@ def test_changes_are_marked(m: Machine) -> None:
     assert "  * 100000000-107ffffff : System RAM" in text
     assert "    00001000-0009fbff : System RAM" in text
     m.validate()
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_spans_of_an_array_read_as_runs_of_a_list_do(numbers: set[int]) -> None:
+    array = np.array(sorted(numbers), dtype=np.int64)
+    assert views._spans(array) == views.runs(sorted(numbers))
