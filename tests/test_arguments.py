@@ -60,9 +60,9 @@ WRONG: list[tuple[str, Callable[[Machine], object], int, str]] = [
     ("zone", lambda m: mh.zone_for_pfn_range(m, 1, 9, None, PFN, PAGES), errno.EINVAL, "nid: 9"),
     (
         "type",
-        lambda m: mh.zone_for_pfn_range(m, 0, 1, None, PFN, 1),
+        lambda m: mh.zone_for_pfn_range(m, 4, 1, None, PFN, 1),
         errno.EINVAL,
-        "online_type: 0",
+        "online_type: 4",
     ),
     ("pfn", lambda m: mh.online_pages(m, "x", PAGES, m.nodes[1].zone(3)), errno.EINVAL, "pfn"),  # type: ignore
     ("zone", lambda m: mh.online_pages(m, PFN, PAGES, None), errno.EINVAL, "zone: None"),  # type: ignore
@@ -147,11 +147,21 @@ def test_what_is_online_does_not_come_online_again_nor_lose_its_memmap(m: Machin
     zone, block = m.nodes[1].zone(3), m.memory_blocks[32]
     for act, words in (
         (lambda: mh.online_pages(m, PFN, PAGES, zone), "online_pages: section 32 is online"),
-        (lambda: mh.memory_block_online(m, block), "memory_block_online: section 32 is online"),
+        (lambda: mh.memory_block_online(m, block), "online_pages: section 32 is online"),
         (lambda: mh.__remove_pages(m, PFN, PAGES), "__remove_pages: section 32 is online"),
     ):
         assert str(unchanged(m, act, ImpossibleState)) == words
         m.validate()
+
+
+def test_a_block_with_its_own_memmap_does_not_come_online_again() -> None:
+    m = two_nodes("memory_hotplug.memmap_on_memory=1")
+    m.plug("a", 1, DIMM, BLOCK)
+    m.write(STATE, "online_movable")
+    block = m.memory_blocks[32]
+    error = unchanged(m, lambda: mh.memory_block_online(m, block), ImpossibleState)
+    assert str(error) == "memory_block_online: section 32 is online"
+    m.validate()
 
 
 def test_pages_that_are_offline_do_not_go_offline_again(m: Machine) -> None:

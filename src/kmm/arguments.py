@@ -22,6 +22,7 @@ from kmm.params import (
     PFN_SECTION_SHIFT,
 )
 from kmm.sparse import (
+    ALL_SUBSECTIONS,
     SECTION_HAS_MEM_MAP,
     SECTION_IS_ONLINE,
     SECTION_MARKED_PRESENT,
@@ -122,12 +123,23 @@ def _flags(m: Machine, start_pfn: int, nr_pages: int) -> tuple[int, Any]:
     return first, m.sections["flags"][first : -(-(start_pfn + nr_pages) // PAGES_PER_SECTION)]
 
 
-def check_sections_exist(m: Machine, where: str, start_pfn: int, nr_pages: int) -> None:
-    """Stop if part of a range of pages has no memmap, which the kernel would fault on.
+def _is_one(m: Machine, start_pfn: int, nr_pages: int, mask: int, want: int) -> bool:
+    """Whether a range is in one whole section with these flags; quicker than arrays of one."""
+    section = start_pfn >> PFN_SECTION_SHIFT
+    if (start_pfn + nr_pages - 1) >> PFN_SECTION_SHIFT != section or start_pfn >= NR_PAGES_MAX:
+        return False
+    record = m.sections[section]
+    return int(record["flags"]) & mask == want and int(record["subsection_map"]) == ALL_SUBSECTIONS
+
+
+def check_can_online(m: Machine, where: str, start_pfn: int, nr_pages: int) -> None:
+    """Stop if part of a range of pages is online or has no memmap, which the kernel faults on.
 
     :param where: the kernel function; start_pfn: first pfn; nr_pages: pages up to a section's end.
-    :raises ImpossibleState: naming the function and the first section that does not exist.
+    :raises ImpossibleState: naming the function and the section.
     """
+    if _is_one(m, start_pfn, nr_pages, _EXISTS | SECTION_IS_ONLINE, _EXISTS):
+        return
     check_addressable(where, start_pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
     first, flags = _flags(m, start_pfn, nr_pages)
     maps = ~m.sections["subsection_map"][first : first + len(flags)]
@@ -136,6 +148,9 @@ def check_sections_exist(m: Machine, where: str, start_pfn: int, nr_pages: int) 
     missing = np.flatnonzero((flags & _EXISTS != _EXISTS) | (maps != 0))
     if missing.size:
         bug(where, f"section {first + int(missing[0])} does not exist")
+    online = np.flatnonzero(flags & SECTION_IS_ONLINE)
+    if online.size:
+        bug(where, f"section {first + int(online[0])} is online")
 
 
 def check_pages_unused(m: Machine, where: str, start_pfn: int, nr_pages: int) -> None:
@@ -146,6 +161,8 @@ def check_pages_unused(m: Machine, where: str, start_pfn: int, nr_pages: int) ->
     :param where: the kernel function; start_pfn: first pfn; nr_pages: pages, multiples of 512.
     :raises ImpossibleState: naming the function and the section.
     """
+    if _is_one(m, start_pfn, nr_pages, SECTION_IS_ONLINE, 0):
+        return
     check_addressable(where, start_pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
     first, flags = _flags(m, start_pfn, nr_pages)
     for section in (first + np.flatnonzero(flags & SECTION_IS_ONLINE)).tolist():
@@ -155,17 +172,16 @@ def check_pages_unused(m: Machine, where: str, start_pfn: int, nr_pages: int) ->
             bug(where, f"section {section} is online")
 
 
-def check_sections_state(
-    m: Machine, where: str, start_pfn: int, nr_pages: int, online: bool
-) -> None:
-    """Stop if part of a range of pages is online, or offline, and must not be.
+def check_is_online(m: Machine, where: str, start_pfn: int, nr_pages: int) -> None:
+    """Stop if part of a range of pages is not online: its memmap says nothing.
 
-    :param where: the kernel function; online: what the sections have to be.
-    :raises ImpossibleState: naming the function and the first section in the wrong state.
+    :param where: the kernel function; start_pfn: first pfn; nr_pages: pages.
+    :raises ImpossibleState: naming the function and the first section that is offline.
     """
+    if _is_one(m, start_pfn, nr_pages, SECTION_IS_ONLINE, SECTION_IS_ONLINE):
+        return
     check_addressable(where, start_pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
     first, flags = _flags(m, start_pfn, nr_pages)
-    wrong = np.flatnonzero((flags & SECTION_IS_ONLINE != 0) != online)
-    if wrong.size:
-        state = "not online" if online else "online"
-        bug(where, f"section {first + int(wrong[0])} is {state}")
+    offline = np.flatnonzero(flags & SECTION_IS_ONLINE == 0)
+    if offline.size:
+        bug(where, f"section {first + int(offline[0])} is not online")

@@ -12,14 +12,14 @@ from kmm import resource as res_
 from kmm.arguments import (
     check_addressable,
     check_bytes,
+    check_can_online,
     check_group,
     check_integer,
+    check_is_online,
     check_kind,
     check_nid,
     check_pages_unused,
     check_pfns,
-    check_sections_exist,
-    check_sections_state,
     check_zone,
 )
 from kmm.errors import KernelError, bug, check_number, check_text, kernel_error
@@ -30,7 +30,7 @@ from kmm.memory_block import (
     MEM_GOING_ONLINE,
     MEM_OFFLINE,
     MEM_ONLINE,
-    MMOP_ONLINE,
+    MMOP_OFFLINE,
     MMOP_ONLINE_KERNEL,
     MMOP_ONLINE_MOVABLE,
     MemoryBlock,
@@ -466,11 +466,12 @@ def zone_for_pfn_range(
 ) -> Zone:
     """Return the zone that a range is onlined into.
 
-    :param online_type: MMOP_ONLINE, MMOP_ONLINE_KERNEL or MMOP_ONLINE_MOVABLE.
+    :param online_type: MMOP_ONLINE, MMOP_ONLINE_KERNEL or MMOP_ONLINE_MOVABLE; MMOP_OFFLINE
+        (what a block has that is online) is taken as MMOP_ONLINE.
     :raises InvalidArgument: for another type, a node that is not possible, or a pfn or group that
         is none.
     """
-    check_number("online_type", online_type, MMOP_ONLINE, MMOP_ONLINE_MOVABLE)
+    check_number("online_type", online_type, MMOP_OFFLINE, MMOP_ONLINE_MOVABLE)
     nid = check_nid(m, nid)
     pfn, nr_pages = check_pfns(pfn, nr_pages)
     check_group(m, group)
@@ -589,8 +590,7 @@ def online_pages(
     check_group(m, group)
     if not nr_pages or pfn % PAGEBLOCK_NR_PAGES or (pfn + nr_pages) % PAGES_PER_SECTION:
         raise kernel_error(-22, f"online_pages: misaligned range {pfn:#x}+{nr_pages:#x}")
-    check_sections_exist(m, "online_pages", pfn, nr_pages)
-    check_sections_state(m, "online_pages", pfn, nr_pages, False)
+    check_can_online(m, "online_pages", pfn, nr_pages)
     move_pfn_range_to_zone(m, zone, pfn, nr_pages, MIGRATE_ISOLATE)
     arg = MemoryNotify(pfn, nr_pages)
     node_states_check_changes_online(m, nr_pages, zone, arg)
@@ -629,11 +629,11 @@ def memory_block_online(m: Machine, block: MemoryBlock) -> None:
     """
     check_kind("block", block, MemoryBlock)
     start, nr = block_range(m, block)
-    check_sections_exist(m, "memory_block_online", start, nr)
-    check_sections_state(m, "memory_block_online", start, nr, False)
     vmemmap = block.nr_vmemmap_pages
     zone = zone_for_pfn_range(m, block.online_type, block.nid, block.group, start, nr)
     if vmemmap:
+        # Before its own memmap is online; the rest is checked by online_pages.
+        check_can_online(m, "memory_block_online", start, nr)
         mhp_init_memmap_on_memory(m, start, vmemmap, zone)
     try:
         online_pages(m, start + vmemmap, nr - vmemmap, zone, block.group)
@@ -806,7 +806,7 @@ def offline_pages(
         raise kernel_error(-22, f"offline_pages: misaligned range {start_pfn:#x}+{nr_pages:#x}")
     if walk_system_ram_range(m, start_pfn, nr_pages) != nr_pages:
         raise kernel_error(-22, "memory holes")
-    check_sections_state(m, "offline_pages", start_pfn, nr_pages, True)
+    check_is_online(m, "offline_pages", start_pfn, nr_pages)
     if m.page_zone(start_pfn) is not zone or m.page_zone(end_pfn - 1) is not zone:
         raise kernel_error(-22, "multizone range")
     zone_pcp_disable(m, zone)

@@ -115,6 +115,15 @@ def pageblock_counts(m: Machine, zone: Zone) -> list[int]:
     """Return how many pageblocks of a zone have each migratetype."""
     first = zone.zone_start_pfn // PAGEBLOCK_NR_PAGES
     last = -(-zone.zone_end_pfn // PAGEBLOCK_NR_PAGES)
+    # In parts of half a terabyte, as arrays for all of a large zone would not stay in caches.
+    parts = [
+        _pageblock_counts(m, zone, at, min(at + (1 << 18), last))
+        for at in range(first, last, 1 << 18)
+    ]
+    return [sum(counts) for counts in zip(*parts, strict=True)] or [0] * MIGRATE_TYPES
+
+
+def _pageblock_counts(m: Machine, zone: Zone, first: int, last: int) -> list[int]:
     online = (m.sections["flags"][first // 64 : -(-last // 64)] & 4) != 0
     if not online.any():
         return [0] * MIGRATE_TYPES

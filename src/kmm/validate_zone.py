@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
 
 PCP_LISTS = 14
+_PART = 1 << 18  # pageblocks that are looked at in one go, half a terabyte
 PAGEBLOCK_ORDER = 9
 # A zone with fewer pages may get no watermark from its share of min_free_kbytes.
 MANAGED_WITHOUT_MARKS = 10000
@@ -48,21 +49,27 @@ def _true(ok: bool, what: str) -> None:
 
 
 class _Pages(NamedTuple):
-    """Numbers of a zone's pageblocks, those of them whose pages have records, and its pages."""
+    """A zone's pages: counts, and the numbers of pageblocks whose pages have records."""
 
-    blocks: npt.NDArray[np.int64]
-    dirty: npt.NDArray[np.int64]
     present: int
     early: int
+    used: int  # in whole pageblocks that the kernel took or that were handed out
+    dirty: npt.NDArray[np.int64]
 
 
 def _online_pages_of(m: Machine, zone: Zone) -> _Pages:
-    """Count the present pages of a zone: online pageblocks of it, less holes in System RAM."""
-    none = np.zeros(0, dtype=np.int64)
-    if not zone.spanned_pages:
-        return _Pages(none, none, 0, 0)
+    """Count the pages of a zone: online pageblocks of it, less holes in System RAM."""
     first = zone.zone_start_pfn // PAGEBLOCK_NR_PAGES
-    last = -(-zone.zone_end_pfn // PAGEBLOCK_NR_PAGES)
+    last = -(-zone.zone_end_pfn // PAGEBLOCK_NR_PAGES) if zone.spanned_pages else first
+    parts = [_Pages(0, 0, 0, np.zeros(0, dtype=np.int64))]
+    for at in range(first, last, _PART):
+        parts.append(_part_of_pages(m, zone, at, min(at + _PART, last)))
+    present, early, used, dirty = zip(*parts, strict=True)
+    return _Pages(sum(present), sum(early), sum(used), np.concatenate(dirty))
+
+
+def _part_of_pages(m: Machine, zone: Zone, first: int, last: int) -> _Pages:
+    """Count the pages of some pageblocks, first to the one before last."""
     mine = np.flatnonzero(m.pageblocks["zone"][first:last] == zone.index + 1) + first
     flags = m.sections["flags"][mine >> 6]
     online = flags & SECTION_IS_ONLINE != 0
@@ -75,16 +82,16 @@ def _online_pages_of(m: Machine, zone: Zone) -> _Pages:
             start, nr = int(run[0]) * PAGEBLOCK_NR_PAGES, len(run) * PAGEBLOCK_NR_PAGES
             at_boot += sum(n for _, n in walk_system_ram_range(m.iomem_resource, start, nr))
     blocks = mine[online]
-    dirty = blocks[m.pageblocks["state"][blocks] & 0x80 != 0]
-    return _Pages(blocks, dirty, later + at_boot, at_boot)
+    state = m.pageblocks["state"][blocks]
+    heads = blocks[m.pageblocks["kind"][blocks] == _ALLOCATED]
+    used = int((1 << m.pageblocks["order"][heads].astype(np.int64)).sum())
+    used += int(np.count_nonzero(state & 0x7F == FILL_KERNEL)) * PAGEBLOCK_NR_PAGES
+    return _Pages(later + at_boot, at_boot, used, blocks[state & 0x80 != 0])
 
 
 def _used_pages(m: Machine, pages: _Pages) -> int:
     """Count the managed pages that are in nobody's list: handed out, or taken as broken."""
-    kernel = m.pageblocks["state"][pages.blocks] & 0x7F == FILL_KERNEL
-    heads = pages.blocks[m.pageblocks["kind"][pages.blocks] == _ALLOCATED]
-    large = m.pageblocks["order"][heads].astype(np.int64)
-    used = int(np.count_nonzero(kernel)) * PAGEBLOCK_NR_PAGES + int((1 << large).sum())
+    used = pages.used
     # In parts, for a machine with many of them.
     for part in np.array_split(pages.dirty, len(pages.dirty) // 4096 + 1):
         rows = m.memmap.reshape(-1, PAGEBLOCK_NR_PAGES)[part]
