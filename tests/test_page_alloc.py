@@ -316,5 +316,5 @@ def test_records_of_large_free_areas_go_back_to_the_host() -> None:
     zone.drain()
     assert zone.nr_dirty_free <= 16 + zone.pageset_batch
     first = int(pfns[0]) & ~1023
-    assert not m.memmap["flags"][first : first + 50_000].any()
+    assert not m.page_states[first : first + 50_000].any()
     m.validate()

@@ -199,7 +199,7 @@ def _shown(m: Machine, call: str, path: str, text: object) -> None:
 
 def _wipe_page(m: Machine) -> None:
     pfn = m.alloc_pages(0, 0xCC0, 1)
-    m.memmap["flags"][pfn] = m.memmap["refcount"][pfn] = 0
+    m.page_states[pfn] = 0
 
 
 def _wipe_block(m: Machine) -> None:

@@ -11,8 +11,7 @@ from libc.string cimport memcpy, memset
 from kmm._freelist cimport (KMM_DEBUG, add_to_free_list, block_mt, block_of,
                             del_page_from_free_list, free_one_page, is_free_head, list_next,
                             mark_dirty)
-from kmm._memmap cimport (get_pageblock_migratetype, page_kind, page_order, page_zone,
-                          section_online)
+from kmm._memmap cimport get_pageblock_migratetype, page_zone, section_online, state_order
 from kmm._page_alloc cimport rmqueue
 from kmm._pcp cimport drain_pages, pindex_to_order
 
@@ -394,15 +393,16 @@ cdef pfn_t _recount_step(mem_t *mem, zone_t *zone, pfn_t pfn, int *order,
         return left
     if not block.state & BLOCK_DIRTY:
         return left
-    if page_kind(&mem.pages[pfn]) == KIND_PCP:
-        pcp[0] += 1 << page_order(&mem.pages[pfn])
-        return <pfn_t> 1 << page_order(&mem.pages[pfn])
+    if mem.states[pfn] & STATE_PCP:
+        pcp[0] += 1 << state_order(mem.states[pfn])
+        return <pfn_t> 1 << state_order(mem.states[pfn])
     return 1
 
 
 cdef void junk_fill(mem_t *mem, pfn_t start, pfn_t end) noexcept nogil:
     # Nobody may look at the records of an offline range; in a debug build they are nonsense.
     memset(&mem.pages[start], 0xFF, (end - start) * sizeof(page_t))
+    memset(&mem.states[start], 0xFF, end - start)
     memset(&mem.blocks[start >> PAGEBLOCK_ORDER], 0xFF,
            ((end - start) >> PAGEBLOCK_ORDER) * sizeof(pageblock_t))
 
@@ -434,5 +434,5 @@ def take_page_off_buddy(MemMap memmap, pfn_t pfn):
             add_to_free_list(mem, zone, head + half, order, mt, False)
     if mt != MIGRATE_ISOLATE:
         zone.nr_free_pages -= 1
-    mem.pages[pfn].flags |= PF_HWPOISON
+    mem.pages[pfn].flags = PF_HWPOISON | PF_TAKEN
     return 0

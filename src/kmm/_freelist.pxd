@@ -3,130 +3,104 @@
 #
 # Blocks of order 9 and 10 are linked through the pageblock records, smaller ones through the
 # page records, so that free memory that was never split touches no page record.
-from kmm._memmap cimport (get_pageblock_migratetype, journal_add, page_kind, page_mt, page_order,
+from kmm._memmap cimport (get_pageblock_migratetype, is_free_state, journal_add, state_mt,
                           touch_block)
 from kmm._types cimport *
 
 cdef extern from *:
     """
-    #include <stdint.h>
-    #include <string.h>
     #define kmm_ctz(x) __builtin_ctz(x)
     #define kmm_prefetch(p) __builtin_prefetch((const void *)(p), 1)
     #ifndef KMM_DEBUG
     #define KMM_DEBUG 0
     #endif
-    static inline uint64_t kmm_load(const void *p) { uint64_t v; memcpy(&v, p, 8); return v; }
-    static inline void kmm_store(void *p, uint64_t v) { memcpy(p, &v, 8); }
     """
     int ctz "kmm_ctz"(uint32_t x) noexcept nogil
     void prefetch "kmm_prefetch"(const void *p) noexcept nogil
-    uint64_t load "kmm_load"(const void *p) noexcept nogil
-    void store "kmm_store"(void *p, uint64_t v) noexcept nogil
     const int KMM_DEBUG
 
 
-# -- page records ---------------------------------------------------------------------------
+# -- page records and states -----------------------------------------------------------------
 #
-# The first word of a record is the next pfn and the flags, the second the previous pfn and the
-# reference count.  The hot functions take the records and the journal, not the mem_t: after a
-# write of bytes the compiler would have to read a mem_t anew.
+# The hot functions take the arrays and the journal, not the mem_t: after a write of a byte the
+# compiler would have to read a mem_t anew.
 
-cdef enum:
-    FLAGS_SHIFT = 48
-
-cdef inline uint64_t *first_word(page_t *pages, pfn_t pfn) noexcept nogil:
-    return <uint64_t *> &pages[pfn]
+cdef inline pfn_t page_next(const page_t *page) noexcept nogil:
+    return page.next | <pfn_t> page.next_hi << 32
 
 
-cdef inline uint64_t *second_word(page_t *pages, pfn_t pfn) noexcept nogil:
-    return <uint64_t *> &pages[pfn].prev
+cdef inline pfn_t page_prev(const page_t *page) noexcept nogil:
+    return page.prev | <pfn_t> page.prev_hi << 32
 
 
-cdef inline pfn_t word_pfn(uint64_t word) noexcept nogil:
-    return word & ((<uint64_t> 1 << FLAGS_SHIFT) - 1)
-
-
-cdef inline pfn_t page_next(page_t *pages, pfn_t pfn) noexcept nogil:
-    return word_pfn(load(first_word(pages, pfn)))
-
-
-cdef inline pfn_t page_prev(page_t *pages, pfn_t pfn) noexcept nogil:
-    return word_pfn(load(second_word(pages, pfn)))
-
-
-cdef inline uint64_t record_state(int kind, int order, int mt) noexcept nogil:
-    return <uint64_t> (kind << PF_KIND_SHIFT | order | mt << PF_MT_SHIFT)
-
-
-cdef inline void note_page(page_t *pages, journal_t *journal, pfn_t pfn) noexcept nogil:
+cdef inline void set_page_next(page_t *pages, journal_t *journal, pfn_t pfn,
+                               pfn_t to) noexcept nogil:
     if journal != NULL:
         journal_add(journal, &pages[pfn], sizeof(page_t))
-
-
-cdef inline void set_page_next(page_t *pages, journal_t *journal, pfn_t pfn, pfn_t to,
-                               uint64_t state) noexcept nogil:
-    note_page(pages, journal, pfn)
-    store(first_word(pages, pfn), to | state << FLAGS_SHIFT)
+    pages[pfn].next = <uint32_t> to
+    pages[pfn].next_hi = <uint8_t> (to >> 32)
 
 
 cdef inline void set_page_prev(page_t *pages, journal_t *journal, pfn_t pfn,
                                pfn_t to) noexcept nogil:
-    note_page(pages, journal, pfn)
-    store(second_word(pages, pfn), to)
+    if journal != NULL:
+        journal_add(journal, &pages[pfn], sizeof(page_t))
+    pages[pfn].prev = <uint32_t> to
+    pages[pfn].prev_hi = <uint8_t> (to >> 32)
 
 
-cdef inline void set_page_record(page_t *pages, journal_t *journal, pfn_t pfn, pfn_t nxt,
-                                 pfn_t prv, uint64_t state, int refcount) noexcept nogil:
-    """Write a page's record whole."""
-    note_page(pages, journal, pfn)
-    store(first_word(pages, pfn), nxt | state << FLAGS_SHIFT)
-    store(second_word(pages, pfn), prv | <uint64_t> refcount << FLAGS_SHIFT)
+cdef inline void set_state(uint8_t *states, journal_t *journal, pfn_t pfn,
+                           int state) noexcept nogil:
+    if journal != NULL:
+        journal_add(journal, &states[pfn], 1)
+    states[pfn] = <uint8_t> state
 
 
-cdef inline void clear_page_record(page_t *pages, journal_t *journal, pfn_t pfn) noexcept nogil:
-    set_page_record(pages, journal, pfn, 0, 0, 0, 0)
+cdef inline int buddy_state(int order, int mt) noexcept nogil:
+    return STATE_BUDDY | order | mt << 4
+
+
+cdef inline int pcp_state(int order, int mt) noexcept nogil:
+    return STATE_PCP | order | mt << 2
 
 
 # -- lists of blocks below order 9 ----------------------------------------------------------
 
-cdef inline void add_page(page_t *pages, journal_t *journal, free_list_t *lst, pfn_t pfn,
-                          uint64_t state, bint tail) noexcept nogil:
+cdef inline void link_page(page_t *pages, journal_t *journal, free_list_t *lst, pfn_t pfn,
+                           bint tail) noexcept nogil:
     cdef pfn_t end
     if lst.count == 0:
-        set_page_record(pages, journal, pfn, 0, 0, state, 0)
         lst.head = lst.tail = pfn
     elif tail:
         end = lst.tail
-        set_page_record(pages, journal, pfn, 0, end, state, 0)
-        set_page_next(pages, journal, end, pfn, state)
+        set_page_prev(pages, journal, pfn, end)
+        set_page_next(pages, journal, end, pfn)
         lst.tail = pfn
     else:
         end = lst.head
-        set_page_record(pages, journal, pfn, end, 0, state, 0)
+        set_page_next(pages, journal, pfn, end)
         set_page_prev(pages, journal, end, pfn)
         lst.head = pfn
     lst.count += 1
 
 
-cdef inline void unlink_page(page_t *pages, journal_t *journal, free_list_t *lst, pfn_t pfn,
-                             uint64_t word) noexcept nogil:
-    """Take a page off its list; word is the first one of its record."""
+cdef inline void unlink_page(page_t *pages, journal_t *journal, free_list_t *lst,
+                             pfn_t pfn) noexcept nogil:
     cdef pfn_t nxt, prv
     # The list tells its ends, links do not: what the head says of its forerunner and the tail of
     # its follower is stale, which saves touching one more record.
     lst.count -= 1
-    nxt = word_pfn(word)
     if pfn == lst.head:
-        lst.head = nxt
-        prefetch(&pages[nxt])
+        lst.head = page_next(&pages[pfn])
+        prefetch(&pages[lst.head])
         return
-    prv = page_prev(pages, pfn)
+    prv = page_prev(&pages[pfn])
     if pfn == lst.tail:
         lst.tail = prv
-    else:
-        set_page_next(pages, journal, prv, nxt, word >> FLAGS_SHIFT)
-        set_page_prev(pages, journal, nxt, prv)
+        return
+    nxt = page_next(&pages[pfn])
+    set_page_next(pages, journal, prv, nxt)
+    set_page_prev(pages, journal, nxt, prv)
 
 
 # -- lists of pageblocks ----------------------------------------------------------------------
@@ -180,29 +154,30 @@ cdef inline void clear_block_record(mem_t *mem, pfn_t pfn) noexcept nogil:
     block.next = block.prev = 0
 
 
-cdef inline void list_add(mem_t *mem, free_list_t *lst, pfn_t pfn, int kind, int order, int mt,
-                          bint tail) noexcept nogil:
-    """Put a block of any order on a list; its record says so."""
+cdef inline void list_add_pcp(mem_t *mem, free_list_t *lst, pfn_t pfn, int order, int mt,
+                              bint tail) noexcept nogil:
+    """Put a block on a CPU's list; its state or record says so."""
     if order >= PAGEBLOCK_ORDER:
-        add_block(mem, lst, pfn, kind, order, mt, tail)
+        add_block(mem, lst, pfn, KIND_PCP, order, mt, tail)
     else:
-        add_page(mem.pages, mem.journal, lst, pfn, record_state(kind, order, mt), tail)
+        link_page(mem.pages, mem.journal, lst, pfn, tail)
+        set_state(mem.states, mem.journal, pfn, pcp_state(order, mt))
 
 
 cdef inline void list_del(mem_t *mem, free_list_t *lst, pfn_t pfn, int order) noexcept nogil:
-    """Take a block off its list; its record is zero afterwards."""
+    """Take a block off its list; nothing starts there afterwards."""
     if order >= PAGEBLOCK_ORDER:
         unlink_block(mem, lst, pfn)
         clear_block_record(mem, pfn)
     else:
-        unlink_page(mem.pages, mem.journal, lst, pfn, load(first_word(mem.pages, pfn)))
-        clear_page_record(mem.pages, mem.journal, pfn)
+        unlink_page(mem.pages, mem.journal, lst, pfn)
+        set_state(mem.states, mem.journal, pfn, STATE_NONE)
 
 
 cdef inline pfn_t list_next(const mem_t *mem, pfn_t pfn, int order) noexcept nogil:
     if order >= PAGEBLOCK_ORDER:
         return <pfn_t> block_of(mem, pfn).next << PAGEBLOCK_ORDER
-    return page_next(mem.pages, pfn)
+    return page_next(&mem.pages[pfn])
 
 
 # -- what a record says -----------------------------------------------------------------------
@@ -210,7 +185,7 @@ cdef inline pfn_t list_next(const mem_t *mem, pfn_t pfn, int order) noexcept nog
 cdef inline int block_mt(const mem_t *mem, pfn_t pfn, int order) noexcept nogil:
     if order >= PAGEBLOCK_ORDER:
         return block_of(mem, pfn).mt
-    return page_mt(&mem.pages[pfn])
+    return state_mt(mem.states[pfn])
 
 
 cdef inline bint is_free_head(const mem_t *mem, pfn_t pfn, int *order) noexcept nogil:
@@ -218,8 +193,8 @@ cdef inline bint is_free_head(const mem_t *mem, pfn_t pfn, int *order) noexcept 
     if block.kind == KIND_BUDDY and (pfn & (PAGEBLOCK_PAGES - 1)) == 0:
         order[0] = block.order
         return True
-    if block.state & BLOCK_DIRTY and page_kind(&mem.pages[pfn]) == KIND_BUDDY:
-        order[0] = page_order(&mem.pages[pfn])
+    if block.state & BLOCK_DIRTY and mem.states[pfn] & STATE_BUDDY:
+        order[0] = mem.states[pfn] & STATE_ORDER
         return True
     return False
 
@@ -229,11 +204,6 @@ cdef inline bint is_free_block(const mem_t *mem, pfn_t pfn, int order, int zone)
     cdef const pageblock_t *block = block_of(mem, pfn)
     return (pfn < mem.nr_pages and block.kind == KIND_BUDDY and block.order == order
             and block.zone == zone + 1)
-
-
-cdef inline bint is_free_word(uint64_t word, int order) noexcept nogil:
-    """Whether a record's first word is that of a free block below order 9."""
-    return ((word >> FLAGS_SHIFT) & (PF_KIND | PF_ORDER)) == record_state(KIND_BUDDY, order, 0)
 
 
 # -- a zone's free lists ------------------------------------------------------------------------
@@ -253,8 +223,8 @@ cdef inline void add_to_free_list(mem_t *mem, zone_t *zone, pfn_t pfn, int order
         add_block(mem, &zone.free_area[mt][order], pfn, KIND_BUDDY, order, mt, tail)
         zone.nr_dirty_free += dirty_blocks(mem, pfn, order)
     else:
-        add_page(mem.pages, mem.journal, &zone.free_area[mt][order], pfn,
-                 record_state(KIND_BUDDY, order, mt), tail)
+        link_page(mem.pages, mem.journal, &zone.free_area[mt][order], pfn, tail)
+        set_state(mem.states, mem.journal, pfn, buddy_state(order, mt))
     zone.free_mask[mt] |= <uint32_t> 1 << order
 
 
@@ -283,25 +253,23 @@ cdef inline bint merge_likely(const mem_t *mem, pfn_t pfn, int order, int zone) 
     pair = (pfn & ~(<pfn_t> 1 << order)) ^ (<pfn_t> 2 << order)
     if order == PAGEBLOCK_ORDER - 1:
         return is_free_block(mem, pair, PAGEBLOCK_ORDER, zone)
-    return is_free_word(load(first_word(mem.pages, pair)), order + 1)
+    return is_free_state(mem.states[pair], order + 1)
 
 
-cdef inline pfn_t merge_pages(page_t *pages, journal_t *journal, zone_t *zone, pfn_t pfn,
-                              int *order) noexcept nogil:
+cdef inline pfn_t merge_pages(page_t *pages, uint8_t *states, journal_t *journal, zone_t *zone,
+                              pfn_t pfn, int *order) noexcept nogil:
     """Take the free buddies of a block below order 9 off their lists; the merged block's pfn."""
     cdef pfn_t buddy
-    cdef uint64_t word
     cdef int o = order[0], mt
     cdef free_list_t *lst
     while o < PAGEBLOCK_ORDER:
         buddy = pfn ^ (<pfn_t> 1 << o)
-        word = load(first_word(pages, buddy))
-        if not is_free_word(word, o):
+        if not is_free_state(states[buddy], o):
             break
-        mt = <int> (word >> (FLAGS_SHIFT + PF_MT_SHIFT)) & 7
+        mt = state_mt(states[buddy])
         lst = &zone.free_area[mt][o]
-        unlink_page(pages, journal, lst, buddy, word)
-        clear_page_record(pages, journal, buddy)
+        unlink_page(pages, journal, lst, buddy)
+        set_state(states, journal, buddy, STATE_NONE)
         if lst.count == 0:
             zone.free_mask[mt] &= ~(<uint32_t> 1 << o)
         pfn &= buddy
@@ -331,7 +299,7 @@ cdef inline void free_one_page(mem_t *mem, zone_t *zone, pfn_t pfn, int order, i
     if mt != MIGRATE_ISOLATE:
         zone.nr_free_pages += <int64_t> 1 << order
     if order < PAGEBLOCK_ORDER and block_of(mem, pfn).state & BLOCK_DIRTY:
-        pfn = merge_pages(mem.pages, mem.journal, zone, pfn, &order)
+        pfn = merge_pages(mem.pages, mem.states, mem.journal, zone, pfn, &order)
     if order == PAGEBLOCK_ORDER:
         pfn = merge_pageblocks(mem, zone, pfn, &order, mt)
     if order < PAGEBLOCK_ORDER:
@@ -400,5 +368,4 @@ cdef inline void mark_allocated(mem_t *mem, pfn_t pfn, int order) noexcept nogil
         touch_block(mem, pfn)
         block_of(mem, pfn).kind, block_of(mem, pfn).order = KIND_ALLOCATED, order
     else:
-        set_page_record(mem.pages, mem.journal, pfn, 0, 0,
-                        record_state(KIND_ALLOCATED, order, 0), 1)
+        set_state(mem.states, mem.journal, pfn, STATE_ALLOCATED | order)

@@ -5,7 +5,7 @@ cdef class MemMap:
     cdef mem_t mem
     cdef journal_t journal
     cdef zone_t **zonerefs
-    cdef object pages_buffer, blocks_buffer, sections_buffer
+    cdef object pages_buffer, states_buffer, blocks_buffer, sections_buffer
     cdef void fill_zonelist(self, zonelist_t *zonelist, indices)
     cdef void set_zone(self, int index, zone_t *zone) noexcept
 
@@ -13,26 +13,26 @@ cdef class MemMap:
 cdef void journal_add(journal_t *journal, void *where, uint64_t size) noexcept nogil
 
 
-cdef inline void touch_page(mem_t *mem, pfn_t pfn) noexcept nogil:
-    if mem.journal != NULL:
-        journal_add(mem.journal, &mem.pages[pfn], sizeof(page_t))
-
-
 cdef inline void touch_block(mem_t *mem, pfn_t pfn) noexcept nogil:
     if mem.journal != NULL:
         journal_add(mem.journal, &mem.blocks[pfn >> PAGEBLOCK_ORDER], sizeof(pageblock_t))
 
 
-cdef inline int page_kind(const page_t *page) noexcept nogil:
-    return (page.flags & PF_KIND) >> PF_KIND_SHIFT
+cdef inline bint is_free_state(uint8_t state, int order) noexcept nogil:
+    """Whether a free block of an order below 9 starts where this is the state."""
+    return (state & (STATE_BUDDY | STATE_ORDER)) == (STATE_BUDDY | order)
 
 
-cdef inline int page_order(const page_t *page) noexcept nogil:
-    return page.flags & PF_ORDER
+cdef inline int state_order(uint8_t state) noexcept nogil:
+    """The order of the block that starts where this is the state."""
+    if state & STATE_PCP and not state & STATE_BUDDY:
+        return state & 3
+    return state & STATE_ORDER
 
 
-cdef inline int page_mt(const page_t *page) noexcept nogil:
-    return (page.flags & PF_MT) >> PF_MT_SHIFT
+cdef inline int state_mt(uint8_t state) noexcept nogil:
+    """The type of the list that a free block is on, zone's or CPU's."""
+    return state >> 4 & 7 if state & STATE_BUDDY else state >> 2 & 3
 
 
 cdef inline int get_pageblock_migratetype(const mem_t *mem, pfn_t pfn) noexcept nogil:

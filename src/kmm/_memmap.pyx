@@ -34,17 +34,21 @@ cdef uint64_t KPF_OWNER_PRIVATE = <uint64_t> 1 << 37
 cdef class MemMap:
     """The three record arrays of a machine and the table of its zones."""
 
-    def __cinit__(self, page_t[::1] pages, pageblock_t[::1] blocks, section_t[::1] sections,
+    def __cinit__(self, page_t[::1] pages, uint8_t[::1] states, pageblock_t[::1] blocks,
+                  section_t[::1] sections,
                   int nr_zones, node_of_cpu=(0,), cpus_per_node=None):
         cdef int i
         cpus_per_node = cpus_per_node or {}
-        if pages.shape[0] == 0 or blocks.shape[0] == 0 or sections.shape[0] == 0:
+        if min(pages.shape[0], states.shape[0], blocks.shape[0], sections.shape[0]) == 0:
             raise ValueError("MemMap: empty buffer")
-        if (blocks.shape[0] != pages.shape[0] >> PAGEBLOCK_ORDER
+        if (states.shape[0] != pages.shape[0]
+                or blocks.shape[0] != pages.shape[0] >> PAGEBLOCK_ORDER
                 or sections.shape[0] != pages.shape[0] >> SECTION_PFN_SHIFT):
-            raise ValueError("MemMap: the three buffers describe different numbers of pages")
-        self.pages_buffer, self.blocks_buffer, self.sections_buffer = pages, blocks, sections
+            raise ValueError("MemMap: the buffers describe different numbers of pages")
+        self.pages_buffer, self.states_buffer = pages, states
+        self.blocks_buffer, self.sections_buffer = blocks, sections
         self.mem.pages = &pages[0]
+        self.mem.states = &states[0]
         self.mem.blocks = &blocks[0]
         self.mem.sections = &sections[0]
         self.mem.nr_pages = pages.shape[0]
@@ -178,11 +182,13 @@ cdef class MemMap:
             dirty = memmap_init_range(&self.mem, start, nr, zone_index, mt, fill)
         return dirty
 
-    def set_page_state(self, pfn_t pfn, uint16_t flags, int16_t refcount):
-        """Write one page record's flag bits and reference count (boot and fault injection)."""
+    def set_page_flags(self, pfn_t pfn, uint16_t flags):
+        """Write one page's marks (boot and failing memory)."""
         self.mem.blocks[pfn >> PAGEBLOCK_ORDER].state |= BLOCK_DIRTY
         self.mem.pages[pfn].flags = flags
-        self.mem.pages[pfn].refcount = refcount
+        # Whoever frees the page has to see that there is more to do.
+        if self.mem.states[pfn] & ~(STATE_MARKED | STATE_ORDER) == STATE_ALLOCATED:
+            self.mem.states[pfn] |= STATE_MARKED
 
     def shrink_search(self, pfn_t start, pfn_t end, int zone_index, bint upward):
         """Find where a zone's span ends after a range left it.
@@ -207,10 +213,9 @@ cdef class MemMap:
     def is_allocated(self, pfn_t pfn, int order):
         """Whether a block of 2^order pages at pfn was handed out by the allocator."""
         cdef const pageblock_t *block = &self.mem.blocks[pfn >> PAGEBLOCK_ORDER]
-        cdef const page_t *page = &self.mem.pages[pfn]
         if order >= PAGEBLOCK_ORDER:
             return block.kind == KIND_ALLOCATED and block.order == order
-        return page_kind(page) == KIND_ALLOCATED and page_order(page) == order
+        return self.mem.states[pfn] & ~STATE_MARKED == STATE_ALLOCATED | order
 
     def dirty_blocks(self, pfn_t start, pfn_t nr):
         """Count pageblocks of a range whose page records were written."""
@@ -244,6 +249,7 @@ cdef bint memmap_init_range(mem_t *mem, pfn_t start, pfn_t nr, int zone_index, i
         if mem.blocks[b].state & BLOCK_DIRTY:
             dirty = True
             memset(&mem.pages[b << PAGEBLOCK_ORDER], 0, PAGEBLOCK_PAGES * sizeof(page_t))
+            memset(&mem.states[b << PAGEBLOCK_ORDER], 0, PAGEBLOCK_PAGES)
     memset(&mem.blocks[first], 0, (last - first) * sizeof(pageblock_t))
     for b in range(first, last):
         mem.blocks[b].zone = zone_index + 1
@@ -283,9 +289,9 @@ cdef int64_t shrink_search(const mem_t *mem, pfn_t start, pfn_t end, int zone_in
     return -1
 
 
-cdef uint64_t _page_word(const page_t *page, int fill) noexcept nogil:
+cdef uint64_t _page_word(const page_t *page, uint8_t state, int fill) noexcept nogil:
     cdef uint64_t word = 0
-    if page.flags == 0 and page.refcount == 0:
+    if page.flags == 0 and state == 0:
         if fill == FILL_RESERVED:
             return KPF_RESERVED
         if fill == FILL_VMEMMAP:
@@ -339,14 +345,12 @@ cdef void _kpageflags_block(const mem_t *mem, pfn_t pfn, pfn_t count, uint64_t *
     # From the pageblock's start, because a free block's tail pages show as free too.
     cdef pfn_t base = pfn & ~<pfn_t>(PAGEBLOCK_PAGES - 1), p = base, q, end = pfn + count
     cdef int fill = mem.blocks[pfn >> PAGEBLOCK_ORDER].state & BLOCK_FILL
-    cdef const page_t *page
     cdef uint64_t word
     while p < end:
-        page = &mem.pages[p]
-        if page_kind(page) == KIND_BUDDY:
-            word, q = KPF_BUDDY, p + (<pfn_t> 1 << page_order(page))
+        if mem.states[p] & STATE_BUDDY:
+            word, q = KPF_BUDDY, p + (<pfn_t> 1 << state_order(mem.states[p]))
         else:
-            word, q = _page_word(page, fill), p + 1
+            word, q = _page_word(&mem.pages[p], mem.states[p], fill), p + 1
         while p < q and p < end:
             if p >= pfn:
                 out[p - pfn] = word

@@ -1,11 +1,10 @@
 """Allocating and freeing: zonelists, watermarks, the slow path's order (mm/page_alloc.c)."""
 from kmm._fallback cimport (reserve_highatomic_pageblock, rmqueue_buddy,
                             unreserve_highatomic_pageblock)
-from kmm._freelist cimport (KMM_DEBUG, block_of, clear_block_record, clear_page_record, ctz, first_word,
-                            load, mark_allocated, page_next, prefetch, record_state,
-                            rmqueue_smallest, second_word, set_page_prev, set_page_record, store)
-from kmm._memmap cimport (get_pageblock_migratetype, page_kind, page_order, page_zone,
-                          section_online, touch_block, touch_page, wakeup_kswapd)
+from kmm._freelist cimport (block_of, clear_block_record, mark_allocated, mark_dirty, page_next,
+                            pcp_state, prefetch, rmqueue_smallest, set_page_next, set_page_prev,
+                            set_state)
+from kmm._memmap cimport get_pageblock_migratetype, page_zone, section_online, wakeup_kswapd
 from kmm._pcp cimport free_unref_pages, pcp_overflow, take_batches, take_from_pcp
 
 import numpy as np
@@ -19,7 +18,6 @@ cdef enum:
     EEXIST = 17
     LARGE_REQUEST = 1 << 17         # pages whose records fill a huge page of the host
     GROUP = 64                      # records that a bulk call fetches ahead
-    FLAGS_SHIFT = 48
 
 cdef uint64_t ALL_NODES = <uint64_t> -1
 
@@ -264,11 +262,11 @@ cdef inline int64_t alloc_from_pcp(mem_t *mem, uint32_t gfp, int order, int nid,
     pcp.allocs[order] += 1
     pfn = lst.head
     pages = mem.pages
-    head = page_next(pages, pfn)
+    head = page_next(&pages[pfn])
     prefetch(&pages[head])
     lst.head = head
     lst.count -= 1
-    set_page_record(pages, NULL, pfn, 0, 0, record_state(KIND_ALLOCATED, order, 0), 1)
+    mem.states[pfn] = STATE_ALLOCATED | order
     return <int64_t> pfn
 
 
@@ -367,30 +365,31 @@ cdef int64_t alloc_pages_bulk(mem_t *mem, uint32_t gfp, int order, int nid, uint
 # -- freeing --------------------------------------------------------------------------------------
 
 cdef int why_not_allocated(const mem_t *mem, pfn_t pfn, int order) noexcept nogil:
-    cdef const page_t *page
     if pfn >= mem.nr_pages or page_zone(mem, pfn) == NULL or not section_online(mem, pfn):
         return -EFAULT
     if pfn & ((<pfn_t> 1 << order) - 1):
         return -EINVAL
     if order >= PAGEBLOCK_ORDER:
         return -EINVAL if block_of(mem, pfn).kind == KIND_ALLOCATED else -EEXIST
-    page = &mem.pages[pfn]
-    return -EINVAL if page_kind(page) == KIND_ALLOCATED else -EEXIST
+    return -EINVAL if is_allocated_state(mem.states[pfn]) else -EEXIST
+
+
+cdef inline bint is_allocated_state(uint8_t state) noexcept nogil:
+    return state & ~(STATE_MARKED | STATE_ORDER) == STATE_ALLOCATED
 
 
 cdef inline bint is_allocated(const mem_t *mem, pfn_t pfn, int order) noexcept nogil:
-    """Whether a block of this order was handed out at pfn: its record says so, or there is none."""
+    """Whether a block of this order was handed out at pfn."""
     if pfn >= mem.nr_pages:
         return False
     if order >= PAGEBLOCK_ORDER:
         return (block_of(mem, pfn).kind == KIND_ALLOCATED and block_of(mem, pfn).order == order
                 and (pfn & (PAGEBLOCK_PAGES - 1)) == 0)
-    return ((mem.pages[pfn].flags & (PF_KIND | PF_ORDER))
-            == record_state(KIND_ALLOCATED, order, 0))
+    return mem.states[pfn] & ~STATE_MARKED == STATE_ALLOCATED | order
 
 
 cdef inline bint free_to_pcp(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept nogil:
-    """Free what has been handed out and nothing else to a CPU's list that has pages; whether so."""
+    """Free what has been handed out and has no mark to a CPU's list that has pages; whether so."""
     cdef page_t *pages = mem.pages
     cdef zone_t *zone
     cdef per_cpu_pages_t *pcp
@@ -398,7 +397,7 @@ cdef inline bint free_to_pcp(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept
     cdef pfn_t head
     cdef int mt
     if (pfn >= mem.nr_pages or mem.journal != NULL
-            or load(first_word(pages, pfn)) != plain_word(order)):
+            or mem.states[pfn] != STATE_ALLOCATED | order):
         return False
     mt = get_pageblock_migratetype(mem, pfn)
     zone = page_zone(mem, pfn)
@@ -407,7 +406,8 @@ cdef inline bint free_to_pcp(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept
     if mt >= MIGRATE_HIGHATOMIC or lst.count == 0:
         return False
     head = lst.head
-    set_page_record(pages, NULL, pfn, head, 0, record_state(KIND_PCP, order, mt), 0)
+    mem.states[pfn] = <uint8_t> pcp_state(order, mt)
+    set_page_next(pages, NULL, pfn, head)
     set_page_prev(pages, NULL, head, pfn)
     lst.head = pfn
     lst.count += 1
@@ -427,55 +427,54 @@ cdef int free_pages(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept nogil:
     return free_pages_any(mem, pfn, order, cpu)
 
 
-cdef inline uint64_t plain_word(int order) noexcept nogil:
-    """The first word of the record of a block that was handed out and has no other mark."""
-    return record_state(KIND_ALLOCATED, order, 0) << FLAGS_SHIFT
-
-
 cdef int free_pages_any(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept nogil:
     if not is_allocated(mem, pfn, order):
         return why_not_allocated(mem, pfn, order)
-    if order >= PAGEBLOCK_ORDER:
-        clear_block_record(mem, pfn)
-    else:
-        clear_page_record(mem.pages, mem.journal, pfn)
-    free_unref_page(mem, page_zone(mem, pfn), pfn, order, cpu)
+    let_go(mem, pfn, order)
+    free_let_go(mem, pfn, order, cpu)
     return 0
 
 
-cdef inline void set_claimed(mem_t *mem, pfn_t pfn, int order, bint claimed) noexcept nogil:
-    """Take the mark of an allocation off a block's record, so that it cannot be freed twice."""
-    cdef int kind = KIND_NONE if claimed else KIND_ALLOCATED
+cdef inline void let_go(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
+    """Take the mark of an allocation off a block, so that it cannot be freed twice."""
     if order >= PAGEBLOCK_ORDER:
-        touch_block(mem, pfn)
-        block_of(mem, pfn).kind = kind
+        clear_block_record(mem, pfn)
     else:
-        touch_page(mem, pfn)
-        mem.pages[pfn].flags = <uint16_t> ((mem.pages[pfn].flags & ~PF_KIND)
-                                           | kind << PF_KIND_SHIFT)
+        set_state(mem.states, mem.journal, pfn, STATE_NONE)
 
 
-cdef int64_t claim_plain(page_t *pages, uint64_t nr_pages, const uint64_t *pfns, int64_t n,
+cdef void free_let_go(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept nogil:
+    # A poisoned page that is freed by itself is kept out of everybody's hands.
+    if order == 0 and mem.pages[pfn].flags & PF_HWPOISON:
+        mem.pages[pfn].flags |= PF_TAKEN
+        return
+    free_unref_page(mem, page_zone(mem, pfn), pfn, order, cpu)
+
+
+cdef int64_t claim_plain(uint8_t *states, uint64_t nr_pages, const uint64_t *pfns, int64_t n,
                          int order) noexcept nogil:
-    """Zero the records of blocks below order 9 that are handed out and nothing else; how many.
+    """Let go of blocks below order 9 that are handed out and have no mark; how many.
 
-    Stops at the first block of which its record says more, or something else.
+    Stops at the first block that is something else.
     """
-    cdef uint64_t state = plain_word(order)
-    cdef uint64_t one = <uint64_t> 1 << FLAGS_SHIFT
     cdef int64_t i = 0
     cdef pfn_t pfn
     while i < n:
         if i + GROUP < n:
-            prefetch(&pages[pfns[i + GROUP]])
+            prefetch(&states[pfns[i + GROUP]])
         pfn = pfns[i]
-        if (pfn >= nr_pages or load(first_word(pages, pfn)) != state
-                or load(second_word(pages, pfn)) != one):
+        if pfn >= nr_pages or states[pfn] != STATE_ALLOCATED | order:
             break
-        store(first_word(pages, pfn), 0)
-        store(second_word(pages, pfn), 0)
+        states[pfn] = STATE_NONE
         i += 1
     return i
+
+
+cdef void take_back(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
+    """Undo let_go."""
+    mark_allocated(mem, pfn, order)
+    if order < PAGEBLOCK_ORDER and mem.pages[pfn].flags:
+        set_state(mem.states, mem.journal, pfn, STATE_ALLOCATED | STATE_MARKED | order)
 
 
 cdef int free_pages_bulk(mem_t *mem, const uint64_t *pfns, int64_t n, int order, int cpu,
@@ -483,23 +482,23 @@ cdef int free_pages_bulk(mem_t *mem, const uint64_t *pfns, int64_t n, int order,
     cdef int64_t plain = 0, i
     cdef int rc
     if order < PAGEBLOCK_ORDER and mem.journal == NULL:
-        plain = claim_plain(mem.pages, mem.nr_pages, pfns, n, order)
-    i = plain
-    while i < n:
-        if not is_allocated(mem, pfns[i], order):
-            rc = why_not_allocated(mem, pfns[i], order)
-            failed[0] = i
-            while i > plain:
-                i -= 1
-                set_claimed(mem, pfns[i], order, False)
-            while i:
-                i -= 1
-                mark_allocated(mem, pfns[i], order)
-            return rc
-        set_claimed(mem, pfns[i], order, True)
-        i += 1
-    if n:
-        free_unref_pages(mem, pfns, n, plain == n, order, cpu)
+        plain = claim_plain(mem.states, mem.nr_pages, pfns, n, order)
+    for i in range(plain, n):
+        if is_allocated(mem, pfns[i], order):
+            let_go(mem, pfns[i], order)
+            continue
+        rc = why_not_allocated(mem, pfns[i], order)
+        failed[0] = i
+        while i:
+            i -= 1
+            take_back(mem, pfns[i], order)
+        return rc
+    if plain == n or order:
+        if n:
+            free_unref_pages(mem, pfns, n, order, cpu)
+    else:
+        for i in range(n):
+            free_let_go(mem, pfns[i], order, cpu)
     return 0
 
 
@@ -510,8 +509,7 @@ cdef int split_page(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
     if order >= PAGEBLOCK_ORDER:
         clear_block_record(mem, pfn)
         for p in range(pfn, pfn + (<pfn_t> 1 << order), 512):
-            touch_block(mem, p)
-            block_of(mem, p).state |= BLOCK_DIRTY
+            mark_dirty(mem, p)
     for p in range(pfn, pfn + (<pfn_t> 1 << order)):
         mark_allocated(mem, p, 0)
     return 0

@@ -1,7 +1,7 @@
 # Per-CPU page lists.  What happens on nearly every call is inlined; refilling and flushing are
 # calls.
-from kmm._freelist cimport (block_of, add_block, add_page, clear_block_record, free_one_page,
-                            mark_allocated, page_next, page_prev, prefetch, record_state)
+from kmm._freelist cimport (add_block, block_of, clear_block_record, free_one_page, link_page,
+                            mark_allocated, page_next, pcp_state, prefetch, set_state)
 from kmm._memmap cimport get_pageblock_migratetype
 from kmm._types cimport *
 
@@ -15,7 +15,7 @@ cdef int64_t take_from_pcp(mem_t *mem, zone_t *zone, int order, int mt, int cpu,
                            int64_t n) noexcept nogil
 cdef int64_t take_batches(mem_t *mem, zone_t *zone, int order, int mt, int cpu, uint64_t *out,
                           int64_t n, int64_t spare) noexcept nogil
-cdef void free_unref_pages(mem_t *mem, const uint64_t *pfns, int64_t n, bint clean, int order,
+cdef void free_unref_pages(mem_t *mem, const uint64_t *pfns, int64_t n, int order,
                            int cpu) noexcept nogil
 
 
@@ -46,7 +46,7 @@ cdef inline pfn_t pop_head(mem_t *mem, free_list_t *lst, int order) noexcept nog
         lst.head = <pfn_t> block_of(mem, pfn).next << PAGEBLOCK_ORDER
         clear_block_record(mem, pfn)
     else:
-        lst.head = page_next(mem.pages, pfn)
+        lst.head = page_next(&mem.pages[pfn])
         prefetch(&mem.pages[lst.head])
     lst.count -= 1
     mark_allocated(mem, pfn, order)
@@ -67,14 +67,14 @@ cdef inline int64_t rmqueue_pcplist(mem_t *mem, zone_t *zone, int order, int mt,
 
 cdef inline void free_unref_page(mem_t *mem, zone_t *zone, pfn_t pfn, int order,
                                  int cpu) noexcept nogil:
-    """Free a block whose record says nothing any more: to a CPU's lists, or past them."""
+    """Free a block whose state says nothing any more: to a CPU's lists, or past them."""
     cdef int mt = get_pageblock_migratetype(mem, pfn), pindex
     cdef per_cpu_pages_t *pcp = &zone.pcp[cpu]
     zone.pgfree += <int64_t> 1 << order
     if order <= 3 and mt < MIGRATE_HIGHATOMIC:
         pindex = 3 * order + mt
-        add_page(mem.pages, mem.journal, &pcp.lists[pindex], pfn,
-                 record_state(KIND_PCP, order, mt), False)
+        link_page(mem.pages, mem.journal, &pcp.lists[pindex], pfn, False)
+        set_state(mem.states, mem.journal, pfn, pcp_state(order, mt))
     elif order == PAGEBLOCK_ORDER and mt < MIGRATE_HIGHATOMIC:
         pindex = order_to_pindex(mt, order)
         add_block(mem, &pcp.lists[pindex], pfn, KIND_PCP, order, mt, False)

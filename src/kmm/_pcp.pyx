@@ -8,10 +8,10 @@ be needed are fetched ahead.
 from libc.string cimport memset
 
 from kmm._fallback cimport rmqueue_buddy
-from kmm._freelist cimport (add_to_free_list, block_mt, clear_page_record, ctz,
-                            del_page_from_free_list, list_add, list_del, mark_dirty,
-                            first_word, is_free_word, load, merge_pages, set_page_record)
-from kmm._memmap cimport page_zone
+from kmm._freelist cimport (add_to_free_list, block_mt, buddy_state, ctz,
+                            del_page_from_free_list, list_add_pcp, list_del, mark_dirty,
+                            merge_pages, page_prev)
+from kmm._memmap cimport is_free_state, page_zone
 
 cdef enum:
     AHEAD = 32                      # blocks whose records are fetched before they are needed
@@ -28,7 +28,7 @@ cdef bint pcp_refill(mem_t *mem, zone_t *zone, int order, int mt, int flags,
         pfn = rmqueue_buddy(mem, zone, order, mt, flags)
         if pfn < 0:
             break
-        list_add(mem, lst, pfn, KIND_PCP, order, mt, True)
+        list_add_pcp(mem, lst, pfn, order, mt, True)
         pcp.count += 1 << order
         zone.nr_free_pages -= <int64_t> 1 << order
     return lst.count != 0
@@ -36,24 +36,22 @@ cdef bint pcp_refill(mem_t *mem, zone_t *zone, int order, int mt, int flags,
 
 # -- fetching ahead ---------------------------------------------------------------------------
 
-cdef inline void fetch_records(const page_t *pages, pfn_t pfn) noexcept nogil:
-    """Fetch the records that merging a page first looks at: those of its 16 neighbours."""
-    cdef const page_t *page = &pages[pfn & ~<pfn_t> 15]
-    prefetch(&page[0])
-    prefetch(&page[4])
-    prefetch(&page[8])
-    prefetch(&page[12])
+cdef inline void fetch_records(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    """Fetch what merging a page first looks at: the states around it, its buddies' records."""
+    prefetch(&mem.states[pfn])
+    prefetch(&mem.pages[pfn ^ 1])
+    prefetch(&mem.pages[pfn ^ 4])
 
 
-cdef inline void fetch_neighbours(page_t *pages, pfn_t pfn, int order) noexcept nogil:
+cdef inline void fetch_neighbours(const page_t *pages, pfn_t pfn, int order) noexcept nogil:
     """Fetch what merging a page will write: the neighbours of its buddy on the buddy's list.
 
     Whether the buddy is free is not asked: a wrong guess of the branch would cost more than two
     lines fetched in vain.
     """
-    cdef pfn_t buddy = pfn ^ (<pfn_t> 1 << order)
-    prefetch(&pages[page_next(pages, buddy)])
-    prefetch(&pages[page_prev(pages, buddy)])
+    cdef const page_t *buddy = &pages[pfn ^ (<pfn_t> 1 << order)]
+    prefetch(&pages[page_next(buddy)])
+    prefetch(&pages[page_prev(buddy)])
 
 
 cdef int64_t free_pcplist(mem_t *mem, zone_t *zone, per_cpu_pages_t *pcp, int pindex,
@@ -66,16 +64,16 @@ cdef int64_t free_pcplist(mem_t *mem, zone_t *zone, per_cpu_pages_t *pcp, int pi
     if ahead:
         for i in range(AHEAD):
             if i >= AHEAD / 2:
-                near = page_prev(mem.pages, near)
-            fetch_records(mem.pages, far)
-            far = page_prev(mem.pages, far)
+                near = page_prev(&mem.pages[near])
+            fetch_records(mem, far)
+            far = page_prev(&mem.pages[far])
     while lst.count and count > 0:
         pfn = lst.tail
         if ahead and lst.count > AHEAD:
-            fetch_records(mem.pages, far)
+            fetch_records(mem, far)
             fetch_neighbours(mem.pages, near, order)
-            near = page_prev(mem.pages, near)
-            far = page_prev(mem.pages, far)
+            near = page_prev(&mem.pages[near])
+            far = page_prev(&mem.pages[far])
         mt = block_mt(mem, pfn, order)
         list_del(mem, lst, pfn, order)
         count -= <int64_t> 1 << order
@@ -134,7 +132,7 @@ cdef void free_unref_page_rare(mem_t *mem, zone_t *zone, pfn_t pfn, int order, i
         return
     # Pages kept for atomic requests lie among the movable ones and remember where they belong.
     pindex = order_to_pindex(MIGRATE_MOVABLE, order)
-    list_add(mem, &pcp.lists[pindex], pfn, KIND_PCP, order, mt, False)
+    list_add_pcp(mem, &pcp.lists[pindex], pfn, order, mt, False)
     pcp.count += 1 << order
     if pcp.count >= pcp_limit(pcp, order):
         pcp_overflow(mem, zone, order, pindex, cpu)
@@ -169,11 +167,11 @@ cdef int64_t take_from_pcp(mem_t *mem, zone_t *zone, int order, int mt, int cpu,
 cdef inline void mark_run(mem_t *mem, pfn_t pfn, int order, int64_t n, uint64_t *out) noexcept nogil:
     """Make the caller's n blocks of an order out of the pages from pfn on."""
     cdef int64_t i
-    cdef page_t *pages = mem.pages
-    cdef journal_t *journal = mem.journal
-    cdef uint64_t state = record_state(KIND_ALLOCATED, order, 0)
-    for i in range(n):
-        set_page_record(pages, journal, pfn + (<pfn_t> i << order), 0, 0, state, 1)
+    if order == 0 and mem.journal == NULL:
+        memset(&mem.states[pfn], STATE_ALLOCATED, n)
+    else:
+        for i in range(n):
+            set_state(mem.states, mem.journal, pfn + (<pfn_t> i << order), STATE_ALLOCATED | order)
     for i in range(n):
         out[i] = pfn + (<pfn_t> i << order)
 
@@ -270,26 +268,28 @@ cdef inline int run_order(const uint64_t *pfns, int64_t n, int order) noexcept n
     return o
 
 
-cdef inline void insert_page(page_t *pages, zone_t *zone, pfn_t pfn, int order,
+cdef inline void insert_page(page_t *pages, uint8_t *states, zone_t *zone, pfn_t pfn, int order,
                              int mt) noexcept nogil:
     """add_to_free_list and merge_likely for a block below order 8, without a journal."""
     cdef free_list_t *lst = &zone.free_area[mt][order]
     cdef pfn_t pair = (pfn & ~(<pfn_t> 1 << order)) ^ (<pfn_t> 2 << order)
     if lst.count == 0:
         zone.free_mask[mt] |= <uint32_t> 1 << order
-    add_page(pages, NULL, lst, pfn, record_state(KIND_BUDDY, order, mt),
-             is_free_word(load(first_word(pages, pair)), order + 1))
+    link_page(pages, NULL, lst, pfn, is_free_state(states[pair], order + 1))
+    set_state(states, NULL, pfn, buddy_state(order, mt))
 
 
 cdef void free_sequence(mem_t *mem, zone_t *zone, const uint64_t *pfns, int64_t n, int order,
                         int mt) noexcept nogil:
-    """Free blocks of one type, whose records are zero, to the free lists in the order given."""
+    """Free blocks of one type, whose states are clear, to the free lists in the order given."""
     cdef int64_t i = 0, pages_freed = 0
     cdef page_t *pages = mem.pages
+    cdef uint8_t *states = mem.states
     cdef pfn_t pfn
     cdef int o
     if order >= PAGEBLOCK_ORDER or mem.journal != NULL:
-        free_sequence_plainly(mem, zone, pfns, n, order, mt)
+        for i in range(n):
+            free_one_page(mem, zone, pfns[i], order, mt, FPI_NONE)
         return
     while i < n:
         pfn = pfns[i]
@@ -301,11 +301,11 @@ cdef void free_sequence(mem_t *mem, zone_t *zone, const uint64_t *pfns, int64_t 
             i += <int64_t> 1 << (o - order)
             continue
         if i + AHEAD < n:
-            fetch_records(pages, pfns[i + AHEAD])
+            fetch_records(mem, pfns[i + AHEAD])
             fetch_neighbours(pages, pfns[i + AHEAD / 2], order)
-        pfn = merge_pages(pages, NULL, zone, pfn, &o)
+        pfn = merge_pages(pages, states, NULL, zone, pfn, &o)
         if o < PAGEBLOCK_ORDER - 1:
-            insert_page(pages, zone, pfn, o, mt)
+            insert_page(pages, states, zone, pfn, o, mt)
             pages_freed += <int64_t> 1 << order
         else:
             # What was merged below is counted here, not there.
@@ -314,13 +314,6 @@ cdef void free_sequence(mem_t *mem, zone_t *zone, const uint64_t *pfns, int64_t 
         i += 1
     if mt != MIGRATE_ISOLATE:
         zone.nr_free_pages += pages_freed
-
-
-cdef void free_sequence_plainly(mem_t *mem, zone_t *zone, const uint64_t *pfns, int64_t n,
-                                int order, int mt) noexcept nogil:
-    cdef int64_t i
-    for i in range(n):
-        free_one_page(mem, zone, pfns[i], order, mt, FPI_NONE)
 
 
 cdef int64_t run_of_type(const mem_t *mem, const uint64_t *pfns, int64_t n, int *mt) noexcept nogil:
@@ -370,22 +363,15 @@ cdef void free_through_pcp(mem_t *mem, zone_t *zone, const uint64_t *pfns, int64
         if count > 0:
             free_pcppages_bulk(mem, zone, pcp, count, (pindex + 1) % PCP_LISTS)
     for i in range(first, n):
-        list_add(mem, lst, pfns[i], KIND_PCP, order, mt, False)
+        list_add_pcp(mem, lst, pfns[i], order, mt, False)
 
 
-cdef void free_unref_pages(mem_t *mem, const uint64_t *pfns, int64_t n, bint clean, int order,
+cdef void free_unref_pages(mem_t *mem, const uint64_t *pfns, int64_t n, int order,
                            int cpu) noexcept nogil:
-    """Free blocks that the caller has let go of, one after the other; clean: records are zero."""
+    """Free blocks that the caller has let go of, one after the other; their states are clear."""
     cdef int64_t i = 0, run
     cdef int mt = 0
     cdef zone_t *zone
-    if not clean:
-        for i in range(n):
-            if order >= PAGEBLOCK_ORDER:
-                clear_block_record(mem, pfns[i])
-            else:
-                clear_page_record(mem.pages, mem.journal, pfns[i])
-        i = 0
     while i < n:
         zone = page_zone(mem, pfns[i])
         run = run_of_type(mem, &pfns[i], n - i, &mt)

@@ -2,12 +2,18 @@
 from kmm._buddy cimport BuddyZone
 from kmm._freelist cimport (del_page_from_free_list, free_one_page, is_free_head,
                             mark_allocated, mark_dirty, move_freepages)
-from kmm._memmap cimport (MemMap, get_pageblock_migratetype, page_kind, page_order,
-                          section_online, set_pageblock_migratetype)
+from kmm._memmap cimport (MemMap, get_pageblock_migratetype, section_online,
+                          set_pageblock_migratetype)
 from kmm._types cimport *
 
 cdef enum:
     EBUSY = 16
+
+
+cdef inline bint is_used(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    """Whether somebody holds a page, as its reference count would say."""
+    return (mem.states[pfn] & ~(STATE_MARKED | STATE_ORDER) == STATE_ALLOCATED
+            or mem.pages[pfn].flags & PF_SLAB)
 
 
 cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
@@ -41,7 +47,7 @@ cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
         if not zone_movable:
             if flags == 0 and fill == FILL_KERNEL:
                 return <int64_t> pfn
-            if (mem.pages[pfn].refcount > 0 and not flags & (PF_LRU | PF_MOVABLE_OPS)
+            if (is_used(mem, pfn) and not flags & (PF_LRU | PF_MOVABLE_OPS)
                     and not (offline and flags & (PF_HWPOISON | PF_OFFLINE))):
                 return <int64_t> pfn
         pfn += 1

@@ -23,27 +23,33 @@ cdef enum:
     MIGRATE_HIGHATOMIC = 3
     MIGRATE_ISOLATE = 4
 
-# What a record's `kind` says of the block of pages that starts there.
+# pageblock_t.kind: what block of order 9 or 10 starts there.
 cdef enum:
     KIND_NONE = 0                   # tail, or no block starts here
     KIND_BUDDY = 1                  # free, on a zone's list
     KIND_PCP = 2                    # free, on a per-CPU list
     KIND_ALLOCATED = 3              # handed out
 
-# page_t.flags.
+# The state of a page, a byte: what block below order 9 starts there.  Bytes stand apart from the
+# records, so that a line of the cache tells of 64 pages, and asking costs no miss of its own.
 cdef enum:
-    PF_ORDER = 0xF
-    PF_MT_SHIFT = 4
-    PF_MT = 0x70
-    PF_KIND_SHIFT = 7
-    PF_KIND = 0x180
-    PF_RESERVED = 1 << 9
-    PF_SLAB = 1 << 10
-    PF_LRU = 1 << 11
-    PF_OWNER_PRIV = 1 << 12
-    PF_HWPOISON = 1 << 13
-    PF_OFFLINE = 1 << 14
-    PF_MOVABLE_OPS = 1 << 15
+    STATE_NONE = 0                  # tail, or no block starts here
+    STATE_ALLOCATED = 0x20          # handed out; order in bits 0..3
+    STATE_MARKED = 0x10             # and its record's flags say more
+    STATE_PCP = 0x40                # on a per-CPU list; order in bits 0..1, type in bits 2..3
+    STATE_BUDDY = 0x80              # on a zone's list; order in bits 0..3, type in bits 4..6
+    STATE_ORDER = 0xF
+
+# page_t.flags: marks of pages in use.
+cdef enum:
+    PF_RESERVED = 1 << 0
+    PF_SLAB = 1 << 1
+    PF_LRU = 1 << 2
+    PF_OWNER_PRIV = 1 << 3
+    PF_HWPOISON = 1 << 4
+    PF_OFFLINE = 1 << 5
+    PF_MOVABLE_OPS = 1 << 6
+    PF_TAKEN = 1 << 7               # broken, and so in nobody's hands
 
 # pageblock_t.state: page records below this block were written; the host keeps them.
 cdef enum:
@@ -99,15 +105,15 @@ cdef enum:
     GFP_BIT_NOMEMALLOC = 0x80000
     GFP_BIT_THISNODE = 0x200000
 
-# Two words of 64 bits: a pfn below 2^48 and 16 bits more in each.  All blocks of a list have the
-# same flags, so a neighbour's link is written without reading the neighbour.
+# Links of listed pages, each with its high part in a byte of its own: writing one reads nothing,
+# so a neighbour that is not in the cache does not stop the one who writes it.  Of pages that are
+# on no list the links are stale.
 cdef struct page_t:
-    uint32_t next                   # low part of the next pfn on the list
-    uint16_t next_hi
-    uint16_t flags
+    uint32_t next
     uint32_t prev
-    uint16_t prev_hi
-    int16_t refcount
+    uint8_t next_hi
+    uint8_t prev_hi
+    uint16_t flags
 
 cdef struct pageblock_t:
     uint32_t next                   # next block of order 9 or 10 on the list, pfn >> 9, 0 ends it
@@ -193,7 +199,7 @@ cdef struct node_t:
 cdef struct journal_entry_t:
     void *where
     uint64_t old[2]
-    uint64_t size                   # bytes, 8 or 16
+    uint64_t size                   # bytes, at most 16
 
 cdef struct journal_t:
     journal_entry_t *entries
@@ -203,6 +209,7 @@ cdef struct journal_t:
 
 cdef struct mem_t:
     page_t *pages                   # indexed by pfn
+    uint8_t *states                 # indexed by pfn
     pageblock_t *blocks             # indexed by pfn >> 9
     section_t *sections             # indexed by pfn >> 15
     zone_t **zones

@@ -92,8 +92,8 @@ class Ops:
     device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
 
 
-# Records of 2^17 pages fill a huge page of the host.
-RECORD_WINDOW_SHIFT, HUGE_PAGE = 17, 2 * MiB
+# Huge pages of the host are advised for the records of so many pages at a time, 1.5 MiB.
+RECORD_WINDOW_SHIFT = 17
 MADV_NOHUGEPAGE = 15
 
 
@@ -173,13 +173,15 @@ class Machine(PageAllocator):
         nr_sections = NR_PAGES_MAX >> PFN_SECTION_SHIFT
         self._maps = [
             _reserve(NR_PAGES_MAX * _memmap.page_dtype.itemsize),
+            _reserve(NR_PAGES_MAX),
             _reserve((NR_PAGES_MAX >> 9) * _memmap.pageblock_dtype.itemsize),
             _reserve(nr_sections * _memmap.section_dtype.itemsize),
         ]
         self._huge_windows: set[int] = set()
         self.memmap = np.frombuffer(self._maps[0], dtype=_memmap.page_dtype)
-        self.pageblocks = np.frombuffer(self._maps[1], dtype=_memmap.pageblock_dtype)
-        self.sections = np.frombuffer(self._maps[2], dtype=_memmap.section_dtype)
+        self.page_states = np.frombuffer(self._maps[1], dtype=np.uint8)
+        self.pageblocks = np.frombuffer(self._maps[2], dtype=_memmap.pageblock_dtype)
+        self.sections = np.frombuffer(self._maps[3], dtype=_memmap.section_dtype)
         self.pxm_to_node = pxm_to_node_map(config)
         self._pxm_of_node = {nid: pxm for pxm, nid in self.pxm_to_node.items()}
         nr_nodes = max(self.pxm_to_node.values(), default=0) + 1
@@ -189,6 +191,7 @@ class Machine(PageAllocator):
         node_of_cpu = {cpu: nid for nid, cpus in self._cpus_of_node.items() for cpu in cpus}
         self.memmap_engine = _memmap.MemMap(
             self.memmap,
+            self.page_states,
             self.pageblocks,
             self.sections,
             nr_nodes * MAX_NR_ZONES,
@@ -353,16 +356,31 @@ class Machine(PageAllocator):
         :param pfn: first pfn; nr_pages: pages, both multiples of 512.
         """
         if self.memmap_engine.dirty_blocks(pfn, nr_pages):
-            self._forget(0, pfn, nr_pages, 0)
-        self._forget(1, pfn, nr_pages, 9)
+            self._forget_pages(pfn, nr_pages)
+        self._forget(2, pfn, nr_pages, 9)
         first = -(-pfn // PAGES_PER_SECTION)
         whole = ((pfn + nr_pages) >> PFN_SECTION_SHIFT) - first
         if whole > 0:
-            self._forget(2, first << PFN_SECTION_SHIFT, whole << PFN_SECTION_SHIFT, 15)
+            self._forget(3, first << PFN_SECTION_SHIFT, whole << PFN_SECTION_SHIFT, 15)
+
+    def _forget_pages(self, pfn: int, nr_pages: int) -> None:
+        """Zero the records and states of a range of pages."""
+        for which in (0, 1):
+            self._forget(which, pfn, nr_pages, 0)
+        windows = range(-(-pfn >> RECORD_WINDOW_SHIFT), (pfn + nr_pages) >> RECORD_WINDOW_SHIFT)
+        for window in self._huge_windows.intersection(windows):
+            # What comes next there may be sparse.
+            self._huge_windows.remove(window)
+            self._advise(MADV_NOHUGEPAGE, window)
+
+    def _advise(self, advice: int, window: int) -> None:
+        for which, records in ((0, self.memmap), (1, self.page_states)):
+            size = records.itemsize << RECORD_WINDOW_SHIFT
+            self._maps[which].madvise(advice, window * size, size)
 
     def _forget(self, which: int, pfn: int, nr_pages: int, shift: int) -> None:
         """Zero one array's records of a range of pages; untouched host pages are not touched."""
-        records = (self.memmap, self.pageblocks, self.sections)[which]
+        records = (self.memmap, self.page_states, self.pageblocks, self.sections)[which]
         size = records.itemsize
         start, end = (pfn >> shift) * size, ((pfn + nr_pages) >> shift) * size
         host = mmap.PAGESIZE
@@ -377,12 +395,6 @@ class Machine(PageAllocator):
             outer += host * (not raw[outer : outer + host].any())
         if outer > inner:
             self._maps[which].madvise(mmap.MADV_DONTNEED, inner, outer - inner)
-        if which == 0:
-            for window in range(-(-start // HUGE_PAGE), end // HUGE_PAGE):
-                if window in self._huge_windows:
-                    # What comes next there may be sparse.
-                    self._huge_windows.remove(window)
-                    self._maps[0].madvise(MADV_NOHUGEPAGE, window * HUGE_PAGE, HUGE_PAGE)
 
     # -- firmware events --------------------------------------------------------------
 
@@ -582,7 +594,7 @@ class Machine(PageAllocator):
                 count = zone.dense_windows(MIGRATE_MOVABLE, pages, windows)
             for window in set(windows[:count].tolist()) - self._huge_windows:
                 self._huge_windows.add(window)
-                self._maps[0].madvise(mmap.MADV_HUGEPAGE, window * HUGE_PAGE, HUGE_PAGE)
+                self._advise(mmap.MADV_HUGEPAGE, window)
             pages -= count << RECORD_WINDOW_SHIFT
             if pages < 1 << RECORD_WINDOW_SHIFT:
                 break
@@ -594,7 +606,7 @@ class Machine(PageAllocator):
                 blocks = np.zeros(zone.nr_dirty_free, dtype=np.uint64)
                 blocks = np.sort(blocks[: zone.forget_dirty_free(blocks)])
                 for run in np.split(blocks, np.flatnonzero(np.diff(blocks) != 512) + 1):
-                    self._forget(0, int(run[0]), len(run) * 512, 0)
+                    self._forget_pages(int(run[0]), len(run) * 512)
 
     def alloc_contig_range(self, start: int, end: int) -> None:
         """Take exactly the pages from start to end - 1 (pfns), as pages of order 0.

@@ -13,21 +13,24 @@ from typing import TYPE_CHECKING
 from kmm import _buddy
 from kmm.errors import EHWPOISON, kernel_error
 from kmm.page_alloc import drain_all_pages, zone_pcp_disable, zone_pcp_enable
-from kmm.params import FILL_KERNEL, FILL_RESERVED, FILL_VMEMMAP, KPF_BUDDY, NR_PAGES_MAX, PAGE_SHIFT
+from kmm.params import (
+    FILL_RESERVED,
+    FILL_VMEMMAP,
+    KPF_BUDDY,
+    NR_PAGES_MAX,
+    PAGE_SHIFT,
+    PG_HWPOISON,
+    PG_OWNER_PRIV,
+    PG_RESERVED,
+)
 from kmm.sparse import SECTION_HAS_MEM_MAP, SECTION_IS_ONLINE
 from kmm.trace import traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
-# Bits of the engine's page record.  A page that was taken holds one reference and no other mark.
-_PG_RESERVED, _PG_OWNER_PRIV, PG_HWPOISON = 1 << 9, 1 << 12, 1 << 13
-# What a page is whose own record is still zero, by the fill of its pageblock: flags, references.
-_OF_FILL = {
-    FILL_RESERVED: (_PG_RESERVED, 1),
-    FILL_VMEMMAP: (_PG_RESERVED | _PG_OWNER_PRIV, 1),
-    FILL_KERNEL: (0, 1),
-}
+# What a page is whose own record is still zero, by the fill of its pageblock.
+_OF_FILL = {FILL_RESERVED: PG_RESERVED, FILL_VMEMMAP: PG_RESERVED | PG_OWNER_PRIV}
 
 
 @traced
@@ -45,15 +48,14 @@ def get_hwpoison_page(m: Machine, pfn: int) -> bool:
 
 def _mark(m: Machine, pfn: int) -> None:
     """Set the mark of a page that stays in use, without hiding what it is otherwise."""
-    flags, refs = int(m.memmap["flags"][pfn]), int(m.memmap["refcount"][pfn])
-    if not flags and not refs:
-        flags, refs = _OF_FILL.get(int(m.pageblocks["state"][pfn >> 9]) & 0x7F, (0, 0))
-    m.memmap_engine.set_page_state(pfn, flags | PG_HWPOISON, refs)
+    flags = int(m.memmap["flags"][pfn])
+    if not flags:
+        flags = _OF_FILL.get(int(m.pageblocks["state"][pfn >> 9]) & 0x7F, 0)
+    m.memmap_engine.set_page_flags(pfn, flags | PG_HWPOISON)
 
 
 def _take_page_off_buddy(m: Machine, pfn: int) -> None:
     _buddy.take_page_off_buddy(m.memmap_engine, pfn)
-    m.memmap_engine.set_page_state(pfn, PG_HWPOISON, 1)
 
 
 @traced

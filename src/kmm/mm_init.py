@@ -28,6 +28,8 @@ from kmm.params import (
     PAGES_PER_SECTION,
     PAGES_PER_SUBSECTION,
     PMD_SIZE,
+    PG_RESERVED,
+    PG_SLAB,
     ZONE_NORMAL,
 )
 from kmm.sparse import (
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
 
 _OFFLINE_FLAGS = SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP
 _EARLY_FLAGS = _OFFLINE_FLAGS | SECTION_IS_ONLINE | SECTION_IS_EARLY
-_PG_RESERVED, _PG_SLAB = 1 << 9, 1 << 10  # bits of the engine's page record
 
 
 @dataclass(slots=True)
@@ -197,10 +198,10 @@ def mark_used(m: Machine, start: int, end: int, fill: int) -> None:
     if first < last:
         m.pageblocks["state"][first:last] |= fill
         single = [range(start, first * PAGEBLOCK_NR_PAGES), range(last * PAGEBLOCK_NR_PAGES, end)]
-    flag = _PG_RESERVED if fill == FILL_RESERVED else _PG_SLAB
+    flag = PG_RESERVED if fill == FILL_RESERVED else PG_SLAB
     for pfns in single:
         for pfn in pfns:
-            m.memmap_engine.set_page_state(pfn, flag, 1)
+            m.memmap_engine.set_page_flags(pfn, flag)
 
 
 def span_holes(m: Machine) -> None:

@@ -56,6 +56,10 @@ _SUFFIX = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
 # What the pages of a pageblock are whose own records are still zero (the engine's FILL_*).
 FILL_NONE, FILL_RESERVED, FILL_VMEMMAP, FILL_KERNEL = range(4)
 
+# Marks in the engine's page records, and what its state bytes say of the block that starts there.
+PG_RESERVED, PG_SLAB, PG_OWNER_PRIV, PG_HWPOISON, PG_TAKEN = 1 << 0, 1 << 1, 1 << 3, 1 << 4, 1 << 7
+STATE_ORDER, STATE_MARKED, STATE_ALLOCATED, STATE_PCP, STATE_BUDDY = 0xF, 0x10, 0x20, 0x40, 0x80
+
 # Bits of /proc/kpageflags words that kmm shows.
 KPF_LRU, KPF_SLAB, KPF_BUDDY = 1 << 5, 1 << 7, 1 << 10
 KPF_HWPOISON, KPF_NOPAGE, KPF_OFFLINE = 1 << 19, 1 << 20, 1 << 23

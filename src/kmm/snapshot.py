@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kmm.mmzone import MemoryGroup, PgData, Zone
-from kmm.params import MAX_ORDER, MIGRATE_TYPES, PAGEBLOCK_NR_PAGES
+from kmm.params import MAX_ORDER, MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, STATE_BUDDY, STATE_PCP
 from kmm.resource import dump as dump_resources
 from kmm.sparse import SECTION_IS_ONLINE
 
@@ -70,9 +70,12 @@ def _records(m: Machine) -> dict[str, Any]:
     pages = {}
     for block in dirty.tolist():
         first = block * PAGEBLOCK_NR_PAGES
-        rows = m.memmap[first : first + PAGEBLOCK_NR_PAGES]
-        if rows["flags"].any() or rows["refcount"].any():
-            pages[block] = (rows["flags"].tobytes(), rows["refcount"].tobytes())
+        here = slice(first, first + PAGEBLOCK_NR_PAGES)
+        flags, states = m.memmap["flags"][here], m.page_states[here]
+        # Free blocks are dumped with the lists that they are on.
+        held = np.where(states & (STATE_BUDDY | STATE_PCP), 0, states)
+        if flags.any() or held.any():
+            pages[block] = (flags.tobytes(), held.tobytes())
     plain = m.pageblocks[blocks].copy()
     plain["state"] &= 0x7F
     # Lists are dumped with their zones; of the links in the records some are stale.

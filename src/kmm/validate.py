@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from kmm.memory_block import MemoryBlock
-from kmm.memory_failure import PG_HWPOISON
 from kmm.mmzone import MemoryGroup, PgData
 from kmm.params import (
     FILL_VMEMMAP,
@@ -16,6 +15,7 @@ from kmm.params import (
     PAGEBLOCK_NR_PAGES,
     PAGES_PER_SECTION,
     PAGES_PER_SUBSECTION,
+    PG_HWPOISON,
     PMD_SIZE,
     ZONE_MOVABLE,
     ZONE_NORMAL,

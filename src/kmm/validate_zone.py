@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from kmm import procfs
 from kmm.errors import ValidationError
-from kmm.memory_failure import PG_HWPOISON
 from kmm.mmzone import Zone
 from kmm.params import (
     FILL_KERNEL,
@@ -20,6 +19,12 @@ from kmm.params import (
     MIGRATE_TYPES,
     MIGRATETYPE_NAMES,
     PAGEBLOCK_NR_PAGES,
+    PG_SLAB,
+    PG_TAKEN,
+    STATE_ALLOCATED,
+    STATE_BUDDY,
+    STATE_ORDER,
+    STATE_PCP,
     ZONE_DEVICE,
     ZONE_MOVABLE,
 )
@@ -34,8 +39,7 @@ _PART = 1 << 18  # pageblocks that are looked at in one go, half a terabyte
 PAGEBLOCK_ORDER = 9
 # A zone with fewer pages may get no watermark from its share of min_free_kbytes.
 MANAGED_WITHOUT_MARKS = 10000
-# Fields of the engine's page record: what kind of block starts there, its order, marks.
-_KIND_SHIFT, _ORDER, _ALLOCATED, _PG_SLAB = 7, 0xF, 3, 1 << 10
+_ALLOCATED = 3  # a pageblock's kind
 
 
 def _equal(what: str, have: object, want: object) -> None:
@@ -94,15 +98,14 @@ def _used_pages(m: Machine, pages: _Pages) -> int:
     used = pages.used
     # In parts, for a machine with many of them.
     for part in np.array_split(pages.dirty, len(pages.dirty) // 4096 + 1):
-        rows = m.memmap.reshape(-1, PAGEBLOCK_NR_PAGES)[part]
-        flags = rows["flags"].astype(np.int64)
-        allocated = flags >> _KIND_SHIFT & 3 == _ALLOCATED
-        used += int((1 << (flags[allocated] & _ORDER)).sum())
+        states = m.page_states.reshape(-1, PAGEBLOCK_NR_PAGES)[part]
+        flags = m.memmap.reshape(-1, PAGEBLOCK_NR_PAGES)[part]["flags"]
+        allocated = states & (STATE_BUDDY | STATE_PCP | STATE_ALLOCATED) == STATE_ALLOCATED
+        used += int((1 << (states[allocated].astype(np.int64) & STATE_ORDER)).sum())
         # What the kernel took before the story began, and pages that were taken as broken.
-        plain = flags >> _KIND_SHIFT & 3 == 0
+        plain = states == 0
         plain &= (m.pageblocks["state"][part] & 0x7F != FILL_KERNEL)[:, None]
-        taken = (flags == PG_HWPOISON) & (rows["refcount"] == 1)
-        used += int(np.count_nonzero(plain & (taken | (flags & _PG_SLAB != 0))))
+        used += int(np.count_nonzero(plain & (flags & (PG_TAKEN | PG_SLAB) != 0)))
     return used
 
 
