@@ -27,9 +27,9 @@ from kmm.params import (
     PAGEBLOCK_NR_PAGES,
     PAGES_PER_SECTION,
     PAGES_PER_SUBSECTION,
-    PMD_SIZE,
     PG_RESERVED,
     PG_SLAB,
+    PMD_SIZE,
     ZONE_NORMAL,
 )
 from kmm.sparse import (
