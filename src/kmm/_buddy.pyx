@@ -148,6 +148,19 @@ cdef class BuddyZone:
                 "numa_other": self.z.numa_other, "pgalloc": self.z.pgalloc,
                 "pgfree": self.z.pgfree}
 
+    @vm_events.setter
+    def vm_events(self, counts):
+        """Let the named events count on from other values."""
+        for name, value in counts.items():
+            if name == "numa_hit": self.z.numa_hit = value
+            elif name == "numa_miss": self.z.numa_miss = value
+            elif name == "numa_foreign": self.z.numa_foreign = value
+            elif name == "numa_local": self.z.numa_local = value
+            elif name == "numa_other": self.z.numa_other = value
+            elif name == "pgalloc": self.z.pgalloc = value
+            elif name == "pgfree": self.z.pgfree = value
+            else: raise ValueError(f"vm_events: {name!r}")
+
     @property
     def lowmem_reserve(self):
         """Pages kept from allocations that could use a higher zone, one per zone index."""
@@ -248,6 +261,7 @@ cdef class BuddyZone:
         cdef pfn_t pfn = start, end = start + nr
         cdef int order
         cdef uint64_t chunks = 0
+        self.z.pgfree += <int64_t> nr
         with nogil:
             while pfn < end:
                 order = MAX_ORDER - 1

@@ -204,6 +204,33 @@ cdef class MemMap:
             with nogil:
                 kpageflags(&self.mem, start, count, &out[0])
 
+    def kpageflags_runs(self, pfn_t start, pfn_t end, uint64_t[::1] lengths, uint64_t[::1] words):
+        """Fill two arrays with runs of pages that have the same /proc/kpageflags word.
+
+        :return: how many runs there were room for, and the pfn behind the last.
+        """
+        cdef int64_t n = 0
+        cdef pfn_t pfn = start
+        if lengths.shape[0] == 0 or words.shape[0] != lengths.shape[0]:
+            raise ValueError("kpageflags_runs: two arrays of the same length needed")
+        with nogil:
+            pfn = kpageflags_runs(&self.mem, start, end, &lengths[0], &words[0], &n,
+                                  lengths.shape[0])
+        return n, pfn
+
+    def pageblock_counts(self, pfn_t start, pfn_t end, int zone_index):
+        """Count a zone's pageblocks of online sections in a range by migratetype."""
+        cdef int64_t counts[8]
+        cdef pfn_t section
+        memset(counts, 0, sizeof(counts))
+        with nogil:
+            section = start >> SECTION_PFN_SHIFT
+            while section << SECTION_PFN_SHIFT < end:
+                if self.mem.sections[section].flags & SECTION_IS_ONLINE:
+                    count_pageblocks(&self.mem, section, start, end, zone_index, counts)
+                section += 1
+        return [counts[mt] for mt in range(MIGRATE_TYPES)]
+
     def is_allocated(self, pfn_t pfn, int order):
         """Whether a block of 2^order pages at pfn was handed out by the allocator."""
         cdef const pageblock_t *block = &self.mem.blocks[pfn >> PAGEBLOCK_ORDER]
@@ -283,14 +310,51 @@ cdef int64_t shrink_search(const mem_t *mem, pfn_t start, pfn_t end, int zone_in
     return -1
 
 
+cdef void count_pageblocks(const mem_t *mem, pfn_t section, pfn_t start, pfn_t end,
+                           int zone_index, int64_t *counts) noexcept nogil:
+    cdef const section_t *s = &mem.sections[section]
+    cdef pfn_t pfn = section << SECTION_PFN_SHIFT, stop = pfn + SECTION_PAGES
+    cdef bint whole = start <= pfn and stop <= end and not s.flags & SECTION_IS_EARLY
+    # Only at boot does a section lie in more than one zone; of others the first record tells.
+    if whole and mem.blocks[pfn >> PAGEBLOCK_ORDER].zone != zone_index + 1:
+        return
+    if whole:
+        count_types(s, counts)
+        return
+    pfn = max(pfn, start & ~<pfn_t> (PAGEBLOCK_PAGES - 1))
+    stop = min(stop, end)
+    while pfn < stop:
+        if mem.blocks[pfn >> PAGEBLOCK_ORDER].zone == zone_index + 1:
+            counts[get_pageblock_migratetype(mem, pfn)] += 1
+        pfn += PAGEBLOCK_PAGES
+
+
+cdef inline void count_types(const section_t *s, int64_t *counts) noexcept nogil:
+    """Count the pageblocks of a section by type, 16 at once where they are alike."""
+    cdef int i, shift
+    cdef uint64_t word
+    for i in range(4):
+        word = s.pageblock_flags[i]
+        if word == (word & 0xF) * <uint64_t> 0x1111111111111111:
+            counts[word & 7] += 16
+            continue
+        for shift in range(0, 64, 4):
+            counts[word >> shift & 7] += 1
+
+
+cdef inline uint64_t _fill_word(int fill) noexcept nogil:
+    """What pages show that have no record of their own."""
+    if fill == FILL_RESERVED:
+        return KPF_RESERVED
+    if fill == FILL_VMEMMAP:
+        return KPF_RESERVED | KPF_OWNER_PRIVATE
+    return 0
+
+
 cdef uint64_t _page_word(const page_t *page, int fill) noexcept nogil:
     cdef uint64_t word = 0
     if page.flags == 0 and page.refcount == 0:
-        if fill == FILL_RESERVED:
-            return KPF_RESERVED
-        if fill == FILL_VMEMMAP:
-            return KPF_RESERVED | KPF_OWNER_PRIVATE
-        return 0
+        return _fill_word(fill)
     if page.flags & PF_RESERVED:
         word |= KPF_RESERVED
     if page.flags & PF_OWNER_PRIV:
@@ -306,28 +370,86 @@ cdef uint64_t _page_word(const page_t *page, int fill) noexcept nogil:
     return word
 
 
-cdef void kpageflags(const mem_t *mem, pfn_t start, pfn_t count, uint64_t *out) noexcept nogil:
-    cdef pfn_t i = 0, j, n, pfn
+cdef inline pfn_t _uniform_run(const mem_t *mem, pfn_t pfn, pfn_t end,
+                               uint64_t *word) noexcept nogil:
+    """How many pages from pfn on show one word, as far as larger records than theirs tell.
+
+    0 in a pageblock of which pages have records.  Those of others are never read, so that the
+    host does not have to make pages of zeros for them.
+    """
+    cdef pfn_t stop = (pfn | (PAGEBLOCK_PAGES - 1)) + 1, section_end
     cdef const pageblock_t *block
-    cdef const page_t *page
-    while i < count:
-        pfn = start + i
-        n = PAGEBLOCK_PAGES - (pfn & (PAGEBLOCK_PAGES - 1))
-        if n > count - i:
-            n = count - i
-        if pfn >= mem.nr_pages or not section_online(mem, pfn):
-            for j in range(i, i + n):
-                out[j] = KPF_NOPAGE
-            i += n
+    if pfn >= mem.nr_pages:
+        word[0] = KPF_NOPAGE
+        return end - pfn
+    if not section_online(mem, pfn):
+        word[0] = KPF_NOPAGE
+        stop = (pfn | (SECTION_PAGES - 1)) + 1
+        return (stop if stop < end else end) - pfn
+    block = &mem.blocks[pfn >> PAGEBLOCK_ORDER]
+    if block.kind == KIND_BUDDY:
+        word[0] = KPF_BUDDY
+        stop = (pfn & ~<pfn_t> (PAGEBLOCK_PAGES - 1)) + (<pfn_t> 1 << block.order)
+        # Free blocks come in long rows.
+        section_end = (pfn | (SECTION_PAGES - 1)) + 1
+        while stop < section_end and mem.blocks[stop >> PAGEBLOCK_ORDER].kind == KIND_BUDDY:
+            stop += <pfn_t> 1 << mem.blocks[stop >> PAGEBLOCK_ORDER].order
+    elif _upper_half_of_max_order(mem, pfn):
+        word[0] = KPF_BUDDY
+    elif not block.state & BLOCK_DIRTY:
+        word[0] = _fill_word(block.state & BLOCK_FILL)
+    else:
+        return 0
+    return (stop if stop < end else end) - pfn
+
+
+cdef void kpageflags(const mem_t *mem, pfn_t start, pfn_t count, uint64_t *out) noexcept nogil:
+    cdef pfn_t pfn = start, end = start + count, n, j
+    cdef uint64_t word = 0
+    while pfn < end:
+        n = _uniform_run(mem, pfn, end, &word)
+        if n:
+            for j in range(n):
+                out[pfn - start + j] = word
+        else:
+            n = min((pfn | (PAGEBLOCK_PAGES - 1)) + 1, end) - pfn
+            _kpageflags_block(mem, pfn, n, &out[pfn - start])
+        pfn += n
+
+
+cdef inline bint _add_run(uint64_t length, uint64_t word, uint64_t *lengths, uint64_t *words,
+                          int64_t *n, int64_t room) noexcept nogil:
+    """Put a run behind n others; whether there was room."""
+    if n[0] and words[n[0] - 1] == word:
+        lengths[n[0] - 1] += length
+        return True
+    if n[0] == room:
+        return False
+    lengths[n[0]], words[n[0]] = length, word
+    n[0] += 1
+    return True
+
+
+cdef pfn_t kpageflags_runs(const mem_t *mem, pfn_t pfn, pfn_t end, uint64_t *lengths,
+                           uint64_t *words, int64_t *n, int64_t room) noexcept nogil:
+    """Fill runs until the room is used up; the pfn behind the last of them."""
+    cdef uint64_t page_words[PAGEBLOCK_PAGES]
+    cdef uint64_t word = 0
+    cdef pfn_t length, j
+    while pfn < end:
+        length = _uniform_run(mem, pfn, end, &word)
+        if length:
+            if not _add_run(length, word, lengths, words, n, room):
+                return pfn
+            pfn += length
             continue
-        block = &mem.blocks[pfn >> PAGEBLOCK_ORDER]
-        if block.kind == KIND_BUDDY or _upper_half_of_max_order(mem, pfn):
-            for j in range(i, i + n):
-                out[j] = KPF_BUDDY
-            i += n
-            continue
-        _kpageflags_block(mem, pfn, n, &out[i])
-        i += n
+        length = min((pfn | (PAGEBLOCK_PAGES - 1)) + 1, end) - pfn
+        _kpageflags_block(mem, pfn, length, page_words)
+        for j in range(length):
+            if not _add_run(1, page_words[j], lengths, words, n, room):
+                return pfn + j
+        pfn += length
+    return pfn
 
 
 cdef bint _upper_half_of_max_order(const mem_t *mem, pfn_t pfn) noexcept nogil:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _memmap
+from kmm import _memmap, memory_views
 from kmm._page_alloc import PageAllocator
 from kmm.acpi_memhotplug import CONTAINER_HID, AcpiDevice, acpi_unbind_one
 from kmm.acpi_scan import (
@@ -73,6 +73,7 @@ class VmSysctl:
     user_reserve_kbytes: int = 131072
     admin_reserve_kbytes: int = 8192
     dirty_ratio: int = 20
+    dirty_background_ratio: int = 10
     kept: dict[str, int] = field(default_factory=dict)
     thp_enabled: str = "always"
     thp_available: bool = True
@@ -214,6 +215,7 @@ class Machine(PageAllocator):
         self.policy_zone = 0
         self.vm_total_pages = 0
         self.totalram_pages = 0
+        self.vm_event_states: dict[str, int] = {}  # what the engine does not count (vmstat.py)
         self.totalreserve_pages = 0
         self.ratelimit_pages = 32
         self.max_pfn = 0
@@ -502,15 +504,16 @@ class Machine(PageAllocator):
 
         return listdir(self, check_text("path", path))
 
+    def free_blocks(self) -> npt.NDArray[np.int64]:
+        """Return free blocks by [node, zone index, migratetype, order], as pagetypeinfo shows."""
+        return memory_views.free_blocks(self)
+
     def kpageflags(self, pfn: int, count: int) -> npt.NDArray[np.uint64]:
         """Return /proc/kpageflags of a range: a uint64 word (params.KPF_* bits) a page.
 
         :param pfn: first page; count: pages.
         """
-        check_number("pfn", pfn, 0, NR_PAGES_MAX - 1)
-        words = np.zeros(check_number("count", count, 0, NR_PAGES_MAX - pfn), dtype=np.uint64)
-        self.memmap_engine.kpageflags(pfn, words)
-        return words
+        return memory_views.kpageflags(self, pfn, count)
 
     # -- pages ------------------------------------------------------------------------
 
