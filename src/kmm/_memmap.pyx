@@ -9,6 +9,17 @@ import numpy as np
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
+cdef extern from *:
+    """
+    #define kmm_prefetch_read(p) __builtin_prefetch((const void *)(p), 0)
+    """
+    void prefetch_read "kmm_prefetch_read"(const void *p) noexcept nogil
+
+cdef enum:
+    # What is fetched before it is needed.
+    AHEAD = 16                      # sections, of which the first pageblock's record is read
+    RECORDS_AHEAD = 256             # pageblocks, read one after the other
+
 cdef page_t _page
 cdef pageblock_t _block
 cdef section_t _section
@@ -226,6 +237,8 @@ cdef class MemMap:
         with nogil:
             section = start >> SECTION_PFN_SHIFT
             while section << SECTION_PFN_SHIFT < end:
+                prefetch_read(
+                    &self.mem.blocks[(section + AHEAD) << (SECTION_PFN_SHIFT - PAGEBLOCK_ORDER)])
                 if self.mem.sections[section].flags & SECTION_IS_ONLINE:
                     count_pageblocks(&self.mem, section, start, end, zone_index, counts)
                 section += 1
@@ -393,6 +406,7 @@ cdef inline pfn_t _uniform_run(const mem_t *mem, pfn_t pfn, pfn_t end,
         # Free blocks come in long rows.
         section_end = (pfn | (SECTION_PAGES - 1)) + 1
         while stop < section_end and mem.blocks[stop >> PAGEBLOCK_ORDER].kind == KIND_BUDDY:
+            prefetch_read(&mem.blocks[(stop >> PAGEBLOCK_ORDER) + RECORDS_AHEAD])
             stop += <pfn_t> 1 << mem.blocks[stop >> PAGEBLOCK_ORDER].order
     elif _upper_half_of_max_order(mem, pfn):
         word[0] = KPF_BUDDY
