@@ -234,6 +234,16 @@ def test_a_users_minimum_is_raised_for_huge_pages_when_memory_is_added() -> None
     m.validate()
 
 
+def test_sizes_of_per_cpu_lists_follow_the_low_marks() -> None:
+    m = real_machine()
+    zones = [m.nodes[0].zone(0), m.nodes[0].zone(1), m.nodes[1].zone(3)]
+    assert [z.pcp_state(1)[1:3] for z in zones[:2]] == [(118, 1), (6920, 63)]
+    m.plug("a", 1, DIMM, SECTION)
+    m.write(STATE % 32, "online_movable")
+    assert [z.pcp_state(1)[1:3] for z in zones] == [(103, 1), (6056, 63), (880, 7)]
+    m.validate()
+
+
 @pytest.fixture
 def with_memmap() -> Machine:
     """1 GiB at boot and, on node 0, a Movable block that holds its own memmap."""

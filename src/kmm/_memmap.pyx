@@ -328,8 +328,10 @@ cdef void count_pageblocks(const mem_t *mem, pfn_t section, pfn_t start, pfn_t e
     cdef const section_t *s = &mem.sections[section]
     cdef pfn_t pfn = section << SECTION_PFN_SHIFT, stop = pfn + SECTION_PAGES
     cdef bint whole = start <= pfn and stop <= end and not s.flags & SECTION_IS_EARLY
+    cdef int zone = mem.blocks[pfn >> PAGEBLOCK_ORDER].zone
     # Only at boot does a section lie in more than one zone; of others the first record tells.
-    if whole and mem.blocks[pfn >> PAGEBLOCK_ORDER].zone != zone_index + 1:
+    whole = whole and zone != 0
+    if whole and zone != zone_index + 1:
         return
     if whole:
         count_types(s, counts)
