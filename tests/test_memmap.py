@@ -111,33 +111,3 @@ def test_buffers_that_do_not_fit_are_refused() -> None:
         MemMap(pages[:0], blocks, sections, 5)
     with pytest.raises(ValueError, match=r"mismatch|Expected"):
         MemMap(np.zeros(32768, np.uint64), blocks, sections, 5)
-
-
-@SLOW
-@given(
-    zones=st.lists(st.integers(-1, 1), min_size=128, max_size=128),
-    types=st.lists(st.integers(0, 4), min_size=128, max_size=128),
-    early=st.booleans(),
-    hole=st.sampled_from([0, 9]),
-    start=st.integers(0, 2 * BLOCK - 1),
-    count=st.integers(1, 2 * BLOCK),
-)
-def test_pageblocks_are_counted_by_zone_and_type(
-    zones: list[int], types: list[int], early: bool, hole: int, start: int, count: int
-) -> None:
-    pages = np.zeros(2 * BLOCK, dtype=page_dtype)
-    sections = np.zeros(2, dtype=section_dtype)
-    memmap = MemMap(pages, np.zeros(128, dtype=pageblock_dtype), sections, 5)
-    if not early:  # then each section is of one zone, but for a hole
-        zones = [zones[i // 64 * 64] if i % 64 >= hole else -1 for i in range(128)]
-    for i, (zone, mt) in enumerate(zip(zones, types, strict=True)):
-        memmap.memmap_init_range(i * 512, 512, zone, mt, 0)
-    sections["flags"] = 4 | 8 * early
-    end = min(start + count, 2 * BLOCK)
-    for zone in (0, 1):
-        want = [0] * 5
-        for i in range(start // 512, -(-end // 512)):
-            want[types[i]] += zones[i] == zone
-        assert memmap.pageblock_counts(start, end, zone) == want
-    sections["flags"][1] = 0
-    assert memmap.pageblock_counts(BLOCK, 2 * BLOCK, 0) == [0] * 5

@@ -8,8 +8,19 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, KernelError, Machine, MachineConfig, procfs
+from kmm import (
+    GFP_HIGHUSER_MOVABLE,
+    GFP_KERNEL,
+    KernelError,
+    Machine,
+    MachineConfig,
+    _page_flags,
+    procfs,
+)
+from kmm._memmap import MemMap, page_dtype, pageblock_dtype, section_dtype
 from kmm.mmzone import Zone
 from kmm.params import MIGRATETYPE_NAMES, ZONE_NAMES
 from tests.conftest import DIMM, two_nodes
@@ -116,9 +127,39 @@ def test_looking_at_pages_touches_none_of_their_records() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
     before = faults()
-    m.memmap_engine.kpageflags(1 << 20, words)
+    _page_flags.kpageflags(m.memmap_engine, 1 << 20, words)
     procfs.kpageflags(m, 1 << 20, 1 << 19)
     touched = faults() - before
     assert touched < 100  # the records fill 2048 pages of the host
     assert {0, 0x400} == set(np.unique(words).tolist())
     m.validate()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    zones=st.lists(st.integers(-1, 1), min_size=128, max_size=128),
+    types=st.lists(st.integers(0, 4), min_size=128, max_size=128),
+    early=st.booleans(),
+    hole=st.sampled_from([0, 9]),
+    start=st.integers(0, 2 * 32768 - 1),
+    count=st.integers(1, 2 * 32768),
+)
+def test_pageblocks_are_counted_by_zone_and_type(
+    zones: list[int], types: list[int], early: bool, hole: int, start: int, count: int
+) -> None:
+    pages = np.zeros(2 * 32768, dtype=page_dtype)
+    sections = np.zeros(2, dtype=section_dtype)
+    memmap = MemMap(pages, np.zeros(128, dtype=pageblock_dtype), sections, 5)
+    if not early:  # then each section is of one zone, but for a hole
+        zones = [zones[i // 64 * 64] if i % 64 >= hole else -1 for i in range(128)]
+    for i, (zone, mt) in enumerate(zip(zones, types, strict=True)):
+        memmap.memmap_init_range(i * 512, 512, zone, mt, 0)
+    sections["flags"] = 4 | 8 * early
+    end = min(start + count, 2 * 32768)
+    for zone in (0, 1):
+        want = [0] * 5
+        for i in range(start // 512, -(-end // 512)):
+            want[types[i]] += zones[i] == zone
+        assert _page_flags.pageblock_counts(memmap, start, end, zone) == want
+    sections["flags"][1] = 0
+    assert _page_flags.pageblock_counts(memmap, 32768, 2 * 32768, 0) == [0] * 5

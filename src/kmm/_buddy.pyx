@@ -151,15 +151,10 @@ cdef class BuddyZone:
     @vm_events.setter
     def vm_events(self, counts):
         """Let the named events count on from other values."""
-        for name, value in counts.items():
-            if name == "numa_hit": self.z.numa_hit = value
-            elif name == "numa_miss": self.z.numa_miss = value
-            elif name == "numa_foreign": self.z.numa_foreign = value
-            elif name == "numa_local": self.z.numa_local = value
-            elif name == "numa_other": self.z.numa_other = value
-            elif name == "pgalloc": self.z.pgalloc = value
-            elif name == "pgfree": self.z.pgfree = value
-            else: raise ValueError(f"vm_events: {name!r}")
+        if unknown := set(counts) - set(self.vm_events):
+            raise ValueError(f"vm_events: {unknown}")
+        (self.z.numa_hit, self.z.numa_miss, self.z.numa_foreign, self.z.numa_local,
+         self.z.numa_other, self.z.pgalloc, self.z.pgfree) = {**self.vm_events, **counts}.values()
 
     @property
     def lowmem_reserve(self):

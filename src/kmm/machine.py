@@ -305,9 +305,7 @@ class Machine(PageAllocator):
         """Log the page that stands in the way, as dump_page does."""
         zone = self.page_zone(pfn)
         node, idx = (zone.nid, zone.zone_idx) if zone is not None else (0, 0)
-        word = np.zeros(1, dtype=np.uint64)
-        self.memmap_engine.kpageflags(pfn, word)
-        reserved = bool(int(word[0]) & KPF_RESERVED)
+        reserved = bool(int(self.kpageflags(pfn, 1)[0]) & KPF_RESERVED)
         name, bit = ("reserved", 12) if reserved else ("slab", 9)
         flags = node << 54 | idx << 51 | 0x1FFFFF << 30 | 1 << bit
         names = f"{name}|node={node}|zone={idx}|lastcpupid=0x1fffff"

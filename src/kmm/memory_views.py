@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kmm import _page_flags
 from kmm.errors import check_number
 from kmm.params import MAX_NR_ZONES, MAX_ORDER, MIGRATE_TYPES, NR_PAGES_MAX
 
@@ -33,5 +34,5 @@ def kpageflags(m: Machine, pfn: int, count: int) -> npt.NDArray[np.uint64]:
     """
     check_number("pfn", pfn, 0, NR_PAGES_MAX - 1)
     words = np.zeros(check_number("count", count, 0, NR_PAGES_MAX - pfn), dtype=np.uint64)
-    m.memmap_engine.kpageflags(pfn, words)
+    _page_flags.kpageflags(m.memmap_engine, pfn, words)
     return words

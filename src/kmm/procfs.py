@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kmm import _page_flags
 from kmm.mmzone import PgData, Zone
 from kmm.params import (
     MAX_ORDER,
@@ -93,7 +94,9 @@ def buddyinfo(m: Machine) -> str:
 
 def pageblock_counts(m: Machine, zone: Zone) -> list[int]:
     """Return how many pageblocks of a zone have each migratetype."""
-    return m.memmap_engine.pageblock_counts(zone.zone_start_pfn, zone.zone_end_pfn, zone.index)
+    return _page_flags.pageblock_counts(
+        m.memmap_engine, zone.zone_start_pfn, zone.zone_end_pfn, zone.index
+    )
 
 
 def pagetypeinfo(m: Machine) -> str:
@@ -239,7 +242,7 @@ def kpageflags(m: Machine, pfn: int, count: int) -> list[tuple[int, int]]:
     words = np.zeros(KPAGEFLAGS_RUNS, dtype=np.uint64)
     at = pfn
     while at < end:
-        n, at = m.memmap_engine.kpageflags_runs(at, end, lengths, words)
+        n, at = _page_flags.kpageflags_runs(m.memmap_engine, at, end, lengths, words)
         more = list(zip(lengths[:n].tolist(), words[:n].tolist(), strict=True))
         if runs and runs[-1][1] == more[0][1]:
             more[0] = (more[0][0] + runs.pop()[0], more[0][1])
