@@ -10,6 +10,7 @@ from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, Machine, memory_hotplug, procf
 from kmm.mmzone import Zone
 from kmm.page_alloc import __GFP_RECLAIMABLE
 from kmm.replay import boot_machine, snapshot_files
+from kmm.watermarks import init_per_zone_wmark_min
 from tests.conftest import DIMM, recording, two_nodes
 
 START = DIMM >> 12
@@ -229,8 +230,7 @@ def test_a_users_minimum_is_raised_for_huge_pages_when_memory_is_added() -> None
         "allocations",
     ]
     dma.managed_pages, dma32.managed_pages = kept
-    m.write("/proc/sys/vm/min_free_kbytes", "8192")
-    m.write("/proc/sys/vm/lowmem_reserve_ratio", "256 256 32 0 0")
+    init_per_zone_wmark_min(m)
     m.validate()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 from typing import Any
@@ -25,6 +24,7 @@ from kmm import memory_hotplug as mh
 from kmm.memory_block import MemoryNotifier, register_memory_notifier
 from kmm.snapshot import differences, dump
 from tests.conftest import DIMM, two_nodes
+from tests.settle import settled_differences
 
 MEMORY = "/sys/devices/system/memory"
 SECTION = 128 << 20
@@ -52,11 +52,21 @@ class Life(RuleBasedStateMachine):
             self.m, MemoryNotifier("veto", lambda m, act, arg: self.veto if act in (2, 8) else 0)
         )
 
-    def try_(self, act: Any) -> None:
-        """A refused write or call must leave the machine as it was."""
-        with contextlib.suppress(KernelError, FirmwareRefused):
+    def try_(self, act: Any, compare: Any = differences, allowed: tuple[str, ...] = ()) -> bool:
+        """Whether it was done; what is refused must leave the machine as it was.
+
+        ``compare`` and ``allowed`` say what the kernel too leaves behind (symbols.LEFT_BEHIND).
+        """
+        before = dump(self.m)
+        try:
             act()
+        except (KernelError, FirmwareRefused):
+            changed = compare(before, dump(self.m))
+            assert [c for c in changed if not c.startswith(allowed or ("!",))] == []
+            self.m.validate()
+            return False
         self.m.validate()
+        return True
 
     @rule(
         slot=st.integers(0, 11),
@@ -67,7 +77,11 @@ class Life(RuleBasedStateMachine):
     def plug(self, slot: int, size: int, node: int, odd: int) -> None:
         self.nth += 1
         addr = DIMM + slot * SECTION
-        self.try_(lambda: self.m.plug(f"d{self.nth}", node, addr, size * SECTION + odd))
+        dimm = f"d{self.nth}"
+        self.try_(
+            lambda: self.m.plug(dimm, node, addr, size * SECTION + odd),
+            allowed=("/dimms/backends",),  # the platform keeps the backend of a refused DIMM
+        )
 
     @rule(index=st.integers(0, 30))
     def unplug(self, index: int) -> None:
@@ -82,17 +96,40 @@ class Life(RuleBasedStateMachine):
     def write_state(self, index: int, word: str) -> None:
         blocks = sorted(self.m.memory_blocks)
         block = blocks[index % len(blocks)]
-        before = dump(self.m) if word == "offline" and self.veto else None
-        failed = False
-        try:
-            self.m.write(f"{MEMORY}/memory{block}/state", word)
-        except KernelError:
-            failed = True
-        if before is not None and failed:
-            changed = differences(before, dump(self.m))
-            # A pageblock that was isolated comes back as Movable, and the lists were drained.
-            assert all(c.startswith(("/records", "/zones", "/totals")) for c in changed)
-        self.m.validate()
+        wish = (f"/blocks/{block}/online_type",) if word.startswith("online") else ()
+        self.try_(
+            lambda: self.m.write(f"{MEMORY}/memory{block}/state", word),
+            settled_differences if word == "offline" else differences,
+            wish,  # spent, if an earlier refusal left one, or left behind
+        )
+
+    # Memory that no device brought lies beyond all DIMMs.
+    @rule(slot=st.integers(16, 21), odd=st.sampled_from(["", "1", "000"]))
+    def probe(self, slot: int, odd: str) -> None:
+        self.try_(lambda: self.m.write(f"{MEMORY}/probe", f"{DIMM + slot * SECTION:#x}{odd}"))
+
+    @rule(slot=st.integers(16, 21), nr=st.integers(1, 3))
+    def remove(self, slot: int, nr: int) -> None:
+        first = DIMM // SECTION + slot
+        # Whoever removes memory has to know what it added.
+        if all(first + i in self.m.memory_blocks for i in range(nr)):
+            self.try_(lambda: mh.remove_memory(self.m, DIMM + slot * SECTION, nr * SECTION))
+
+    @rule(
+        index=st.integers(0, 60),
+        page=st.integers(0, 32767),
+        how=st.sampled_from(["soft_offline_page", "hard_offline_page"]),
+    )
+    def retire(self, index: int, page: int, how: str) -> None:
+        blocks = sorted(self.m.memory_blocks)
+        pfn = blocks[index % len(blocks)] * 32768 + page
+        # A page in use is marked and counted by a hard failure all the same.
+        marked = (f"/records/pages/{pfn >> 9}", "/totals/hwpoison", "/totals/num_poisoned_pages")
+        self.try_(
+            lambda: self.m.write(f"{MEMORY}/{how}", hex(pfn << 12)),
+            settled_differences,
+            marked if how == "hard_offline_page" else (),
+        )
 
     @rule(
         n=st.integers(1, 3000),

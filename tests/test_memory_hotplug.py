@@ -313,7 +313,8 @@ def test_remove_takes_blocks_sections_resource_and_node(m: Machine) -> None:
     m.write("/proc/sys/vm/compact_memory", "1")
     changed = [d for d in differences(before, dump(m)) if "/zones/" not in d]
     # A zone that lent pages got them back, in another order perhaps.
-    assert [d for d in changed if "/records/" not in d and "/totals" not in d] == []
+    changed = [d for d in changed if "/records/" not in d and "/totals" not in d]
+    assert changed == ["/firmware_map/next: 9 -> 10"]  # its numbers are never used twice
     assert m.uevents[-1] == "remove /devices/system/node/node1 node"
     m.validate()
 
@@ -541,7 +542,7 @@ def test_less_than_a_section_has_a_memmap_of_base_pages(m: Machine) -> None:
     mh.__remove_pages(m, pfn + 512, 32768 - 512)
     assert free_pages(m) == free
     after = dump(m)
-    assert before["records"]["vmemmap"] == after["records"]["vmemmap"]
+    assert before["vmemmap"] == after["vmemmap"]
     m.validate()
 
 

@@ -131,7 +131,7 @@ def test_looking_at_pages_touches_none_of_their_records() -> None:
     procfs.kpageflags(m, 1 << 20, 1 << 19)
     touched = faults() - before
     assert touched < 100  # the records fill 2048 pages of the host
-    assert {0, 0x400} == set(np.unique(words).tolist())
+    assert {0, 0x400} <= set(np.unique(words).tolist())
     m.validate()
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from kmm import KernelError, Machine
+from kmm import GFP_KERNEL, KernelError, Machine
 from kmm import memory_hotplug as mh
+from kmm.contig_alloc import alloc_contig_pages
 from kmm.memory_group import memory_group_register_dynamic
 from kmm.symbols import OLDER, RESOLVES, SYMBOLS, TRACEABLE, display, resolve
 from kmm.trace import visible_calls
@@ -94,6 +95,9 @@ def chains() -> list[list[object]]:
         m.plug("a", 1, DIMM, BLOCK)
         m.write(f"{MEMORY}/memory32/state", "online_movable")
         m.free_pages(m.alloc_pages())
+        m.free_contig_range(alloc_contig_pages(m, 600, GFP_KERNEL, 1), 600)
+        m.write(f"{MEMORY}/soft_offline_page", hex(DIMM + (64 << 20)))
+        m.write(f"{MEMORY}/hard_offline_page", hex(DIMM + (65 << 20)))
         m.unplug("a")
 
     def by_callers(m: Machine) -> None:

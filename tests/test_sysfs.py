@@ -224,21 +224,6 @@ def test_probing_for_a_dimm_adds_all_of_it_or_nothing() -> None:
     m.validate()
 
 
-def test_a_free_page_can_be_retired(plugged: Machine) -> None:
-    plugged.write(f"{MEMORY}/memory32/state", "online_movable")
-    free = plugged.nodes[1].zone(3).nr_free_pages
-    plugged.write(f"{MEMORY}/soft_offline_page", hex(DIMM + 5 * 4096))
-    plugged.write(f"{MEMORY}/hard_offline_page", hex(DIMM + 9 * 4096))
-    assert plugged.nodes[1].zone(3).nr_free_pages == free - 2
-    assert "Recovered" in plugged.log[-1]
-    plugged.validate()
-    plugged.write(f"{MEMORY}/memory32/state", "offline")
-    plugged.validate()
-    plugged.write(f"{MEMORY}/memory32/state", "online_movable")
-    assert plugged.nodes[1].zone(3).nr_free_pages == free
-    plugged.validate()
-
-
 def test_synthetic_uevents(plugged: Machine) -> None:
     plugged.write(f"{MEMORY}/memory32/uevent", "change")
     assert plugged.uevents[-1] == "change /devices/system/memory/memory32 memory"

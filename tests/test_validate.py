@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 
 import kmm.validate as validate_module
+import kmm.validate_zone as zone_module
 from kmm import Machine, ValidationError
 from kmm.memory_block import MemoryBlock
-from kmm.mmzone import Zone
+from kmm.mmzone import MemoryGroup, Zone
 from tests.conftest import DIMM, two_nodes
 
 
@@ -196,6 +197,45 @@ def _shown(m: Machine, call: str, path: str, text: object) -> None:
     setattr(m, call, lambda p: text if p == path else real(p))
 
 
+def _wipe_page(m: Machine) -> None:
+    pfn = m.alloc_pages(0, 0xCC0, 1)
+    m.memmap["flags"][pfn] = m.memmap["refcount"][pfn] = 0
+
+
+def _wipe_block(m: Machine) -> None:
+    m.pageblocks["kind"][m.alloc_pages(9, 0xCC0, 1) >> 9] = 0
+
+
+def _two_small_ones(m: Machine) -> int:
+    """Make a list of two free pages; return the second."""
+    pfns = m.alloc_pages_bulk(512, 0, 0x100CCA, 1)
+    m.free_pages_bulk(pfns[:4:2])
+    for zone in m.nodes[1].zones:
+        zone.drain()
+    lists = [z.free_list(0, 1) for z in m.nodes[1].zones]
+    return next(pfns[1] for pfns in lists if len(pfns) > 1)
+
+
+def _reserve_of(m: Machine) -> None:
+    zone = m.nodes[0].zone(0)
+    zone.lowmem_reserve = (0, *(n + 1 for n in zone.lowmem_reserve[1:]))
+
+
+def _reserve_of_node(m: Machine) -> None:
+    m.nodes[1].totalreserve_pages += 1
+    m.totalreserve_pages += 1
+
+
+def _other_group(m: Machine) -> None:
+    m.memory_groups[1] = MemoryGroup(1, 1, False, max_pages=1)
+    m.acpi_devices[0].mgid = 1
+
+
+def _uncounted(m: Machine) -> None:
+    m.write(SYSFS + "memory/hard_offline_page", hex(DIMM + (64 << 20)))
+    m.num_poisoned_pages = 0
+
+
 SYSFS = "/sys/devices/system/"
 
 
@@ -219,7 +259,11 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
         r"section 34: node 0, but its block lies on \(1,\)",
     ),
     "stray section": (_stray_section, "sections of block 100 exist without memory block"),
-    "no subsections": (_no_subsections, "section 34: no subsection"),
+    "no subsections": (_no_subsections, "section 34: missing subsections: 184467440737095516"),
+    "a subsection of boot": (
+        lambda m: m.sections["subsection_map"].__setitem__(1, (1 << 64) - 2),
+        "section 1: missing subsections: 1, but recounted 0",
+    ),
     "memmap without users": (
         lambda m: _chunk(m, "vmemmap_users", 0),
         r"2 MiB pieces of memmap: \[\], but recounted \[32\]",
@@ -255,11 +299,29 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
     "managed too many": (_set("managed_pages", 1 << 20), "node 1 zone Normal: managed 10"),
     "managed fewer than free": (
         lambda m: setattr(normal(m), "managed_pages", 0),
-        "node 1 zone Normal: more free pages than managed ones",
+        "node 1 zone Normal: managed: 0, but recounted 32768",
+    ),
+    "managed one short": (_set("managed_pages", -1), "node 1 zone Normal: managed: 32767, but"),
+    "an allocated page's record": (_wipe_page, "node 1 zone Normal: managed: 32768, but recounted"),
+    "an allocated block's record": (_wipe_block, "node 1 zone Normal: managed: 32768, but"),
+    "present since boot": (
+        _set("present_early_pages", 512),
+        "node 1 zone Normal: present since boot: 512, but recounted 0",
+    ),
+    "reserve for atomic requests": (
+        _set("nr_reserved_highatomic", 1),
+        "node 1 zone Normal: nr_reserved_highatomic 1, but 0 pages",
     ),
     "isolated count": (_isolated, "node 1 zone Normal: isolated pageblocks: 1, but recounted 0"),
     "zone of a page": (_page_zone, "memory32: page 0x100000 is in another zone"),
     "watermarks": (_set("watermark_min", 1 << 30), "node 1 zone Normal: watermarks out of order"),
+    "low watermark": (_set("watermark_low", 1), "node 1 zone Normal: high watermark: "),
+    "all watermarks": (
+        lambda m: [_set(f"watermark_{w}", 1)(m) for w in ("min", "low", "high")],
+        "node 1 zone Normal: min, low and high: ",
+    ),
+    "lowmem_reserve": (_reserve_of, "node 0 zone DMA: lowmem_reserve: "),
+    "stat_threshold": (_set("stat_threshold", 1), "node 1 zone Normal: stat_threshold: "),
     "no watermarks": (
         lambda m: [setattr(normal(m), f"watermark_{w}", 0) for w in ("min", "low", "high")],
         "node 1 zone Normal: no watermarks",
@@ -278,11 +340,19 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
     ),
     "misaligned block": (
         lambda m: _relink(normal(m), m, lambda pfns: pfns[-1] + 512),
-        "free blocks of order 10, Movable: pfn 0x[0-9a-f]+ is misaligned",
+        "free blocks of order 10, Movable: misaligned: pfn 0x[0-9a-f]+",
     ),
     "block outside the zone": (
         lambda m: _relink(normal(m), m, lambda pfns: 1 << 22),
-        "free blocks of order 10, Movable: pfn 0x400000 lies outside the zone",
+        "free blocks of order 10, Movable: outside the zone: pfn 0x400000",
+    ),
+    "link backwards": (
+        lambda m: m.pageblocks["prev"].__setitem__(normal(m).free_list(10, 1)[3] >> 9, 77),
+        "free blocks of order 10, Movable: not linked back to the one before: pfn 0x",
+    ),
+    "link of a small block backwards": (
+        lambda m: m.memmap["prev"].__setitem__(_two_small_ones(m), 77),
+        "free blocks of order 0, Movable: not linked back to the one before: pfn 0x",
     ),
     "per-CPU count": (_pcp_count, "node 1 zone Normal: pages on per-CPU lists"),
     "per-CPU count of another CPU": (_pcp_moved, "node 1 zone Normal: pages on the lists of CPU 0"),
@@ -292,9 +362,64 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
     "block state": (_block_state, "memory34: state going-offline"),
     "offline block in a zone": (_offline_block_in_zone, "memory34: offline but in a zone"),
     "block on an absent node": (_block_on_absent_node, "memory34: linked to an absent node"),
+    "node of a block": (
+        lambda m: setattr(m.memory_blocks[34], "nid", 0),
+        "memory34: node: 0, but recounted 1",
+    ),
+    "own memmap": (
+        lambda m: setattr(m.memory_blocks[34], "nr_vmemmap_pages", 512),
+        "memory34: its memmap lies elsewhere",
+    ),
+    "own memmap's size": (
+        lambda m: setattr(m.memory_blocks[34], "nr_vmemmap_pages", 7),
+        "memory34: pages of its own memmap: 7, but recounted 512",
+    ),
+    "pages of an own memmap": (
+        lambda m: m.pageblocks["state"].__setitem__(DIMM >> 21, 2),
+        "memory32: pages set aside for its own memmap: 0, but recounted 512",
+    ),
     "block without section": (_block_without_section, "memory90: 0 of its pages are System RAM"),
     "group member": (_group_member, "memory32: its group does not list it"),
     "group count": (_group_count, "memory group 0: present"),
+    "group id": (
+        lambda m: setattr(m.memory_groups[0], "mgid", 3),
+        "memory group 0: id: 3, but recounted 0",
+    ),
+    "absent group member": (
+        lambda m: m.memory_groups[0].blocks.add(99),
+        "memory group 0: lists memory99, which is not there",
+    ),
+    "foreign group member": (
+        lambda m: m.memory_groups[0].blocks.add(1),
+        "memory group 0: lists memory1, which is not in it",
+    ),
+    # firmware
+    "empty slot": (
+        lambda m: setattr(m.acpi_devices[0], "dimm", None),
+        "DIMM a: is not in slot 0",
+    ),
+    "unknown DIMM": (lambda m: m.dimms.clear(), "PNP0C80:00: its DIMM a is not there"),
+    "group of a device": (
+        lambda m: setattr(m.acpi_devices[0], "mgid", 7),
+        "PNP0C80:00: no memory group 7",
+    ),
+    "other group of a device": (_other_group, "memory32: its device's group: 1, but recounted 0"),
+    "link from a device": (
+        lambda m: setattr(m.memory_blocks[34], "firmware_node", None),
+        "PNP0C80:00: linked with memory34, which is not with it",
+    ),
+    "link to a device": (
+        lambda m: setattr(m.memory_blocks[1], "firmware_node", "PNP0C80:05"),
+        "memory1: PNP0C80:05 is not linked with it",
+    ),
+    "firmware map": (
+        lambda m: m.firmware_map.popitem(),
+        "memory32: not in the firmware map",
+    ),
+    "firmware map's numbers": (
+        lambda m: setattr(m, "firmware_map_next", 0),
+        "firmware map: entry 0",
+    ),
     # nodes
     "node present": (_node_present, "node 1: present: "),
     "node span": (_node_span, "node 1: start and span"),
@@ -316,9 +441,24 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
         lambda m: m.nodes[0].zonelist.append(m.nodes[0].zonelist[0]),
         "node 0: a zone is on its zonelist twice",
     ),
+    "order of a zonelist": (
+        lambda m: m.nodes[0].zonelist.reverse(),
+        r"node 0: zonelist: \[7, 8, 0, 1\], but recounted \[1, 0, 8, 7\]",
+    ),
+    "fallback order": (
+        lambda m: m.nodes[1].fallback_order.reverse(),
+        r"node 1: fallback order: \[0, 1\], but recounted \[1, 0\]",
+    ),
     "own zonelist": (lambda m: m.nodes[1].nofallback.pop(), "node 1: its own zonelist"),
     "total": (lambda m: setattr(m, "totalram_pages", 5), "totalram_pages: 5, but"),
     "reserve": (lambda m: setattr(m, "totalreserve_pages", 5), "totalreserve_pages: 5, but"),
+    "no reserve": (lambda m: setattr(m, "totalreserve_pages", 0), "totalreserve_pages: 0, but"),
+    "reserve of a node": (_reserve_of_node, "node 1: totalreserve_pages [0-9]+, not "),
+    "poisoned pages": (
+        lambda m: m.hwpoison.add(normal(m).zone_start_pfn),
+        "poisoned pages: 0, but recounted 1",
+    ),
+    "HardwareCorrupted": (_uncounted, "num_poisoned_pages 0: too few"),
     "max_pfn": (lambda m: setattr(m, "max_pfn", 5), "max_pfn 0x5 is below the end of memory"),
     "max_pfn one short": (
         lambda m: setattr(m, "max_pfn", normal(m).zone_end_pfn + 32767),
@@ -340,8 +480,11 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
 }
 
 
+MODULES = (validate_module.__file__, zone_module.__file__)
+
+
 @functools.cache
-def caught(what: str) -> tuple[str, int]:
+def caught(what: str) -> tuple[str, tuple[str, int]]:
     """Corrupt a machine; return validate()'s message and the line of the check that raised."""
     m = built()
     CORRUPTIONS[what][0](m)
@@ -350,9 +493,9 @@ def caught(what: str) -> tuple[str, int]:
     frames = [
         f
         for f in traceback.extract_tb(failure.value.__traceback__)
-        if f.filename == validate_module.__file__ and f.name not in ("_equal", "_true")
+        if f.filename in MODULES and f.name not in ("_equal", "_true", "_none")
     ]
-    return str(failure.value), frames[-1].lineno or 0
+    return str(failure.value), (frames[-1].filename, frames[-1].lineno or 0)
 
 
 @pytest.mark.parametrize("what", CORRUPTIONS)
@@ -362,15 +505,19 @@ def test_corruption_is_seen(what: str) -> None:
 
 
 def test_each_check_catches_a_corruption() -> None:
-    tree = ast.parse(Path(validate_module.__file__).read_text())
     sites = [
-        (node.lineno, node.end_lineno or 0)
-        for node in ast.walk(tree)
+        (module, node.lineno, node.end_lineno or 0)
+        for module in MODULES
+        for node in ast.walk(ast.parse(Path(module).read_text()))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
-        and node.func.id in ("_equal", "_true", "check_tree")
+        and node.func.id in ("_equal", "_true", "_none", "check_tree")
     ]
-    lines = {caught(what)[1] for what in CORRUPTIONS}
-    silent = [first for first, last in sites if not any(first <= n <= last for n in lines)]
-    assert len(sites) > 40
+    places = {caught(what)[1] for what in CORRUPTIONS}
+    silent = [
+        (Path(module).name, first)
+        for module, first, last in sites
+        if not any(m == module and first <= n <= last for m, n in places)
+    ]
+    assert len(sites) > 65
     assert not silent, f"no corruption is caught by the checks at lines {silent}"

@@ -57,6 +57,42 @@ def test_the_resource_layer_shows_ram_and_what_lies_in_it(m: Machine) -> None:
     m.validate()
 
 
+def marks(text: str, mark: str) -> list[str]:
+    return [line[4:] for line in text.splitlines() if line.startswith(f"  {mark} ")]
+
+
+def test_what_is_gone_is_marked_where_it_stood(m: Machine) -> None:
+    mh.add_memory(m, 1, DIMM, 2 * BLOCK)
+    m.write("/sys/devices/system/memory/memory32/state", "online_movable")
+    before = views.layers(m)
+    m.write("/sys/devices/system/memory/memory32/state", "offline")
+    mh.remove_memory(m, DIMM, 2 * BLOCK)
+    text = views.show(views.layers(m), before)
+    gone = marks(text, "-")
+    assert gone[0] == "100000000-10fffffff : System RAM"
+    assert [line.partition(":")[0] for line in gone[1:]] == [
+        "memmap in node 0 DMA32",
+        "node 1 Movable",
+        "node 1 Movable",
+        "memory32",
+        "memory33",
+    ]
+    lines = text.splitlines()
+    assert lines[lines.index(f"  - {gone[0]}") + 1].endswith("see /proc/iomem")
+    assert (
+        "node 0: online, start_pfn 1, spanned 262111, present 262014, fallback order 0"
+        in " ".join(marks(text, "*") + marks(text, " "))
+    )
+    m.validate()
+
+
+def test_a_layer_that_lost_its_only_line() -> None:
+    text = views.show([("a", [])], [("a", ["one: 1"])])
+    assert text == "a\n  - one: 1"
+    assert views.show([("a", [])], [("a", [])]) == "a\n    none"
+    assert views.show([("a", ["one: 2"])], [("a", ["one: 1"])]) == "a\n  * one: 2"
+
+
 def test_changes_are_marked(m: Machine) -> None:
     before = views.layers(m)
     mh.add_memory(m, 1, DIMM, BLOCK)

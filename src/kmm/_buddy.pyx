@@ -19,6 +19,8 @@ from kmm._pcp cimport drain_pages, pindex_to_order
 cdef enum:
     EBUSY = 16
     ENOMEM = 12
+    RECORD_WINDOW_SHIFT = 17        # pages whose records fill 2 MiB
+    RECORD_WINDOW = 1 << 17
 
 
 # -- the Python face --------------------------------------------------------------------
@@ -27,6 +29,25 @@ cdef int check_request(const zone_t *zone, int order, int mt, int cpu) except -1
     if not 0 <= order < MAX_ORDER or not 0 <= mt <= MIGRATE_RECLAIMABLE or not 0 <= cpu < zone.nr_cpus:
         raise ValueError(f"rmqueue: order {order}, migratetype {mt} or CPU {cpu} out of range")
     return 0
+
+
+cdef void fold_events(const mem_t *mem, zone_t *zone) noexcept nogil:
+    """Add what the CPUs have counted to the zone's own counters."""
+    cdef int cpu, order
+    cdef int64_t hits
+    cdef per_cpu_pages_t *pcp
+    for cpu in range(zone.nr_cpus):
+        pcp = &zone.pcp[cpu]
+        for order in range(4):
+            hits = pcp.allocs[order]
+            zone.numa_hit += hits
+            if mem.node_of_cpu[cpu] == zone.nid:
+                zone.numa_local += hits
+            else:
+                zone.numa_other += hits
+            zone.pgalloc += hits << order
+            zone.pgfree += pcp.frees[order] << order
+            pcp.allocs[order] = pcp.frees[order] = 0
 
 
 cdef class BuddyZone:
@@ -143,6 +164,7 @@ cdef class BuddyZone:
     @property
     def vm_events(self):
         """Counts since boot: numa_hit, miss, foreign, local, other, pages allocated and freed."""
+        fold_events(&self.memmap.mem, &self.z)
         return {"numa_hit": self.z.numa_hit, "numa_miss": self.z.numa_miss,
                 "numa_foreign": self.z.numa_foreign, "numa_local": self.z.numa_local,
                 "numa_other": self.z.numa_other, "pgalloc": self.z.pgalloc,
@@ -227,6 +249,7 @@ cdef class BuddyZone:
     def pageset_reset(self):
         """Fall back to the boot pageset: high 0, batch 1, nothing cached."""
         cdef int cpu
+        fold_events(&self.memmap.mem, &self.z)
         for cpu in range(self.z.nr_cpus):
             memset(&self.z.pcp[cpu], 0, sizeof(per_cpu_pages_t))
             self.z.pcp[cpu].batch = 1
@@ -294,6 +317,33 @@ cdef class BuddyZone:
             if KMM_DEBUG and pfn >= end:
                 junk_fill(&self.memmap.mem, start, end)
         return pfn - start if pfn >= end else -EBUSY
+
+    def dense_windows(self, int mt, uint64_t pages, uint64_t[::1] out):
+        """Find windows of records, 2 MiB of host memory each, that a large request will fill.
+
+        :param mt: whose list of order 10 is followed; pages: how many the request takes.
+        :param out: filled with the windows' numbers (pfn >> 17).
+        :return: how many there are.
+        """
+        cdef free_list_t *lst = &self.z.free_area[mt][MAX_ORDER - 1]
+        cdef pfn_t pfn = lst.head, last = 0
+        cdef int run = 0
+        cdef uint64_t i, most = min(lst.count, pages >> (MAX_ORDER - 1))
+        cdef Py_ssize_t n = 0
+        for i in range(most):
+            if not pfn & (RECORD_WINDOW - 1):
+                run = 1
+            elif run and pfn == last + MAX_ORDER_PAGES:
+                run += 1
+            else:
+                run = 0
+            last = pfn
+            if run == RECORD_WINDOW / MAX_ORDER_PAGES and n < out.shape[0]:
+                out[n] = pfn >> RECORD_WINDOW_SHIFT
+                n += 1
+                run = 0
+            pfn = list_next(&self.memmap.mem, pfn, MAX_ORDER - 1)
+        return n
 
     def forget_dirty_free(self, uint64_t[::1] out):
         """Call free pageblocks clean whose page records the host may take back.

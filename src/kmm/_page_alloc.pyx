@@ -17,6 +17,7 @@ cdef enum:
     ENOMEM = 12
     EINVAL = 22
     EEXIST = 17
+    LARGE_REQUEST = 1 << 17         # pages whose records fill a huge page of the host
     GROUP = 64                      # records that a bulk call fetches ahead
     FLAGS_SHIFT = 48
 
@@ -260,12 +261,7 @@ cdef inline int64_t alloc_from_pcp(mem_t *mem, uint32_t gfp, int order, int nid,
     if pcp.free_factor:
         pcp.free_factor >>= 1
     pcp.count -= 1 << order
-    zone.numa_hit += 1
-    if zone.nid == mem.node_of_cpu[cpu]:
-        zone.numa_local += 1
-    else:
-        zone.numa_other += 1
-    zone.pgalloc += <int64_t> 1 << order
+    pcp.allocs[order] += 1
     pfn = lst.head
     pages = mem.pages
     head = page_next(pages, pfn)
@@ -279,8 +275,11 @@ cdef inline int64_t alloc_from_pcp(mem_t *mem, uint32_t gfp, int order, int nid,
 cdef int64_t alloc_pages(mem_t *mem, uint32_t gfp, int order, int nid, uint64_t nodes,
                          int cpu) noexcept nogil:
     cdef int64_t pfn
-    if order <= 3 and nodes == ALL_NODES:
-        pfn = alloc_from_pcp(mem, gfp, order, nid, cpu)
+    if nodes == ALL_NODES and order <= 3:
+        if order == 0:
+            pfn = alloc_from_pcp(mem, gfp, 0, nid, cpu)
+        else:
+            pfn = alloc_from_pcp(mem, gfp, order, nid, cpu)
         if pfn >= 0:
             return pfn
     return alloc_pages_any(mem, gfp, order, nid, nodes, cpu)
@@ -390,33 +389,42 @@ cdef inline bint is_allocated(const mem_t *mem, pfn_t pfn, int order) noexcept n
             == record_state(KIND_ALLOCATED, order, 0))
 
 
-cdef int free_pages(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept nogil:
-    # The short way: what has been handed out and nothing else, to a CPU's list that has pages.
+cdef inline bint free_to_pcp(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept nogil:
+    """Free what has been handed out and nothing else to a CPU's list that has pages; whether so."""
     cdef page_t *pages = mem.pages
     cdef zone_t *zone
     cdef per_cpu_pages_t *pcp
     cdef free_list_t *lst
     cdef pfn_t head
     cdef int mt
-    if (order > 3 or pfn >= mem.nr_pages or mem.journal != NULL
+    if (pfn >= mem.nr_pages or mem.journal != NULL
             or load(first_word(pages, pfn)) != plain_word(order)):
-        return free_pages_any(mem, pfn, order, cpu)
+        return False
     mt = get_pageblock_migratetype(mem, pfn)
     zone = page_zone(mem, pfn)
     pcp = &zone.pcp[cpu]
     lst = &pcp.lists[3 * order + mt]
     if mt >= MIGRATE_HIGHATOMIC or lst.count == 0:
-        return free_pages_any(mem, pfn, order, cpu)
+        return False
     head = lst.head
     set_page_record(pages, NULL, pfn, head, 0, record_state(KIND_PCP, order, mt), 0)
     set_page_prev(pages, NULL, head, pfn)
     lst.head = pfn
     lst.count += 1
-    zone.pgfree += <int64_t> 1 << order
+    pcp.frees[order] += 1
     pcp.count += 1 << order
     if pcp.count >= pcp.high or (order and pcp.free_factor):
         pcp_overflow(mem, zone, order, 3 * order + mt, cpu)
-    return 0
+    return True
+
+
+cdef int free_pages(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept nogil:
+    if order == 0:
+        if free_to_pcp(mem, pfn, 0, cpu):
+            return 0
+    elif order <= 3 and free_to_pcp(mem, pfn, order, cpu):
+        return 0
+    return free_pages_any(mem, pfn, order, cpu)
 
 
 cdef inline uint64_t plain_word(int order) noexcept nogil:
@@ -642,6 +650,8 @@ cdef class PageAllocator:
             raise kernel_error(-EINVAL, f"out: allowed: a writable uint64 array of at least {want}")
         if want == 0:
             return out[:0]
+        if want << o >= LARGE_REQUEST:
+            self._before_large_request(want << o, flags, node)
         with nogil:
             done = alloc_pages_bulk(self.mem, flags, o, node, ALL_NODES, c, &room[0], want)
         while done < want:

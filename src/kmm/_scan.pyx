@@ -1,7 +1,7 @@
 """Scanners over ranges of pages: isolation, and what stands in its way (mm/page_isolation.c)."""
 from kmm._buddy cimport BuddyZone
 from kmm._freelist cimport (del_page_from_free_list, free_one_page, is_free_head,
-                            move_freepages)
+                            mark_allocated, mark_dirty, move_freepages)
 from kmm._memmap cimport (MemMap, get_pageblock_migratetype, page_kind, page_order,
                           section_online, set_pageblock_migratetype)
 from kmm._types cimport *
@@ -11,8 +11,11 @@ cdef enum:
 
 
 cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
-                                 bint zone_movable) noexcept nogil:
-    """The first page of the range that can neither move nor go, or -1."""
+                                 bint zone_movable, bint offline) noexcept nogil:
+    """The first page of the range that can neither move nor go, or -1.
+
+    :param offline: memory that goes offline may take poisoned and PageOffline pages along.
+    """
     cdef pfn_t pfn = start
     cdef int order = 0, kind, fill
     cdef const pageblock_t *block
@@ -38,19 +41,21 @@ cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
         if not zone_movable:
             if flags == 0 and fill == FILL_KERNEL:
                 return <int64_t> pfn
-            if (mem.pages[pfn].refcount > 0
-                    and not flags & (PF_LRU | PF_MOVABLE_OPS | PF_HWPOISON | PF_OFFLINE)):
+            if (mem.pages[pfn].refcount > 0 and not flags & (PF_LRU | PF_MOVABLE_OPS)
+                    and not (offline and flags & (PF_HWPOISON | PF_OFFLINE))):
                 return <int64_t> pfn
         pfn += 1
     return -1
 
 
-cdef int64_t isolate_pageblock(mem_t *mem, zone_t *zone, pfn_t pfn) noexcept nogil:
-    """Isolate one pageblock; -1, or the page that forbids it."""
+cdef int64_t isolate_pageblock(mem_t *mem, zone_t *zone, pfn_t pfn, pfn_t start, pfn_t end,
+                               bint offline) noexcept nogil:
+    """Isolate one pageblock of which [start, end) is wanted; -1, or the page that forbids it."""
     cdef int64_t blocked, moved
     if get_pageblock_migratetype(mem, pfn) == MIGRATE_ISOLATE:
         return <int64_t> pfn
-    blocked = has_unmovable_pages(mem, pfn, pfn + PAGEBLOCK_PAGES, zone.zone_idx == 3)
+    blocked = has_unmovable_pages(mem, max(pfn, start), min(pfn + PAGEBLOCK_PAGES, end),
+                                  zone.zone_idx == 3, offline)
     if blocked >= 0:
         return blocked
     set_pageblock_migratetype(mem, pfn, MIGRATE_ISOLATE)
@@ -95,35 +100,37 @@ cdef void unisolate_pageblock(mem_t *mem, zone_t *zone, pfn_t pfn, int mt) noexc
     zone.nr_isolate_pageblock -= 1
 
 
-def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end):
+def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end, bint offline=True):
     """Isolate the pageblocks of a range: the first, the last, then the rest upward.
 
     A refusal puts the pageblocks that were isolated back as Movable.
 
-    :param start: first pfn; end: pfn behind the last, both multiples of 512.
+    :param start: first pfn; end: pfn behind the last; offline: whether the range goes offline.
     :return: -1, or the pfn of the page that is in the way.
     """
     cdef mem_t *mem = &zone.memmap.mem
-    cdef pfn_t pfn, last = end - PAGEBLOCK_PAGES
+    cdef pfn_t first = start & ~<pfn_t> (PAGEBLOCK_PAGES - 1)
+    cdef pfn_t behind = (end + PAGEBLOCK_PAGES - 1) & ~<pfn_t> (PAGEBLOCK_PAGES - 1)
+    cdef pfn_t pfn, last = behind - PAGEBLOCK_PAGES
     cdef int64_t blocked
     with nogil:
-        blocked = isolate_pageblock(mem, &zone.z, start)
+        blocked = isolate_pageblock(mem, &zone.z, first, start, end, offline)
         if blocked < 0:
-            split_at_boundary(mem, &zone.z, start)
-        if blocked < 0 and last != start:
-            blocked = isolate_pageblock(mem, &zone.z, last)
+            split_at_boundary(mem, &zone.z, first)
+        if blocked < 0 and last != first:
+            blocked = isolate_pageblock(mem, &zone.z, last, start, end, offline)
             if blocked >= 0:
-                unisolate_pageblock(mem, &zone.z, start, MIGRATE_MOVABLE)
+                unisolate_pageblock(mem, &zone.z, first, MIGRATE_MOVABLE)
         if blocked < 0:
-            for pfn in range(start + PAGEBLOCK_PAGES, last, 512):
-                blocked = isolate_pageblock(mem, &zone.z, pfn)
+            for pfn in range(first + PAGEBLOCK_PAGES, last, 512):
+                blocked = isolate_pageblock(mem, &zone.z, pfn, start, end, offline)
                 if blocked >= 0:
                     break
             if blocked >= 0:
-                undo_isolate(mem, &zone.z, start, pfn, MIGRATE_MOVABLE)
+                undo_isolate(mem, &zone.z, first, pfn, MIGRATE_MOVABLE)
                 unisolate_pageblock(mem, &zone.z, last, MIGRATE_MOVABLE)
         if blocked < 0:
-            split_at_boundary(mem, &zone.z, end)
+            split_at_boundary(mem, &zone.z, behind)
     return blocked
 
 
@@ -139,7 +146,7 @@ def undo_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end, int mt):
         undo_isolate(&zone.memmap.mem, &zone.z, start, end, mt)
 
 
-def test_pages_isolated(MemMap memmap, pfn_t start, pfn_t end):
+def test_pages_isolated(MemMap memmap, pfn_t start, pfn_t end, bint offline=True):
     """Whether every page of an isolated range is free: -1, or the first pfn that is not."""
     cdef mem_t *mem = &memmap.mem
     cdef pfn_t pfn
@@ -154,8 +161,38 @@ def test_pages_isolated(MemMap memmap, pfn_t start, pfn_t end):
         while found < 0 and pfn < end:
             if is_free_head(mem, pfn, &order):
                 pfn += <pfn_t> 1 << order
-            elif mem.pages[pfn].flags & PF_HWPOISON:
+            elif offline and mem.pages[pfn].flags & PF_HWPOISON:
                 pfn += 1
             else:
                 found = <int64_t> pfn
     return found
+
+
+def isolated_head(MemMap memmap, pfn_t pfn):
+    """Return where the free block starts that holds an isolated page, or pfn if it is not free."""
+    cdef pfn_t head
+    cdef int order = 0, o
+    for o in range(MAX_ORDER):
+        head = pfn & ~((<pfn_t> 1 << o) - 1)
+        if is_free_head(&memmap.mem, head, &order) and order >= o:
+            return head
+    return pfn
+
+
+def take_isolated_range(BuddyZone zone, pfn_t start, pfn_t end):
+    """Hand out the free pages of an isolated range one by one (isolate_freepages_range).
+
+    :param start: where a free block starts; end: pfn behind the last page wanted.
+    :return: pfn behind the last page that was taken: the last block's pages all are.
+    """
+    cdef mem_t *mem = &zone.memmap.mem
+    cdef pfn_t pfn = start, page
+    cdef int order = 0
+    with nogil:
+        while pfn < end and is_free_head(mem, pfn, &order):
+            del_page_from_free_list(mem, &zone.z, pfn, order)
+            for page in range(pfn, pfn + (<pfn_t> 1 << order)):
+                mark_dirty(mem, page)
+                mark_allocated(mem, page, 0)
+            pfn += <pfn_t> 1 << order
+    return pfn

@@ -137,6 +137,8 @@ cdef struct per_cpu_pages_t:
     int32_t batch
     int32_t free_factor
     free_list_t lists[PCP_LISTS]
+    int64_t allocs[4]               # blocks of order 0 to 3 handed out, and taken back, the short
+    int64_t frees[4]                # way: parts of the zone's counters that vm_events adds up
 
 cdef struct zone_t:
     uint64_t zone_start_pfn

@@ -73,7 +73,7 @@ def _play(scenario: Scenario, trace: bool, names: str, quiet: bool) -> None:
             _print_outcome(number, out, trace or bool(step.get("trace")), names)
     player.m.validate()
     if not quiet:
-        click.echo("\nthe machine now (* new since the step before)")
+        click.echo("\nthe machine now (* new or changed, - gone since the step before)")
     click.echo(show(now, before))
 
 

@@ -11,6 +11,8 @@ import operator
 import os
 from typing import NoReturn
 
+EHWPOISON = 133  # newer than the errno module of the older Pythons that kmm runs on
+
 
 class KernelError(OSError):
     """A refusal by the modelled kernel, with the errno that a real one returns."""
@@ -27,7 +29,8 @@ class KernelError(OSError):
         return str(self.strerror)
 
     def __str__(self) -> str:
-        name = _errno.errorcode.get(self.errno or 0, str(self.errno))
+        number = self.errno or 0
+        name = {EHWPOISON: "EHWPOISON", **_errno.errorcode}.get(number, str(number))
         text = os.strerror(self.errno or 0)
         return f"{name} ({text})" if self.why == text else f"{name} ({text}): {self.why}"
 
@@ -114,6 +117,12 @@ class InvalidArgument(KernelError):
     """EINVAL: a value, range or state that the kernel does not take."""
 
     default_errno = _errno.EINVAL
+
+
+class HardwarePoisoned(KernelError):
+    """EHWPOISON: the page is marked as broken already."""
+
+    default_errno = EHWPOISON
 
 
 class OutOfRange(KernelError):

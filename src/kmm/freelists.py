@@ -2,7 +2,8 @@
 
 Files tell how many free blocks of each order and migratetype a zone has, not where.  This
 lays them out so that the counts are exact, no two of them would have merged, and what is in
-use lies where a kernel puts it: at its image and at the top of the zone.
+use lies where a kernel puts it: what was never free at its image and at the top of the zone,
+what was taken since boot from the bottom of the zone upward.
 """
 
 from __future__ import annotations
@@ -18,20 +19,25 @@ from kmm.params import (
     FILL_KERNEL,
     FILL_RESERVED,
     KERNEL_END,
+    KERNEL_START,
     MAX_ORDER,
+    MIGRATE_HIGHATOMIC,
     MIGRATE_MOVABLE,
     MIGRATE_TYPES,
     MIGRATETYPE_NAMES,
     PAGE_SHIFT,
     PAGEBLOCK_NR_PAGES,
 )
+from kmm.procfs import pageblock_counts
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
 TOP = MAX_ORDER - 1
+LOW_MEMORY_END = 0x100  # pfn of 1 MiB; nothing below it is ever handed out at boot
 MAX_DIGITS = 12
 Piece = tuple[int, int, bool]  # order, pfn, whether its buddy was handed out at this order
+Pool = dict[int, list[Piece]]  # by order
 
 
 def parse_counts(files: Mapping[str, str], zone: Zone) -> list[list[int]] | None:
@@ -96,27 +102,68 @@ def _pieces(ranges: list[tuple[int, int]]) -> list[Piece]:
     return out
 
 
+def _never_free(pfn: int) -> bool:
+    """Whether a page is one that boot keeps for good at its place: low memory, the image."""
+    image = KERNEL_START >> PAGE_SHIFT <= pfn < KERNEL_END >> PAGE_SHIFT
+    return image or pfn < LOW_MEMORY_END
+
+
 def _by_preference(pieces: list[Piece]) -> list[Piece]:
-    """Order whole blocks: those between the kernel image and the top of the zone come first."""
-    image_end = KERNEL_END >> PAGE_SHIFT
-    return sorted(pieces, key=lambda p: (p[1] < image_end, p[1]))
+    """Order whole blocks as boot hands them out: upward, what was never free last."""
+    return sorted(pieces, key=lambda p: (_never_free(p[1]), p[1]))
 
 
-def _take(pool: dict[int, list[Piece]], order: int) -> tuple[int, list[Piece]] | None:
-    """Take a block of an order out of the pool; return its pfn and what is left of its piece."""
+def _pool(pieces: list[Piece]) -> Pool:
+    pool: Pool = {o: [] for o in range(MAX_ORDER)}
+    for piece in pieces:
+        pool[piece[0]].append(piece)
+    return pool
+
+
+def _pools(ranges: list[tuple[int, int]], used: int) -> tuple[Pool, Pool, int]:
+    """Cut a zone's ranges into the pieces where its used pages lie, and the others.
+
+    Boot gives the lowest chunk to the head of the free list, so that the first page that
+    the kernel takes is the zone's lowest, and later ones follow upward.
+
+    :param used: pages handed out since boot.
+    :return: both pools, and how many pages of the first are not in use.
+    """
+    pieces = _by_preference(_pieces(ranges))
+    count = size = 0
+    while size < used and count < len(pieces):
+        size += 1 << pieces[count][0]
+        count += 1
+    return _pool(pieces[:count]), _pool(pieces[count:]), size - used
+
+
+def _take(pool: Pool, order: int) -> int | None:
+    """Take a block of an order out of the pool; return its pfn."""
     for o in range(order, MAX_ORDER):
         for i, piece in enumerate(pool[o]):
             if o == order and piece[2]:
                 continue
             del pool[o][i]
-            pfn, left = piece[1], []
+            pfn = piece[1]
             while o > order:
                 # Keep the lower half for later; the last one must not be handed out whole.
                 o -= 1
-                left.append((o, pfn, o == order))
+                pool[o].append((o, pfn, o == order))
                 pfn += 1 << o
-            return pfn, left
+            return pfn
     return None
+
+
+def _choose(bottom: Pool, rest: Pool, order: int, spare: int) -> tuple[int | None, int]:
+    """Take a block where one of its size would be left over; return its pfn and what is spare.
+
+    :param spare: pages of ``bottom`` that are not in use.
+    """
+    if order < TOP and 1 << order <= spare and (pfn := _take(bottom, order)) is not None:
+        return pfn, spare - (1 << order)
+    if (pfn := _take(rest, order)) is not None:
+        return pfn, spare
+    return _take(bottom, order), spare - (1 << order)
 
 
 def lay_out(
@@ -133,29 +180,29 @@ def lay_out(
     :param block_counts: pageblocks per migratetype, None if unknown.
     :raises ConfigError: if so many blocks do not fit into the zone.
     """
-    pool: dict[int, list[Piece]] = {o: [] for o in range(MAX_ORDER)}
-    for piece in _by_preference(_pieces(ranges)):
-        pool[piece[0]].append(piece)
+    free = sum(n << order for row in counts for order, n in enumerate(row))
+    bottom, rest, spare = _pools(ranges, max(0, zone.managed_pages - free))
     for order in range(TOP, -1, -1):
         if order == TOP - 1:
-            # Smaller blocks lie near the top, where the kernel allocates.
-            for pieces in pool.values():
+            # Smaller blocks are what is left at the ends: behind the used pages, below the top.
+            for pieces in (*bottom.values(), *rest.values()):
                 pieces.sort(key=lambda p: -p[1])
         for mt in range(MIGRATE_TYPES):
             for _ in range(counts[mt][order]):
-                found = _take(pool, order)
-                if found is None:
+                pfn, spare = _choose(bottom, rest, order, spare)
+                if pfn is None:
                     raise ConfigError(
                         f"/proc/buddyinfo: node {zone.nid} zone {zone.name}: its free blocks of "
                         f"order {order} do not fit into its {zone.present_pages} pages"
                     )
-                for piece in found[1]:
-                    pool[piece[0]].append(piece)
-                _place(m, zone, found[0], order, mt)
-    used = sorted((pfn, 1 << o) for o, pieces in pool.items() for o, pfn, _ in pieces)
+                _place(m, zone, pfn, order, mt)
+    left = [p for pool in (bottom, rest) for pieces in pool.values() for p in pieces]
+    used = sorted((_never_free(pfn), pfn, 1 << o) for o, pfn, _ in left)
     _mark(m, zone, used)
     if block_counts is not None:
-        _retype(m, zone, block_counts, used)
+        _retype(m, zone, block_counts, [(pfn, count) for _, pfn, count in used])
+    have = pageblock_counts(m, zone)
+    zone.nr_reserved_highatomic = have[MIGRATE_HIGHATOMIC] * PAGEBLOCK_NR_PAGES
 
 
 def _place(m: Machine, zone: Zone, pfn: int, order: int, mt: int) -> None:
@@ -164,21 +211,19 @@ def _place(m: Machine, zone: Zone, pfn: int, order: int, mt: int) -> None:
     zone.add_free_block(pfn, order, mt)
 
 
-def _mark(m: Machine, zone: Zone, used: list[tuple[int, int]]) -> None:
-    reserved = zone.present_pages - zone.managed_pages
-    for pfn, count in used:
+def _mark(m: Machine, zone: Zone, used: list[tuple[bool, int, int]]) -> None:
+    """Mark what is in use: reserved where it was never free, then from the top down."""
+    reserved = max(0, zone.present_pages - zone.managed_pages)
+    for _, pfn, count in sorted(used, reverse=True):
         part = min(reserved, count)
-        if part:
-            mark_used(m, pfn, pfn + part, FILL_RESERVED)
-        if part < count:
-            mark_used(m, pfn + part, pfn + count, FILL_KERNEL)
+        cut = pfn + count - part
+        mark_used(m, pfn, cut, FILL_KERNEL)
+        mark_used(m, cut, pfn + count, FILL_RESERVED)
         reserved -= part
 
 
 def _retype(m: Machine, zone: Zone, want: list[int], used: list[tuple[int, int]]) -> None:
     """Give used pageblocks the types that the counts ask for."""
-    from kmm.procfs import pageblock_counts
-
     missing = [w - h for w, h in zip(want, pageblock_counts(m, zone), strict=True)]
     for pfn, count in used:
         first = -(-pfn // PAGEBLOCK_NR_PAGES) * PAGEBLOCK_NR_PAGES

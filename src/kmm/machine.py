@@ -21,6 +21,7 @@ from kmm.acpi_scan import (
     acpi_device_hotplug,
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
+from kmm.contig_alloc import alloc_contig_range, free_contig_range
 from kmm.errors import (
     ConfigError,
     FirmwareRefused,
@@ -34,13 +35,14 @@ from kmm.firmware import Dimm, check_crs, check_plug, pxm_to_node_map
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
-from kmm.page_alloc import __alloc_pages, __free_pages
+from kmm.page_alloc import __alloc_pages, __free_pages, gfp_zone
 from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,
     FREE_RECORDS_KEPT,
     KPF_RESERVED,
     LOCAL_DISTANCE,
     MAX_NR_ZONES,
+    MIGRATE_MOVABLE,
     NR_PAGES_MAX,
     PAGE_SHIFT,
     PAGES_PER_SECTION,
@@ -88,6 +90,11 @@ class Ops:
     memory_block_online: Callable[[Machine, MemoryBlock], None]
     memory_block_offline: Callable[[Machine, MemoryBlock], None]
     device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
+
+
+# Records of 2^17 pages fill a huge page of the host.
+RECORD_WINDOW_SHIFT, HUGE_PAGE = 17, 2 * MiB
+MADV_NOHUGEPAGE = 15
 
 
 def _reserve(nbytes: int) -> mmap.mmap:
@@ -170,6 +177,7 @@ class Machine(PageAllocator):
             _reserve((NR_PAGES_MAX >> 9) * _memmap.pageblock_dtype.itemsize),
             _reserve(nr_sections * _memmap.section_dtype.itemsize),
         ]
+        self._huge_windows: set[int] = set()
         self.memmap = np.frombuffer(self._maps[0], dtype=_memmap.page_dtype)
         self.pageblocks = np.frombuffer(self._maps[1], dtype=_memmap.pageblock_dtype)
         self.sections = np.frombuffer(self._maps[2], dtype=_memmap.section_dtype)
@@ -217,8 +225,12 @@ class Machine(PageAllocator):
         self.totalram_pages = 0
         self.vm_event_states: dict[str, int] = {}  # what the engine does not count (vmstat.py)
         self.totalreserve_pages = 0
+        #: What was computed from the sizes of zones since boot; what files tell may be older.
+        self.recomputed: set[str] = set()
         self.ratelimit_pages = 32
         self.max_pfn = 0
+        self.num_poisoned_pages = 0
+        self.hwpoison: set[int] = set()
         self.numa_meminfo: list[tuple[int, int, int]] = [(0, 0, 0)]
         self.kthreads: set[str] = set()
         self.iomem_resource = ResourceTree()
@@ -365,6 +377,12 @@ class Machine(PageAllocator):
             outer += host * (not raw[outer : outer + host].any())
         if outer > inner:
             self._maps[which].madvise(mmap.MADV_DONTNEED, inner, outer - inner)
+        if which == 0:
+            for window in range(-(-start // HUGE_PAGE), end // HUGE_PAGE):
+                if window in self._huge_windows:
+                    # What comes next there may be sparse.
+                    self._huge_windows.remove(window)
+                    self._maps[0].madvise(MADV_NOHUGEPAGE, window * HUGE_PAGE, HUGE_PAGE)
 
     # -- firmware events --------------------------------------------------------------
 
@@ -548,6 +566,26 @@ class Machine(PageAllocator):
         except (ValueError, TypeError, OverflowError):
             raise kernel_error(-22, "pfns: allowed: numbers from 0 to 2^64 - 1") from None
 
+    def _before_large_request(self, pages: int, gfp: int, nid: int) -> None:
+        """Advise huge host pages for records that a request is about to write densely.
+
+        :param pages: how many pages are requested; gfp, nid: as for alloc_pages.
+        """
+        for zone in self.nodes[nid].zonelist:
+            if zone.zone_idx > gfp_zone(gfp):
+                continue
+            windows = np.zeros(pages >> RECORD_WINDOW_SHIFT, dtype=np.uint64)
+            mt = gfp >> 3 & 3
+            count = zone.dense_windows(mt, pages, windows)
+            if not count and mt != MIGRATE_MOVABLE:
+                count = zone.dense_windows(MIGRATE_MOVABLE, pages, windows)
+            for window in set(windows[:count].tolist()) - self._huge_windows:
+                self._huge_windows.add(window)
+                self._maps[0].madvise(mmap.MADV_HUGEPAGE, window * HUGE_PAGE, HUGE_PAGE)
+            pages -= count << RECORD_WINDOW_SHIFT
+            if pages < 1 << RECORD_WINDOW_SHIFT:
+                break
+
     def _give_back_records(self) -> None:
         """Let the host have the memory of page records whose pages are free in large blocks."""
         for zone in self._zones:
@@ -556,6 +594,20 @@ class Machine(PageAllocator):
                 blocks = np.sort(blocks[: zone.forget_dirty_free(blocks)])
                 for run in np.split(blocks, np.flatnonzero(np.diff(blocks) != 512) + 1):
                     self._forget(0, int(run[0]), len(run) * 512, 0)
+
+    def alloc_contig_range(self, start: int, end: int) -> None:
+        """Take exactly the pages from start to end - 1 (pfns), as pages of order 0.
+
+        :raises KernelError: see contig_alloc.alloc_contig_range.
+        """
+        alloc_contig_range(self, start, end)
+
+    def free_contig_range(self, pfn: int, nr_pages: int) -> None:
+        """Free a range of pages of order 0.
+
+        :raises KernelError: if one of them is not allocated.
+        """
+        free_contig_range(self, pfn, nr_pages)
 
     def trace(self, recording: bool = True) -> Kprobes:
         """Start recording call chains and return the recorder; its ``calls`` fill up."""

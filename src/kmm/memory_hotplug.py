@@ -30,6 +30,7 @@ from kmm.memory_block import (
     remove_memory_block_devices,
     walk_memory_blocks,
 )
+from kmm.memory_failure import clear_hwpoisoned_pages, lose_hwpoison_marks
 from kmm.mmzone import MemoryGroup, PgData, Zone
 from kmm.node import (
     __register_one_node,
@@ -472,6 +473,7 @@ def memmap_init_range(
 ) -> None:
     """Initialise the struct pages of a range for a zone."""
     m.memmap_engine.memmap_init_range(start_pfn, nr_pages, zone.index, mt, fill)
+    lose_hwpoison_marks(m, start_pfn, nr_pages)
 
 
 @traced
@@ -797,6 +799,7 @@ def __remove_pages(m: Machine, pfn: int, nr_pages: int) -> None:
     :raises InvalidArgument: for a misaligned range; the kernel warns and does nothing.
     """
     _check_pfn_span(pfn, nr_pages, "remove")
+    clear_hwpoisoned_pages(m, pfn, nr_pages)
     at, end = pfn, pfn + nr_pages
     while at < end:
         count = sparse_remove_sections(m, at, end - at)

@@ -13,6 +13,7 @@ from kmm.memory_block import MemoryBlock
 from kmm.mmzone import Zone
 from kmm.page_alloc import FPI_TO_TAIL
 from kmm.params import (
+    FILL_KERNEL,
     FILL_NONE,
     FILL_RESERVED,
     KERNEL_END,
@@ -49,26 +50,32 @@ _PG_RESERVED, _PG_SLAB = 1 << 9, 1 << 10  # bits of the engine's page record
 
 @dataclass(slots=True)
 class ZoneLayout:
-    """Where a zone's boot pages lie, and what of them is free; pfns and pages."""
+    """Where a zone's boot pages lie, how many are never freed, and how many taken once free."""
 
     nid: int
     zone_idx: int
     ranges: list[tuple[int, int]] = field(default_factory=list)
     reserved: int = 0
+    used: int = 0
 
 
 def populate_zone(m: Machine, lay: ZoneLayout) -> None:
-    """Give a zone its boot pages and free those that are not reserved (memblock_free_all)."""
+    """Give a zone its boot pages and free those that are not in use (memblock_free_all)."""
     zone = m.nodes[lay.nid].zone(lay.zone_idx)
     claim_ranges(m, zone, lay.ranges)
     taken = reserve(m, lay.ranges, lay.reserved)
     zone.managed_pages = zone.present_pages - lay.reserved
     m.totalram_pages += zone.managed_pages
+    used = lay.used
     for start, end in lay.ranges:
         at = start
         for r_start, r_end in [*sorted(t for t in taken if start <= t[0] < end), (end, end)]:
             if r_start > at:
-                zone.free_range_core(at, r_start - at, MIGRATE_MOVABLE, FPI_TO_TAIL)
+                # The lowest pages head the free list, so they are the first to be taken.
+                kept = min(used, r_start - at)
+                mark_used(m, at, at + kept, FILL_KERNEL)
+                used -= kept
+                zone.free_range_core(at + kept, r_start - at - kept, MIGRATE_MOVABLE, FPI_TO_TAIL)
             at = r_end
     setup_zone_pageset(m, zone)
 

@@ -68,6 +68,8 @@ class PgData:
     zonelist: list[Zone] = field(default_factory=list)
     nofallback: list[Zone] = field(default_factory=list)
     fallback_order: list[int] = field(default_factory=list)
+    #: What the order was made from: the nodes with memory then, and how often each came first.
+    order_from: tuple[frozenset[int], dict[int, int]] = (frozenset(), {})
     vmstat: dict[str, int] = field(default_factory=dict)
 
     def zone(self, idx: int) -> Zone:

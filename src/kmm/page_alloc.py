@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kmm.errors import KernelError, check, check_number, kernel_error
 from kmm.mmzone import Zone
-from kmm.params import MAX_ORDER
+from kmm.params import MAX_ORDER, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE, ZONE_NORMAL
 from kmm.trace import fallible, traced
 
 if TYPE_CHECKING:
@@ -29,6 +29,15 @@ GFP_HIGHUSER_MOVABLE = 0x100CCA
 ALL_NODES = (1 << 64) - 1
 
 FPI_TO_TAIL = 2
+
+
+def gfp_zone(gfp: int) -> int:
+    """Return the highest zone that a request may use; MOVABLE counts only with HIGHMEM."""
+    if gfp & __GFP_DMA:
+        return ZONE_DMA
+    if gfp & __GFP_DMA32:
+        return ZONE_DMA32
+    return ZONE_MOVABLE if gfp & 0xA == 0xA else ZONE_NORMAL
 
 
 def _nodemask_bits(nodemask: Collection[int] | None) -> int:
@@ -99,6 +108,7 @@ def __drain_all_pages(m: Machine, zone: Zone | None = None) -> None:
         z.drain()
 
 
+@traced
 def drain_all_pages(m: Machine, zone: Zone | None = None) -> None:
     """Drain per-CPU lists that have pages."""
     __drain_all_pages(m, zone)

@@ -21,11 +21,30 @@ def start_isolate_page_range(m: Machine, zone: Zone, start_pfn: int, end_pfn: in
     :param start_pfn: first pfn; end_pfn: pfn behind the last; multiples of 512.
     :raises Busy: a page can neither move nor go; what was isolated comes back as Movable.
     """
-    note(m, "isolate_single_pageblock", 2)
     blocked = _scan.start_isolate_page_range(zone, start_pfn, end_pfn)
-    if blocked >= 0:
+    if blocked < 0:
+        note(m, "isolate_single_pageblock", 2)
+    else:
+        _note_refusal(m, zone, start_pfn, end_pfn, blocked)
         m.dump_page(blocked, "unmovable page")
         raise kernel_error(-16, f"pfn {blocked:#x} is unmovable")
+
+
+def _note_refusal(m: Machine, zone: Zone, start_pfn: int, end_pfn: int, blocked: int) -> None:
+    """Record how far isolation came, and its undo, which the engine has done already.
+
+    The first and the last pageblock are isolated on their own, those between one after another.
+
+    :param blocked: the pfn in the way.
+    """
+    pageblock = blocked - blocked % PAGEBLOCK_NR_PAGES
+    if pageblock == start_pfn:
+        note(m, "isolate_single_pageblock", 1)
+        return
+    note(m, "isolate_single_pageblock", 2)
+    if pageblock != end_pfn - PAGEBLOCK_NR_PAGES:
+        undo_isolate_page_range(m, zone, start_pfn, pageblock)
+    note(m, "unset_migratetype_isolate", 1)
 
 
 @traced

@@ -26,7 +26,7 @@ PAGEBLOCK_NR_PAGES = 1 << PAGEBLOCK_ORDER
 MAX_ORDER = 11
 PMD_SIZE = 2 * MiB
 # Free pageblocks of a zone whose page records may stay resident on the host (8 KiB each).
-FREE_RECORDS_KEPT = 4096
+FREE_RECORDS_KEPT = 8192
 
 ZONE_NAMES = ("DMA", "DMA32", "Normal", "Movable", "Device")
 ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE, ZONE_DEVICE = range(5)

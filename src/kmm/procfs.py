@@ -132,17 +132,16 @@ def si_mem_available(m: Machine) -> int:
     return max(0, available + slab - min(slab // 2, low))
 
 
-def meminfo(m: Machine) -> str:
-    """/proc/meminfo; values in KiB."""
-    s = {k: node_stat(m, k) * 4 for k in NODE_STAT_ITEMS}
-    free = sum(z.nr_free_pages for z in m.all_zones()) * 4
-    rows: list[tuple[str, int]] = [
-        ("MemTotal", m.totalram_pages * 4),
-        ("MemFree", free),
-        ("MemAvailable", si_mem_available(m) * 4),
-        ("Buffers", 0),
-        ("Cached", s["nr_file_pages"]),
-        ("SwapCached", 0),
+Rows = list[tuple[str, int]]
+
+
+def _zeros(*names: str) -> Rows:
+    return [(name, 0) for name in names]
+
+
+def _lru_rows(s: dict[str, int], zones: list[Zone]) -> Rows:
+    """Rows of pages that programs and files use, KiB, from node statistics in KiB."""
+    return [
         ("Active", s["nr_active_anon"] + s["nr_active_file"]),
         ("Inactive", s["nr_inactive_anon"] + s["nr_inactive_file"]),
         ("Active(anon)", s["nr_active_anon"]),
@@ -150,39 +149,63 @@ def meminfo(m: Machine) -> str:
         ("Active(file)", s["nr_active_file"]),
         ("Inactive(file)", s["nr_inactive_file"]),
         ("Unevictable", s["nr_unevictable"]),
-        ("Mlocked", sum(z.vmstat.get("nr_mlock", 0) for z in m.all_zones()) * 4),
-        *((k, 0) for k in ("SwapTotal", "SwapFree", "Zswap", "Zswapped")),
+        ("Mlocked", sum(z.vmstat.get("nr_mlock", 0) for z in zones) * 4),
+    ]
+
+
+def _slab_rows(s: dict[str, int]) -> Rows:
+    return [
+        ("KReclaimable", s["nr_slab_reclaimable"] + s["nr_kernel_misc_reclaimable"]),
+        ("Slab", s["nr_slab_reclaimable"] + s["nr_slab_unreclaimable"]),
+        ("SReclaimable", s["nr_slab_reclaimable"]),
+        ("SUnreclaim", s["nr_slab_unreclaimable"]),
+    ]
+
+
+def _kernel_rows(s: dict[str, int]) -> Rows:
+    return [
+        ("KernelStack", s["nr_kernel_stack"] // 4),
+        ("PageTables", s["nr_page_table_pages"]),
+        *_zeros("SecPageTables", "NFS_Unstable", "Bounce", "WritebackTmp"),
+    ]
+
+
+def _huge_rows() -> Rows:
+    return _zeros("AnonHugePages", "ShmemHugePages", "ShmemPmdMapped")
+
+
+def _meminfo_rows(m: Machine) -> Rows:
+    s = {k: node_stat(m, k) * 4 for k in NODE_STAT_ITEMS}
+    zones = m.all_zones()
+    return [
+        ("MemTotal", m.totalram_pages * 4),
+        ("MemFree", sum(z.nr_free_pages for z in zones) * 4),
+        ("MemAvailable", si_mem_available(m) * 4),
+        ("Buffers", 0),
+        ("Cached", s["nr_file_pages"]),
+        ("SwapCached", 0),
+        *_lru_rows(s, zones),
+        *_zeros("SwapTotal", "SwapFree", "Zswap", "Zswapped"),
         ("Dirty", s["nr_dirty"]),
         ("Writeback", s["nr_writeback"]),
         ("AnonPages", s["nr_anon_pages"]),
         ("Mapped", s["nr_mapped"]),
         ("Shmem", s["nr_shmem"]),
-        ("KReclaimable", s["nr_slab_reclaimable"] + s["nr_kernel_misc_reclaimable"]),
-        ("Slab", s["nr_slab_reclaimable"] + s["nr_slab_unreclaimable"]),
-        ("SReclaimable", s["nr_slab_reclaimable"]),
-        ("SUnreclaim", s["nr_slab_unreclaimable"]),
-        ("KernelStack", s["nr_kernel_stack"] // 4),
-        ("PageTables", s["nr_page_table_pages"]),
-        *((k, 0) for k in ("SecPageTables", "NFS_Unstable", "Bounce", "WritebackTmp")),
+        *_slab_rows(s),
+        *_kernel_rows(s),
         ("CommitLimit", m.totalram_pages * 4 * 50 // 100),
         ("Committed_AS", 0),
         ("VmallocTotal", 34359738367),
-        *(
-            (k, 0)
-            for k in (
-                "VmallocUsed",
-                "VmallocChunk",
-                "Percpu",
-                "HardwareCorrupted",
-                "AnonHugePages",
-                "ShmemHugePages",
-                "ShmemPmdMapped",
-                "FileHugePages",
-                "FilePmdMapped",
-            )
-        ),
+        *_zeros("VmallocUsed", "VmallocChunk", "Percpu"),
+        ("HardwareCorrupted", m.num_poisoned_pages * 4),
+        *_huge_rows(),
+        *_zeros("FileHugePages", "FilePmdMapped"),
     ]
-    out = [f"{name + ':':<16}{value:8} kB" for name, value in rows]
+
+
+def meminfo(m: Machine) -> str:
+    """/proc/meminfo; values in KiB."""
+    out = [f"{name + ':':<16}{value:8} kB" for name, value in _meminfo_rows(m)]
     out += [f"HugePages_{k + ':':<9}{0:5}" for k in ("Total", "Free", "Rsvd", "Surp")]
     out += ["Hugepagesize:       2048 kB", "Hugetlb:               0 kB"]
     mapped = sum(r[1] - r[0] for r in m.numa_meminfo) // 1024
@@ -190,40 +213,31 @@ def meminfo(m: Machine) -> str:
     return "\n".join(out) + "\n"
 
 
-def node_meminfo(m: Machine, nid: int) -> str:
-    """/sys/devices/system/node/nodeN/meminfo; values in KiB."""
-    pgdat = m.nodes[nid]
+def _node_meminfo_rows(pgdat: PgData) -> Rows:
     s = {k: pgdat.vmstat.get(k, 0) * 4 for k in NODE_STAT_ITEMS}
     total = pgdat.managed_pages * 4
     free = sum(z.nr_free_pages for z in pgdat.zones) * 4
-    rows: list[tuple[str, int]] = [
+    return [
         ("MemTotal", total),
         ("MemFree", free),
         ("MemUsed", total - free),
         ("SwapCached", 0),
-        ("Active", s["nr_active_anon"] + s["nr_active_file"]),
-        ("Inactive", s["nr_inactive_anon"] + s["nr_inactive_file"]),
-        ("Active(anon)", s["nr_active_anon"]),
-        ("Inactive(anon)", s["nr_inactive_anon"]),
-        ("Active(file)", s["nr_active_file"]),
-        ("Inactive(file)", s["nr_inactive_file"]),
-        ("Unevictable", s["nr_unevictable"]),
-        ("Mlocked", sum(z.vmstat.get("nr_mlock", 0) for z in pgdat.zones) * 4),
+        *_lru_rows(s, pgdat.zones),
         ("Dirty", s["nr_dirty"]),
         ("Writeback", s["nr_writeback"]),
         ("FilePages", s["nr_file_pages"]),
         ("Mapped", s["nr_mapped"]),
         ("AnonPages", s["nr_anon_pages"]),
         ("Shmem", s["nr_shmem"]),
-        ("KernelStack", s["nr_kernel_stack"] // 4),
-        ("PageTables", s["nr_page_table_pages"]),
-        *((k, 0) for k in ("SecPageTables", "NFS_Unstable", "Bounce", "WritebackTmp")),
-        ("KReclaimable", s["nr_slab_reclaimable"] + s["nr_kernel_misc_reclaimable"]),
-        ("Slab", s["nr_slab_reclaimable"] + s["nr_slab_unreclaimable"]),
-        ("SReclaimable", s["nr_slab_reclaimable"]),
-        ("SUnreclaim", s["nr_slab_unreclaimable"]),
-        *((k, 0) for k in ("AnonHugePages", "ShmemHugePages", "ShmemPmdMapped")),
+        *_kernel_rows(s),
+        *_slab_rows(s),
+        *_huge_rows(),
     ]
+
+
+def node_meminfo(m: Machine, nid: int) -> str:
+    """/sys/devices/system/node/nodeN/meminfo; values in KiB."""
+    rows = _node_meminfo_rows(m.nodes[nid])
     out = [f"Node {nid} {name + ':':<16}{value:8} kB" for name, value in rows]
     out += [f"Node {nid} {name:<15}{0:8} kB" for name in ("FileHugePages:", "FilePmdMapped:")]
     out.append(f"Node {nid} HugePages_Total: {0:5}")

@@ -12,6 +12,7 @@ from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
 from kmm.machine import Machine
 from kmm.params import PAGE_SIZE, MachineConfig
 from kmm.procfs import kpageflags
+from kmm.running_system import RunningSystem
 from kmm.schema import RECORDED, check_files, check_step, check_texts
 from kmm.symbols import TRACEABLE
 from kmm.sysfs import lookup
@@ -219,6 +220,7 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
     except ConfigError as e:
         raise ConfigError(f"{name}: {e}") from None
     steps = [{"step": dict(recording["steps"][0]["step"]), "files": snapshot_files(m)}]
+    system = RunningSystem(m)
     log = uevents = 0
     for entry in recording["steps"][1:]:
         step = entry["step"]
@@ -226,6 +228,7 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
         probes = m.trace() if step.get("trace") else None
         out = play_step(m, step)
         m.kprobes = None
+        system.run()
         if probes is not None:
             out["calls"] = visible_calls(probes.calls, TRACEABLE)
         if events := _events(m, ost):

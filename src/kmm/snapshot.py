@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kmm.mmzone import Zone
+from kmm.mmzone import MemoryGroup, PgData, Zone
 from kmm.params import MAX_ORDER, MIGRATE_TYPES, PAGEBLOCK_NR_PAGES
 from kmm.resource import dump as dump_resources
 from kmm.sparse import SECTION_IS_ONLINE
 
 if TYPE_CHECKING:
+    from kmm.acpi_memhotplug import AcpiDevice
     from kmm.machine import Machine
+    from kmm.memory_block import MemoryBlock
 
 _ZONE_FIELDS = (
     "zone_start_pfn",
@@ -27,6 +30,7 @@ _ZONE_FIELDS = (
     "watermark_low",
     "watermark_high",
     "watermark_boost",
+    "boost_factor",
     "lowmem_reserve",
     "pageset_high",
     "pageset_batch",
@@ -37,6 +41,7 @@ _ZONE_FIELDS = (
 def dump_zone(zone: Zone) -> dict[str, Any]:
     """Counters, free lists in list order, and per-CPU lists of a zone."""
     out: dict[str, Any] = {name: getattr(zone, name) for name in _ZONE_FIELDS}
+    out["vmstat"] = dict(zone.vmstat)
     out["free"] = {
         (order, mt): zone.free_list(order, mt)
         for order in range(MAX_ORDER)
@@ -45,13 +50,9 @@ def dump_zone(zone: Zone) -> dict[str, Any]:
     }
     out["pcp"] = [
         (zone.pcp_state(cpu), [zone.pcp_list(cpu, i) for i in range(14)])
-        for cpu in range(_cpus(zone))
+        for cpu in range(zone.nr_cpus)
     ]
     return out
-
-
-def _cpus(zone: Zone) -> int:
-    return zone.nr_cpus
 
 
 def _records(m: Machine) -> dict[str, Any]:
@@ -60,7 +61,8 @@ def _records(m: Machine) -> dict[str, Any]:
     # The struct pages of an offline section are stale, in the kernel as here: nobody looks.
     online = m.sections["flags"][present] & SECTION_IS_ONLINE != 0
     kept = m.sections[present]
-    kept["pageblock_flags"][~online] = 0
+    types = kept["pageblock_flags"][online].tobytes()
+    kept["pageblock_flags"] = 0
     sections = present[online]
     blocks = (sections[:, None] * 64 + np.arange(64)).reshape(-1)
     state = m.pageblocks["state"][blocks]
@@ -77,15 +79,103 @@ def _records(m: Machine) -> dict[str, Any]:
     plain["next"] = plain["prev"] = 0
     return {
         "sections": (present.tobytes(), kept.tobytes()),
+        "types": types,
         "pageblocks": plain.tobytes(),
         "pages": pages,
-        "vmemmap": (
-            np.flatnonzero(m.vmemmap_users).tobytes(),
-            m.vmemmap_users[m.vmemmap_users != 0].tobytes(),
-            m.vmemmap_pfn[m.vmemmap_users != 0].tobytes(),
-            {k: dict(v) for k, v in m.vmemmap_basepages.items()},
-            {k: tuple(v) for k, v in m.vmemmap_tables.items()},
-        ),
+    }
+
+
+def _vmemmap(m: Machine) -> dict[str, Any]:
+    used = np.flatnonzero(m.vmemmap_users)
+    return {
+        "users": dict(zip(used.tolist(), m.vmemmap_users[used].tolist(), strict=True)),
+        "pages": dict(zip(used.tolist(), m.vmemmap_pfn[used].tolist(), strict=True)),
+        "basepages": copy.deepcopy(m.vmemmap_basepages),
+        "tables": copy.deepcopy(m.vmemmap_tables),
+    }
+
+
+def _group(g: MemoryGroup) -> dict[str, Any]:
+    return {
+        "nid": g.nid,
+        "is_dynamic": g.is_dynamic,
+        "max_pages": g.max_pages,
+        "unit_pages": g.unit_pages,
+        "present": (g.present_kernel_pages, g.present_movable_pages),
+        "blocks": frozenset(g.blocks),
+    }
+
+
+def _block(b: MemoryBlock) -> dict[str, Any]:
+    return {
+        "state": b.state,
+        "nid": b.nid,
+        "online_type": b.online_type,
+        "zone": b.zone.index if b.zone else None,
+        "nr_vmemmap_pages": b.nr_vmemmap_pages,
+        "nodes": b.nodes,
+        "firmware_node": b.firmware_node,
+        "group": b.group.mgid if b.group else None,
+    }
+
+
+def _node(m: Machine, p: PgData) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "span": (p.node_start_pfn, p.node_spanned_pages),
+        "present": p.node_present_pages,
+    }
+    if p.node_id in m.n_online:  # what an absent node says of itself is made anew when it comes
+        out["vmstat"] = dict(p.vmstat)
+        out["totalreserve_pages"] = p.totalreserve_pages
+        out["zonelist"] = [z.index for z in p.zonelist]
+        out["nofallback"] = [z.index for z in p.nofallback]
+        out["fallback_order"] = list(p.fallback_order)
+    return out
+
+
+def _device(d: AcpiDevice) -> dict[str, Any]:
+    return {
+        "children": [c.name for c in d.children],
+        "attached": d.attached,
+        "enumerated": d.enumerated,
+        "mgid": d.mgid,
+        "ranges": [(info.start_addr, info.length, info.enabled) for info in d.res_list],
+        "physical_nodes": dict(d.physical_nodes),
+        "offlined": d.offlined,
+    }
+
+
+def _dimms(m: Machine) -> dict[str, Any]:
+    """What is plugged, which a kernel that does not want it leaves in its slot."""
+    return {
+        "plugged": {d.dimm_id: repr(d) for d in m.dimms.values()},
+        "slots": [d.dimm.dimm_id if d.dimm else None for d in m.acpi_devices],
+        "backends": frozenset(m.dimm_backends or ()),
+    }
+
+
+def _policy(m: Machine) -> dict[str, Any]:
+    return {
+        "default_online_type": m.mhp_default_online_type,
+        "online_policy": m.online_policy,
+        "auto_movable_ratio": m.auto_movable_ratio,
+        "auto_movable_numa_aware": m.auto_movable_numa_aware,
+        "acpi_memory_enabled": m.acpi_memory_enabled,
+        "grouping_disabled": m.memmap_engine.grouping_disabled,
+        "notifier_errors": dict(m.notifier_errors),
+        "tunables": repr(m.vm),
+        "files": dict(m.sysfs_values),
+    }
+
+
+def _totals(m: Machine) -> dict[str, Any]:
+    return {
+        "totalram_pages": m.totalram_pages,
+        "totalreserve_pages": m.totalreserve_pages,
+        "ratelimit_pages": m.ratelimit_pages,
+        "num_poisoned_pages": m.num_poisoned_pages,
+        "hwpoison": frozenset(m.hwpoison),
+        "numa_meminfo": list(m.numa_meminfo),
     }
 
 
@@ -93,71 +183,32 @@ def dump(m: Machine) -> dict[str, Any]:
     """Return everything that a refused operation has to leave as it was.
 
     Logs, uevents, _OST answers and the total that the last rebuild of zonelists printed
-    are history, not state; max_pfn and the policy zone never fall.  They are left out.
+    are history, not state; max_pfn, a node's nr_zones and the policy zone never fall.  They are
+    left out.
     """
-    groups = {
-        g.mgid: (
-            g.nid,
-            g.is_dynamic,
-            g.max_pages,
-            g.unit_pages,
-            g.present_kernel_pages,
-            g.present_movable_pages,
-            frozenset(g.blocks),
-        )
-        for g in m.memory_groups.values()
-    }
-    blocks = {
-        b.block_id: (
-            b.state,
-            b.nid,
-            b.online_type,
-            b.zone.index if b.zone else None,
-            b.nr_vmemmap_pages,
-            b.nodes,
-            b.firmware_node,
-            b.group.mgid if b.group else None,
-        )
-        for b in m.memory_blocks.values()
-    }
-    nodes = {
-        p.node_id: (
-            p.node_start_pfn,
-            p.node_spanned_pages,
-            p.node_present_pages,
-            p.totalreserve_pages if p.node_id in m.n_online else 0,
-            [z.index for z in p.zonelist] if p.node_id in m.n_online else None,
-        )
-        for p in m.nodes.values()
-    }
+    devices = (*m.acpi_devices, *m.acpi_containers.values())
     return {
         "iomem": dump_resources(m.iomem_resource),
         "left_behind": (set(m.ram_left_behind), set(m.nodes_left_behind)),
-        "firmware_map": dict(m.firmware_map),
-        "blocks": blocks,
-        "groups": groups,
-        "nodes": nodes,
-        "states": (set(m.n_online), set(m.n_memory), set(m.n_normal_memory), set(m.node_devices)),
+        "firmware_map": {"entries": dict(m.firmware_map), "next": m.firmware_map_next},
+        "acpi": {d.name: _device(d) for d in devices},
+        "dimms": _dimms(m),
+        "blocks": {b.block_id: _block(b) for b in m.memory_blocks.values()},
+        "groups": {g.mgid: _group(g) for g in m.memory_groups.values()},
+        "nodes": {p.node_id: _node(m, p) for p in m.nodes.values()},
+        "states": {
+            "online": set(m.n_online),
+            "memory": set(m.n_memory),
+            "normal_memory": set(m.n_normal_memory),
+            "devices": set(m.node_devices),
+            "cpuset": set(m.top_cpuset_mems),
+            "kthreads": set(m.kthreads),
+        },
         "zones": {z.index: dump_zone(z) for z in m.all_zones()},
         "records": _records(m),
-        "totals": (m.totalram_pages, m.totalreserve_pages, m.ratelimit_pages, m.vm.min_free_kbytes),
-        "tunables": repr(m.vm),
-        "policy": (
-            m.mhp_default_online_type,
-            m.online_policy,
-            m.auto_movable_ratio,
-            m.auto_movable_numa_aware,
-            m.acpi_memory_enabled,
-            m.memmap_engine.grouping_disabled,
-            dict(m.notifier_errors),
-        ),
-        "acpi": [
-            (d.name, d.attached, d.enumerated, d.mgid, tuple(d.physical_nodes.items()), d.offlined)
-            for d in (*m.acpi_devices, *m.acpi_containers.values())
-        ],
-        "kthreads": set(m.kthreads),
-        "cpuset": set(m.top_cpuset_mems),
-        "dimms": {d.dimm_id: (d.addr, d.size, d.slot) for d in m.dimms.values()},
+        "vmemmap": _vmemmap(m),
+        "totals": _totals(m),
+        "policy": _policy(m),
     }
 
 

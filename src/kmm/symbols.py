@@ -196,8 +196,19 @@ SYMBOLS: tuple[Symbol, ...] = (
     *_rows(_ALLOC, "watermarks", "setup_per_zone_lowmem_reserve zone_pcp_reset"),
     *_rows(_ALLOC, "watermarks", "init_per_zone_wmark_min setup_zone_pageset", traceable=False),
     Symbol("refresh_zone_stat_thresholds", "mm/vmstat.c", "watermarks", traceable=False),
-    *_rows(_ALLOC, "page_alloc", "zone_pcp_disable zone_pcp_enable __drain_all_pages"),
+    *_rows(
+        _ALLOC, "page_alloc", "zone_pcp_disable zone_pcp_enable drain_all_pages __drain_all_pages"
+    ),
     *_rows(_ALLOC, "page_alloc", "__alloc_pages __free_pages", traceable=False),
+    *_rows(
+        _ALLOC,
+        "contig_alloc",
+        "alloc_contig_range",
+        status="adapted",
+        traceable=False,
+        note="pages in use are in the way; migration is not modelled yet",
+    ),
+    *_rows(_ALLOC, "contig_alloc", "alloc_contig_pages free_contig_range", traceable=False),
     Symbol("__offline_isolated_pages", _ALLOC, "memory_hotplug"),
     *_rows(
         "mm/page_isolation.c",
@@ -210,6 +221,15 @@ SYMBOLS: tuple[Symbol, ...] = (
         "isolate_single_pageblock unset_migratetype_isolate",
         note="the engine does a whole range at a time",
     ),
+    *_rows(
+        "mm/memory-failure.c",
+        "memory_failure",
+        "soft_offline_page memory_failure get_hwpoison_page",
+        status="adapted",
+        traceable=False,
+        note="a page in use is never migrated or unmapped",
+    ),
+    *_rows("mm/sparse.c", "memory_failure", "clear_hwpoisoned_pages", traceable=False),
     Symbol("lru_cache_disable", "mm/swap.c", "memory_hotplug", "stub"),
     Symbol("dissolve_free_huge_pages", "mm/hugetlb.c", "memory_hotplug", "stub"),
     *_rows("mm/vmscan.c", "node", "kswapd_run kswapd_stop"),
@@ -266,6 +286,9 @@ LEFT_BEHIND: dict[str, str] = {
     "at the tails of the lists; the zone's per-CPU lists are drained",
     "failed online_movable": "of a block that is online already: the wish stays for the next 1 "
     "written to online",
+    "failed hard_offline_page": "of a page in use: it is marked and counts as HardwareCorrupted; "
+    "its zone's per-CPU lists are drained",
+    "failed soft_offline_page": "of a page in use: its zone's per-CPU lists are drained",
     "failed ACPI add": "_OST says success",
     "removal of a range that no single resource holds": "its lines stay in /proc/iomem, without "
     "blocks, and nothing can be added there until each is removed by itself",

@@ -12,17 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kmm import procfs, vm_sysctl, vmstat
-from kmm.errors import kernel_error
-from kmm.sysfs_devices import (
-    DIRECTORIES as DEVICE_DIRECTORIES,
-)
-from kmm.sysfs_devices import (
-    ENTRIES as DEVICE_ENTRIES,
-)
-from kmm.sysfs_devices import (
-    canonical,
-)
-from kmm.sysfs_entry import Entry, directory, readonly
+from kmm.errors import KernelError, NoSuchFile, kernel_error
+from kmm.sysfs_devices import DIRECTORIES as DEVICE_DIRECTORIES
+from kmm.sysfs_devices import ENTRIES as DEVICE_ENTRIES
+from kmm.sysfs_entry import Entry, directory
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -69,7 +62,7 @@ def _vm_file(m: Machine, match: re.Match[str]) -> Entry | None:
 
 
 _ENTRIES: tuple[tuple[re.Pattern[str], Maker], ...] = tuple(
-    (re.compile(pattern), maker)
+    (re.compile(pattern, re.ASCII), maker)
     for pattern, maker in (
         (r"/proc/(\w+)", _proc_file),
         (r"/proc/sys/vm/(\w+)", _vm_file),
@@ -85,12 +78,11 @@ _FIXED: dict[str, tuple[str, ...]] = {
     **DEVICE_DIRECTORIES,
 }
 
+MAXSYMLINKS, NAME_MAX, PATH_MAX = 40, 255, 4096
 
-def lookup(m: Machine, path: str) -> Entry | None:
-    """Return what is at a path, following links in directories before it; None if nothing is."""
-    if any(len(name) > NAME_MAX for name in path.split("/")):
-        return None
-    path = canonical(m, path)
+
+def _at(m: Machine, path: str) -> Entry | None:
+    """Return what is at a path that has no link inside."""
     if path in _FIXED:
         return directory(_FIXED[path])
     for pattern, maker in _ENTRIES:
@@ -102,25 +94,57 @@ def lookup(m: Machine, path: str) -> Entry | None:
     return None
 
 
-def follow(m: Machine, path: str) -> Entry | None:
-    """Return what is at a path, following it if it is a link."""
-    entry = lookup(m, path)
-    for _ in range(8):
-        if entry is None or entry.link is None:
-            return entry
-        path = _join(path, entry.link)
-        entry = lookup(m, path)
-    return None
+def _walk(m: Machine, path: str, follow_last: bool) -> Entry:
+    """Return what is at a path, going through links and directories name by name (namei).
+
+    :raises NoSuchFile: a name is not there; NotADirectory: a file stands in the middle;
+        KernelError: ELOOP after 40 links, ENAMETOOLONG.
+    """
+    if not path.startswith("/"):
+        raise kernel_error(-errno.ENOENT, f"{path!r}; allowed: an absolute path")
+    if len(path.encode(errors="replace")) >= PATH_MAX:
+        raise kernel_error(-errno.ENAMETOOLONG, f"a path of {len(path)} characters")
+    todo = path.split("/")[::-1]
+    here, entry, links = "", directory(_FIXED["/"]), 0
+    while todo:
+        name = todo.pop()
+        if entry.names is None:
+            raise kernel_error(-errno.ENOTDIR, f"{here} in {path}")
+        if name in ("", "."):
+            continue
+        if len(name.encode(errors="replace")) > NAME_MAX:
+            raise kernel_error(-errno.ENAMETOOLONG, path)
+        if name == "..":
+            here = here.rpartition("/")[0]
+            entry = _at(m, here or "/") or entry
+            continue
+        found = _at(m, f"{here}/{name}")
+        if found is None:
+            raise kernel_error(-errno.ENOENT, path)
+        if found.link is not None and (todo or follow_last):
+            links += 1
+            if links > MAXSYMLINKS:
+                raise kernel_error(-errno.ELOOP, path)
+            todo += found.link.split("/")[::-1]
+            continue
+        here, entry = f"{here}/{name}", found
+    return entry
 
 
-def _join(path: str, link: str) -> str:
-    parts = path.split("/")[:-1]
-    for part in link.split("/"):
-        if part == "..":
-            parts.pop()
-        elif part != ".":
-            parts.append(part)
-    return "/".join(parts)
+def lookup(m: Machine, path: str) -> Entry | None:
+    """Return what is at a path, following links before it; None if nothing is."""
+    try:
+        return _walk(m, path, False)
+    except KernelError:
+        return None
+
+
+def follow(m: Machine, path: str) -> Entry:
+    """Return what is at a path, following it if it is a link.
+
+    :raises NoSuchFile, NotADirectory: if nothing is.
+    """
+    return _walk(m, path, True)
 
 
 def read(m: Machine, path: str) -> str:
@@ -129,8 +153,6 @@ def read(m: Machine, path: str) -> str:
     :raises NoSuchFile, IsADirectory, AccessDenied: as opening and reading it would.
     """
     entry = follow(m, path)
-    if entry is None:
-        raise kernel_error(-errno.ENOENT, path)
     if entry.names is not None:
         raise kernel_error(-errno.EISDIR, path)
     if entry.read is None:
@@ -144,13 +166,14 @@ def write(m: Machine, path: str, value: str) -> None:
     :raises KernelError: the errno that the writer gets; nothing has changed then, but for what
         the kernel too leaves behind (see symbols.LEFT_BEHIND).
     """
-    entry = follow(m, path)
-    if entry is None:
-        parent = follow(m, path.rsplit("/", 1)[0])
+    try:
+        entry = follow(m, path)
+    except NoSuchFile:
         # sysfs lets nobody create files; elsewhere the missing name itself is reported.
-        if parent is not None and parent.names is not None and path.startswith("/sys/"):
-            raise kernel_error(-errno.EACCES, f"no file {path}, and none can be made")
-        raise kernel_error(-errno.ENOENT, path)
+        parent = lookup(m, path.rpartition("/")[0] + "/")
+        if parent is not None and path.startswith("/sys/"):
+            raise kernel_error(-errno.EACCES, f"no file {path}, and none can be made") from None
+        raise
     if entry.names is not None:
         raise kernel_error(-errno.EISDIR, path)
     if entry.write is None or (not entry.mode & 0o200 and not entry.proc):
@@ -163,9 +186,7 @@ def listdir(m: Machine, path: str) -> list[str]:
 
     :raises NoSuchFile: if there is none; NotADirectory: if it is a file.
     """
-    entry = follow(m, path.rstrip("/") or "/")
-    if entry is None:
-        raise kernel_error(-errno.ENOENT, path)
+    entry = follow(m, path)
     if entry.names is None:
         raise kernel_error(-errno.ENOTDIR, path)
     return sorted(entry.names)
@@ -176,9 +197,7 @@ def readlink(m: Machine, path: str) -> str:
 
     :raises NoSuchFile: if there is nothing; InvalidArgument: if it is no link.
     """
-    entry = lookup(m, path)
-    if entry is None:
-        raise kernel_error(-errno.ENOENT, path)
+    entry = _walk(m, path, False)
     if entry.link is None:
         raise kernel_error(-errno.EINVAL, f"{path} is no link")
     return entry.link
@@ -198,14 +217,9 @@ def stat(m: Machine, path: str) -> Stat:
 
     :raises NoSuchFile: if there is nothing.
     """
-    entry = lookup(m, path)
-    if entry is None:
-        raise kernel_error(-errno.ENOENT, path)
+    entry = _walk(m, path, False)
     if entry.link is not None:
         return Stat("link", 0o777, 0)
     if entry.names is not None:
         return Stat("directory", 0o755, 0)
     return Stat("file", entry.mode, 0 if entry.proc else 4096)
-
-
-__all__ = ["Stat", "follow", "listdir", "lookup", "read", "readlink", "readonly", "stat", "write"]

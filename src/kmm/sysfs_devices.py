@@ -1,42 +1,44 @@
-"""The /sys part of the tree put together, and the links inside its paths."""
+"""The /sys part of the tree put together, and what hangs below its buses."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from kmm import sysfs_firmware, sysfs_memory, sysfs_node
+from kmm import sysfs_acpi, sysfs_cpu, sysfs_firmware, sysfs_memory, sysfs_node
+from kmm.sysfs_entry import Entry, directory, link
 from kmm.sysfs_firmware import DIRECTORIES
-from kmm.sysfs_memory import MEMORY
-from kmm.sysfs_node import NODE
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
-
-def canonical(m: Machine, path: str) -> str:
-    """Return a path with the links inside it resolved (a node's block, a bus's device)."""
-    path = re.sub(r"/+", "/", path).rstrip("/") or "/"
-    path = re.sub(r"^/sys/bus/(memory|node)/devices/", r"/sys/devices/system/\1/", path)
-    for _ in range(4):
-        match = re.match(rf"{NODE}/node(\d+)/memory(\d+)(/.+)$", path)
-        if match:
-            block = m.memory_blocks.get(int(match[2]))
-            if block is None or int(match[1]) not in block.nodes:
-                return path
-            path = f"{MEMORY}/memory{match[2]}{match[3]}"
-            continue
-        match = re.match(rf"{MEMORY}/memory(\d+)/node(\d+)(/.+)$", path)
-        if match:
-            block = m.memory_blocks.get(int(match[1]))
-            if block is None or int(match[2]) not in block.nodes:
-                return path
-            path = f"{NODE}/node{match[2]}{match[3]}"
-            continue
-        break
-    return path
+# The devices of each bus: where they are from /sys/devices on, and their names.
+_BUSES: dict[str, Callable[[Machine], Iterable[str]]] = {
+    "cpu": sysfs_cpu.names,
+    "memory": lambda m: (f"memory{b}" for b in m.memory_blocks),
+    "node": lambda m: (f"node{n}" for n in m.node_devices),
+}
 
 
-ENTRIES = (*sysfs_memory.ENTRIES, *sysfs_node.ENTRIES, *sysfs_firmware.ENTRIES)
+def _bus_dir(m: Machine, match: re.Match[str]) -> Entry:
+    return directory(_BUSES[match[1]](m))
 
-__all__ = ["DIRECTORIES", "ENTRIES", "canonical"]
+
+def _bus_device(m: Machine, match: re.Match[str]) -> Entry | None:
+    bus, name = match[1], match[2]
+    there = name in _BUSES[bus](m)
+    return link(f"../../../devices/system/{bus}/{name}") if there else None
+
+
+ENTRIES = (
+    *sysfs_memory.ENTRIES,
+    *sysfs_node.ENTRIES,
+    *sysfs_cpu.ENTRIES,
+    *sysfs_acpi.ENTRIES,
+    *sysfs_firmware.ENTRIES,
+    (rf"/sys/bus/({'|'.join(_BUSES)})/devices", _bus_dir),
+    (rf"/sys/bus/({'|'.join(_BUSES)})/devices/(\w+)", _bus_device),
+)
+
+__all__ = ["DIRECTORIES", "ENTRIES"]

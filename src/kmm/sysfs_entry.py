@@ -28,13 +28,13 @@ class Entry:
     read: Reader | None = None
     write: Writer | None = None
     link: str | None = None
-    names: tuple[str, ...] | None = None
+    names: Iterable[str] | None = None
     proc: bool = False
 
 
 def directory(names: Iterable[str]) -> Entry:
-    """A directory with these names in it."""
-    return Entry(mode=0o755, names=tuple(names))
+    """A directory with these names in it, which are asked for only if it is listed."""
+    return Entry(mode=0o755, names=names)
 
 
 def readonly(read: Reader) -> Entry:
@@ -59,6 +59,16 @@ POWER = (
     "runtime_suspended_time",
     "runtime_usage",
 )
+
+
+#: A number in a path: decimal, without leading zeros, and never too long for ``int``.
+NUMBER = r"(0|[1-9][0-9]{0,9})"
+
+
+def numbered(prefix: str, name: str) -> int | None:
+    """Return the number in a name such as ``node12``; None for any other name."""
+    match = re.fullmatch(prefix + NUMBER, name)
+    return int(match[1]) if match else None
 
 
 def word(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Module parameters, /sys/firmware, ACPI devices, debugfs and the huge page switch."""
+"""Module parameters, /sys/firmware, debugfs and the huge page switch."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import errno
 import re
 from typing import TYPE_CHECKING
 
-from kmm.acpi_scan import container_offline, container_online, eject_store
 from kmm.errors import kernel_error
 from kmm.notifiers import INJECTABLE
 from kmm.params import ONLINE_POLICIES, THP_MODES
 from kmm.sysfs_entry import (
+    NUMBER,
     Entry,
     directory,
     kstrtobool,
     kstrtoull,
-    link,
     readonly,
-    synthetic_uevent,
     word,
 )
 from kmm.watermarks import set_thp_enabled
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
 
 MODULE = "/sys/module/memory_hotplug/parameters"
-ACPI, MEMMAP = "/sys/bus/acpi/devices", "/sys/firmware/memmap"
+MEMMAP = "/sys/firmware/memmap"
 INJECT = "/sys/kernel/debug/notifier-error-inject/memory/actions"
 THP = "/sys/kernel/mm/transparent_hugepage"
 
@@ -81,40 +79,6 @@ def _acpi_enabled_store(m: Machine, text: str) -> None:
     m.acpi_memory_enabled = bool(number)
 
 
-def _acpi_file(m: Machine, match: re.Match[str]) -> Entry | None:
-    device = next((d for d in m.acpi_devices if d.name == match[1]), None)
-    if device is None:
-        return None
-    texts = {"hid": f"{device.hid}\n", "status": f"{device.dimm.sta if device.dimm else 0}\n"}
-    blocks = {f"physical_node{n or ''}": block for block, n in device.physical_nodes.items()}
-    if match[2] is None:
-        return directory(["eject", "hid", "status", *blocks])
-    name = match[2]
-    if name == "eject":
-        return Entry(0o200, write=lambda m, t: eject_store(m, device, t))
-    if name in blocks:
-        return link(f"../../../../system/memory/memory{blocks[name]}")
-    return readonly(lambda m: texts[name]) if name in texts else None
-
-
-def _container_file(m: Machine, match: re.Match[str]) -> Entry | None:
-    device = m.acpi_containers.get(match[1])
-    if device is None:
-        return None
-    if match[2] is None:
-        return directory(("online", "uevent"))
-
-    def store(m: Machine, text: str) -> None:
-        (container_online if kstrtobool(text) else container_offline)(m, device)
-
-    if match[2] == "online":
-        return Entry(0o644, lambda m: f"{int(not device.offlined)}\n", store)
-    if match[2] == "uevent":
-        path = f"/devices/system/container/{device.name}"
-        return Entry(0o644, lambda m: "", lambda m, t: synthetic_uevent(m, path, "container", t))
-    return None
-
-
 def _inject_file(m: Machine, match: re.Match[str]) -> Entry | None:
     name = match[1]
     if name not in INJECTABLE:
@@ -145,8 +109,8 @@ def _thp_file(m: Machine, match: re.Match[str]) -> Entry | None:
 
 ENTRIES = (
     (rf"{MODULE}/(\w+)", _parameter),
-    (rf"{MEMMAP}(?:/(\d+))?", _memmap_dir),
-    (rf"{MEMMAP}/(\d+)/(\w+)", _memmap_file),
+    (rf"{MEMMAP}(?:/{NUMBER})?", _memmap_dir),
+    (rf"{MEMMAP}/{NUMBER}/(\w+)", _memmap_file),
     (
         r"/sys/firmware/acpi/hotplug/memory/enabled",
         lambda m, _: (
@@ -155,10 +119,6 @@ ENTRIES = (
             else None
         ),
     ),
-    (rf"{ACPI}", lambda m, _: directory(d.name for d in m.acpi_devices)),
-    (rf"{ACPI}/([\w:]+)(?:/(\w+))?", _acpi_file),
-    (r"/sys/devices/system/container", lambda m, _: directory(m.acpi_containers)),
-    (r"/sys/devices/system/container/([\w:]+)(?:/(\w+))?", _container_file),
     (rf"{INJECT}/(\w+)/error", _inject_file),
     (rf"{INJECT}/(?:{'|'.join(INJECTABLE)})", lambda m, _: directory(("error",))),
     (rf"{THP}/enabled", _thp_file),
@@ -166,10 +126,12 @@ ENTRIES = (
 
 DIRECTORIES: dict[str, tuple[str, ...]] = {
     "/sys": ("bus", "devices", "firmware", "kernel", "module"),
-    "/sys/devices": ("system",),
-    "/sys/devices/system": ("container", "memory", "node"),
-    "/sys/bus": ("acpi", "memory", "node"),
+    "/sys/devices": ("LNXSYSTM:00", "system"),
+    "/sys/devices/LNXSYSTM:00": ("LNXSYBUS:00",),
+    "/sys/devices/system": ("container", "cpu", "memory", "node"),
+    "/sys/bus": ("acpi", "cpu", "memory", "node"),
     "/sys/bus/acpi": ("devices",),
+    "/sys/bus/cpu": ("devices",),
     "/sys/bus/memory": ("devices",),
     "/sys/bus/node": ("devices",),
     "/sys/module": ("memory_hotplug",),

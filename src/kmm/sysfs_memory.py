@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from kmm.acpi_memhotplug import acpi_get_node
@@ -19,16 +20,19 @@ from kmm.memory_block import (
     device_online,
     state_store,
 )
-from kmm.memory_failure import hard_offline, soft_offline
+from kmm.memory_failure import hard_offline_page_store, soft_offline_page_store
 from kmm.memory_hotplug import __add_memory, zone_for_pfn_range
 from kmm.params import ONLINE_TYPES
+from kmm.sysfs_acpi import acpi_path
 from kmm.sysfs_entry import (
+    NUMBER,
     POWER,
     Entry,
     directory,
     kstrtobool,
     kstrtoull,
     link,
+    numbered,
     power_file,
     readonly,
     synthetic_uevent,
@@ -98,9 +102,9 @@ def _memory_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if name == "probe" and m.config.probe:
         return Entry(0o200, write=probe_store)
     if name == "soft_offline_page" and m.config.memory_failure:
-        return Entry(0o200, write=lambda m, t: soft_offline(m, kstrtoull(t)))
+        return Entry(0o200, write=lambda m, t: soft_offline_page_store(m, kstrtoull(t)))
     if name == "hard_offline_page" and m.config.memory_failure:
-        return Entry(0o200, write=lambda m, t: hard_offline(m, kstrtoull(t)))
+        return Entry(0o200, write=lambda m, t: hard_offline_page_store(m, kstrtoull(t)))
     if name == "uevent":
         return Entry(
             0o644,
@@ -110,11 +114,12 @@ def _memory_file(m: Machine, match: re.Match[str]) -> Entry | None:
     return None
 
 
-def _memory_names(m: Machine) -> list[str]:
+def _memory_names(m: Machine) -> Iterator[str]:
     fixed = ["auto_online_blocks", "block_size_bytes", "power", "uevent"]
     fixed += ["probe"] * m.config.probe
     fixed += ["hard_offline_page", "soft_offline_page"] * m.config.memory_failure
-    return fixed + [f"memory{b}" for b in m.memory_blocks]
+    yield from fixed
+    yield from (f"memory{b}" for b in m.memory_blocks)
 
 
 def valid_zones_show(m: Machine, block: MemoryBlock) -> str:
@@ -168,10 +173,10 @@ def _block_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if name == "subsystem":
         return link("../../../../bus/memory")
     if name == "firmware_node" and block.firmware_node:
-        return link(f"../../../LNXSYSTM:00/LNXSYBUS:00/PNP0A06:04/{block.firmware_node}")
+        return link(f"../../../{acpi_path(m, block.firmware_node)}")
     if name == "power":
         return directory(POWER)
-    if name.startswith("node") and name[4:].isdecimal() and int(name[4:]) in block.nodes:
+    if numbered("node", name) in block.nodes:
         return link(f"../../node/{name}")
     return None
 
@@ -197,13 +202,9 @@ def _block_dir(m: Machine, match: re.Match[str]) -> Entry | None:
 
 ENTRIES = (
     (MEMORY, lambda m, _: directory(_memory_names(m))),
-    (rf"{MEMORY}/memory(\d+)", _block_dir),
+    (rf"{MEMORY}/memory{NUMBER}", _block_dir),
     (rf"{MEMORY}/(\w+)", _memory_file),
-    (rf"{MEMORY}/memory(\d+)/(\w+)", _block_file),
-    (rf"({MEMORY}(?:/memory\d+)?)/power/(\w+)", power_file),
+    (rf"{MEMORY}/memory{NUMBER}/(\w+)", _block_file),
+    (rf"({MEMORY}(?:/memory[0-9]+)?)/power/(\w+)", power_file),
     (rf"{MEMORY}/power", lambda m, _: directory(POWER)),
-    (
-        r"/sys/bus/memory/devices",
-        lambda m, _: directory(f"memory{b}" for b in m.memory_blocks),
-    ),
 )

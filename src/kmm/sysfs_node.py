@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from kmm import procfs
@@ -10,10 +11,12 @@ from kmm.node import node_states_text
 from kmm.page_alloc import drain_all_pages
 from kmm.params import format_list
 from kmm.sysfs_entry import (
+    NUMBER,
     POWER,
     Entry,
     directory,
     link,
+    numbered,
     power_file,
     readonly,
     synthetic_uevent,
@@ -73,10 +76,10 @@ def _node_file(m: Machine, match: re.Match[str]) -> Entry | None:
         return link("../../../../bus/node")
     if name == "power":
         return directory(POWER)
-    if name.startswith("memory") and name[6:].isdecimal():
-        block = m.memory_blocks.get(int(name[6:]))
-        return link(f"../../memory/{name}") if block is not None and nid in block.nodes else None
-    if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in m.cpus_of_node(nid):
+    block = m.memory_blocks.get(numbered("memory", name) or 0)
+    if block is not None and name == f"memory{block.block_id}":
+        return link(f"../../memory/{name}") if nid in block.nodes else None
+    if numbered("cpu", name) in m.cpus_of_node(nid):
         return link(f"../../cpu/{name}")
     return None
 
@@ -98,9 +101,8 @@ def _node_dir(m: Machine, match: re.Match[str]) -> Entry | None:
         "vmstat",
     ]
     names += [f"cpu{c}" for c in m.cpus_of_node(nid)]
-    return directory(
-        names + [f"memory{b.block_id}" for b in m.memory_blocks.values() if nid in b.nodes]
-    )
+    blocks = (f"memory{b.block_id}" for b in m.memory_blocks.values() if nid in b.nodes)
+    return directory(chain(names, blocks))
 
 
 ENTRIES = (
@@ -111,9 +113,8 @@ ENTRIES = (
         ),
     ),
     (rf"{NODE}/power", lambda m, _: directory(POWER)),
-    (rf"({NODE}(?:/node\d+)?)/power/(\w+)", power_file),
-    (rf"{NODE}/node(\d+)", _node_dir),
+    (rf"({NODE}(?:/node[0-9]+)?)/power/(\w+)", power_file),
+    (rf"{NODE}/node{NUMBER}", _node_dir),
     (rf"{NODE}/(\w+)", _node_mask),
-    (rf"{NODE}/node(\d+)/(\w+)", _node_file),
-    (r"/sys/bus/node/devices", lambda m, _: directory(f"node{n}" for n in m.node_devices)),
+    (rf"{NODE}/node{NUMBER}/(\w+)", _node_file),
 )

@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kmm import procfs
-from kmm.errors import ValidationError
 from kmm.memory_block import MemoryBlock, sections_of
-from kmm.mmzone import PgData, Zone
+from kmm.memory_failure import PG_HWPOISON
+from kmm.mmzone import MemoryGroup, PgData
 from kmm.params import (
-    MAX_ORDER,
-    MIGRATE_ISOLATE,
-    MIGRATE_TYPES,
-    MIGRATETYPE_NAMES,
+    FILL_VMEMMAP,
+    PAGE_SHIFT,
     PAGEBLOCK_NR_PAGES,
     PAGES_PER_SECTION,
+    PAGES_PER_SUBSECTION,
     PMD_SIZE,
     ZONE_MOVABLE,
     ZONE_NORMAL,
@@ -29,24 +27,13 @@ from kmm.sparse import (
     SECTION_IS_EARLY,
     SECTION_IS_ONLINE,
     VMEMMAP_NOT_OURS,
+    vmemmap_chunks,
 )
+from kmm.validate_zone import _equal, _true, check_recomputed, check_zone
 
 if TYPE_CHECKING:
+    from kmm.acpi_memhotplug import AcpiDevice
     from kmm.machine import Machine
-
-PCP_LISTS = 14
-# A zone with fewer pages may get no watermark from its share of min_free_kbytes.
-MANAGED_WITHOUT_MARKS = 10000
-
-
-def _equal(what: str, have: object, want: object) -> None:
-    if have != want:
-        raise ValidationError(f"{what}: {have}, but recounted {want}")
-
-
-def _true(ok: bool, what: str) -> None:
-    if not ok:
-        raise ValidationError(what)
 
 
 def check_resources(m: Machine) -> None:
@@ -103,9 +90,23 @@ def _check_section(m: Machine, block: MemoryBlock, section: int) -> None:
     online = bool(flags & SECTION_IS_ONLINE)
     if not vmemmap_only:
         _equal(f"section {section}: online", online, block.state == "online")
-    _true(int(m.sections["subsection_map"][section]) != 0, f"section {section}: no subsection")
+    _check_subsections(m, section, early)
     nid = int(m.sections["nid"][section])
     _true(nid in block.nodes, f"section {section}: node {nid}, but its block lies on {block.nodes}")
+
+
+def _check_subsections(m: Machine, section: int, early: bool) -> None:
+    """A block's section is there in whole, one of boot at least where it has RAM."""
+    first = section * PAGES_PER_SECTION
+    want = (1 << 64) - 1
+    if early:
+        ram = walk_system_ram_range(m.iomem_resource, first, PAGES_PER_SECTION)
+        want = 0
+        for pfn, nr in ram:
+            end = -(-(pfn + nr - first) // PAGES_PER_SUBSECTION)
+            want |= (1 << end) - (1 << (pfn - first) // PAGES_PER_SUBSECTION)
+    have = int(m.sections["subsection_map"][section])
+    _equal(f"section {section}: missing subsections", want & ~have, 0)
 
 
 def check_vmemmap(m: Machine) -> None:
@@ -134,108 +135,6 @@ def check_vmemmap(m: Machine) -> None:
 def _differ(one: set[int], other: set[int]) -> list[int]:
     """Return the first few of what only one has, for a message that fits a line."""
     return sorted(one - other)[:4]
-
-
-def _online_pages_of(m: Machine, zone: Zone) -> int:
-    """Count the present pages of a zone: online pageblocks of it, less holes in System RAM."""
-    if not zone.spanned_pages:
-        return 0
-    first = zone.zone_start_pfn // PAGEBLOCK_NR_PAGES
-    last = -(-zone.zone_end_pfn // PAGEBLOCK_NR_PAGES)
-    mine = np.flatnonzero(m.pageblocks["zone"][first:last] == zone.index + 1) + first
-    flags = m.sections["flags"][mine >> 6]
-    online = flags & SECTION_IS_ONLINE != 0
-    early = flags & SECTION_IS_EARLY != 0
-    count = int(np.count_nonzero(online & ~early)) * PAGEBLOCK_NR_PAGES
-    # Boot memory has holes inside its sections; only there the resource tree is asked.
-    boot = mine[online & early]
-    for run in np.split(boot, np.flatnonzero(np.diff(boot) != 1) + 1):
-        if len(run):
-            start, nr = int(run[0]) * PAGEBLOCK_NR_PAGES, len(run) * PAGEBLOCK_NR_PAGES
-            count += sum(n for _, n in walk_system_ram_range(m.iomem_resource, start, nr))
-    return count
-
-
-def check_zone(m: Machine, zone: Zone) -> None:
-    """Spans, present, managed and free counts of a zone, and its lists against the records."""
-    name = f"node {zone.nid} zone {zone.name}"
-    _equal(f"{name}: present", zone.present_pages, _online_pages_of(m, zone))
-    _true(zone.present_pages <= zone.spanned_pages, f"{name}: present exceeds spanned")
-    _true(zone.populated or not zone.spanned_pages, f"{name}: has a span but no pages")
-    if zone.populated and not zone.early_ranges:
-        # A span that hot-plug made begins and ends at pages of the zone; one made at boot, where
-        # the zone's addresses do.
-        for end, pfn in (("first", zone.zone_start_pfn), ("last", zone.zone_end_pfn - 1)):
-            _true(m.page_zone(pfn) is zone, f"{name}: the {end} page of its span is not in it")
-    _true(0 <= zone.managed_pages <= zone.present_pages, f"{name}: managed {zone.managed_pages}")
-    check_free_lists(m, zone, name)
-    isolated = _isolated_blocks(m, zone)
-    _equal(f"{name}: isolated pageblocks", zone.nr_isolate_pageblock, isolated)
-    _check_marks(m, zone, name)
-
-
-def _check_marks(m: Machine, zone: Zone, name: str) -> None:
-    _true(
-        zone.watermark_min <= zone.watermark_low <= zone.watermark_high,
-        f"{name}: watermarks out of order",
-    )
-    _true(
-        zone.watermark_high > 0 or zone.managed_pages < MANAGED_WITHOUT_MARKS,
-        f"{name}: no watermarks",
-    )
-    for cpu in range(m.nr_cpus):
-        count, high, batch, _ = zone.pcp_state(cpu)
-        listed = 0
-        for pindex in range(PCP_LISTS):
-            order = 9 if pindex >= 12 else pindex // 3
-            listed += len(zone.pcp_list(cpu, pindex)) << order
-        _equal(f"{name}: pages on the lists of CPU {cpu}", count, listed)
-        if zone.populated:
-            want = (zone.pageset_high, zone.pageset_batch)
-            _equal(f"{name}: CPU {cpu} high and batch", (high, batch), want)
-
-
-def _isolated_blocks(m: Machine, zone: Zone) -> int:
-    if procfs.pageblock_counts(m, zone)[MIGRATE_ISOLATE] == 0:
-        return 0
-    first = zone.zone_start_pfn
-    return sum(
-        m.memmap_engine.get_pageblock_migratetype(pfn) == MIGRATE_ISOLATE
-        for pfn in range(first, zone.zone_end_pfn, PAGEBLOCK_NR_PAGES)
-        if m.page_zone(pfn) is zone and m.section_flags(pfn) & SECTION_IS_ONLINE
-    )
-
-
-def check_free_lists(m: Machine, zone: Zone, name: str) -> None:
-    """Free lists against the page records, order by order and type by type."""
-    found, pcp = zone.recount()
-    counts = zone.free_counts()
-    free = 0
-    for mt, mask in enumerate(zone.free_masks()):
-        orders = sum(1 << order for order in range(MAX_ORDER) if counts[mt][order])
-        _equal(f"{name}: orders of {MIGRATETYPE_NAMES[mt]} with free blocks", mask, orders)
-    for order in range(MAX_ORDER):
-        for mt in range(MIGRATE_TYPES):
-            what = f"{name}: free blocks of order {order}, {MIGRATETYPE_NAMES[mt]}"
-            _equal(what, counts[mt][order], found[mt][order])
-            if counts[mt][order]:
-                _check_list(zone, order, mt, what)
-            if mt != MIGRATE_ISOLATE:
-                free += counts[mt][order] << order
-    _equal(f"{name}: free pages", zone.nr_free_pages, free)
-    _equal(f"{name}: pages on per-CPU lists", zone.pcp_pages(), pcp)
-    _true(free + pcp <= zone.managed_pages, f"{name}: more free pages than managed ones")
-
-
-def _check_list(zone: Zone, order: int, mt: int, what: str) -> None:
-    pfns = zone.free_list(order, mt)
-    _true(len(set(pfns)) == len(pfns), f"{what}: a block is listed twice")
-    for pfn in pfns:
-        _true(pfn % (1 << order) == 0, f"{what}: pfn {pfn:#x} is misaligned")
-        _true(
-            zone.zone_start_pfn <= pfn < zone.zone_end_pfn,
-            f"{what}: pfn {pfn:#x} lies outside the zone",
-        )
 
 
 def check_node(m: Machine, pgdat: PgData) -> None:
@@ -281,8 +180,23 @@ def check_zonelists(m: Machine) -> None:
             sorted(listed),
             sorted(populated),
         )
+        _check_order(m, pgdat)
         own = [z.index for z in pgdat.zonelist if z.nid == nid]
         _equal(f"node {nid}: its own zonelist", [z.index for z in pgdat.nofallback], own)
+
+
+def _check_order(m: Machine, pgdat: PgData) -> None:
+    """Nearest nodes first, and of each its zones from the highest down."""
+    nid, order = pgdat.node_id, pgdat.fallback_order
+    nodes, load = pgdat.order_from
+
+    def far(n: int) -> tuple[int, int]:
+        away = m.node_distance(nid, n) + (n < nid) + bool(m.cpus_of_node(n))
+        return away * 1024 + load.get(n, 0), n
+
+    _equal(f"node {nid}: fallback order", order, [nid, *sorted(nodes - {nid}, key=far)])
+    zones = [z.index for n in order for z in reversed(m.nodes[n].zones) if z.populated]
+    _equal(f"node {nid}: zonelist", [z.index for z in pgdat.zonelist], zones)
 
 
 def check_blocks(m: Machine) -> None:
@@ -303,14 +217,78 @@ def check_blocks(m: Machine) -> None:
                     have is block.zone or (bool(early) and have is None),
                     f"{name}: page {p:#x} is in another zone",
                 )
+        _equal(f"{name}: node", block.nid, block.nodes[0] if block.nodes else -1)
         if block.group is not None:
             _true(block_id in block.group.blocks, f"{name}: its group does not list it")
-    for group in m.memory_groups.values():
-        online = [m.memory_blocks[b] for b in group.blocks if m.memory_blocks[b].zone is not None]
-        movable = sum(b.zone.zone_idx == ZONE_MOVABLE for b in online if b.zone is not None)
-        counted = (group.present_movable_pages, group.present_kernel_pages)
-        want = (movable * m.block_pages, (len(online) - movable) * m.block_pages)
-        _equal(f"memory group {group.mgid}: present", counted, want)
+        _check_own_memmap(m, block, name)
+    for mgid, group in m.memory_groups.items():
+        _check_group(m, mgid, group)
+
+
+def _check_own_memmap(m: Machine, block: MemoryBlock, name: str) -> None:
+    """A block holds its own memmap in whole or not at all."""
+    own, start = block.nr_vmemmap_pages, block.block_id * m.block_pages
+    if own:
+        whole = m.block_pages * m.config.struct_page_size >> PAGE_SHIFT
+        _equal(f"{name}: pages of its own memmap", own, whole)
+        for chunk in vmemmap_chunks(m, start, m.block_pages):
+            ours = not int(m.vmemmap_pfn[chunk]) & VMEMMAP_NOT_OURS
+            _true(not ours, f"{name}: its memmap lies elsewhere, not in its own {own} pages")
+    if block.state == "online":
+        first = start // PAGEBLOCK_NR_PAGES
+        state = m.pageblocks["state"][first : first + m.block_pages // PAGEBLOCK_NR_PAGES]
+        there = int(np.count_nonzero(state & 0x7F == FILL_VMEMMAP)) * PAGEBLOCK_NR_PAGES
+        _equal(f"{name}: pages set aside for its own memmap", own, there)
+
+
+def _check_group(m: Machine, mgid: int, group: MemoryGroup) -> None:
+    name = f"memory group {mgid}"
+    _equal(f"{name}: id", group.mgid, mgid)
+    strays = {b for b in group.blocks if b not in m.memory_blocks}
+    _true(not strays, f"{name}: lists memory{min(strays, default=0)}, which is not there")
+    blocks = [m.memory_blocks[b] for b in sorted(group.blocks)]
+    for block in blocks:
+        _true(block.group is group, f"{name}: lists memory{block.block_id}, which is not in it")
+    zones = [b.zone for b in blocks if b.zone is not None]
+    movable = sum(z.zone_idx == ZONE_MOVABLE for z in zones)
+    counted = (group.present_movable_pages, group.present_kernel_pages)
+    want = (movable * m.block_pages, (len(zones) - movable) * m.block_pages)
+    _equal(f"{name}: present", counted, want)
+
+
+def check_firmware(m: Machine) -> None:
+    """Slots, ACPI devices, the blocks they are linked with, and the firmware's map."""
+    for dimm_id, dimm in m.dimms.items():
+        held = m.acpi_devices[dimm.slot].dimm
+        _true(held is dimm, f"DIMM {dimm_id}: is not in slot {dimm.slot}")
+    for device in m.acpi_devices:
+        if device.dimm is not None:
+            known = m.dimms.get(device.dimm.dimm_id) is device.dimm
+            _true(known, f"{device.name}: its DIMM {device.dimm.dimm_id} is not there")
+        if device.mgid >= 0:
+            _true(device.mgid in m.memory_groups, f"{device.name}: no memory group {device.mgid}")
+        _check_links(m, device)
+    linked = {(b, d.name) for d in m.acpi_devices for b in d.physical_nodes}
+    for block_id, block in m.memory_blocks.items():
+        if block.firmware_node is not None:
+            there = (block_id, block.firmware_node) in linked
+            _true(there, f"memory{block_id}: {block.firmware_node} is not linked with it")
+    for number, (start, end, _) in m.firmware_map.items():
+        good = number < m.firmware_map_next and start <= end
+        _true(good, f"firmware map: entry {number}, {start:#x}-{end:#x}")
+
+
+def _check_links(m: Machine, device: AcpiDevice) -> None:
+    for block_id in device.physical_nodes:
+        block = m.memory_blocks.get(block_id)
+        linked = block is not None and block.firmware_node == device.name
+        _true(linked, f"{device.name}: linked with memory{block_id}, which is not with it")
+        if block is None or block.group is None:
+            continue  # added through another door before the device came
+        _equal(f"memory{block_id}: its device's group", device.mgid, block.group.mgid)
+        start, last = block_id * m.block_size, (block_id + 1) * m.block_size - 1
+        mapped = any(s <= start and last <= e for s, e, _ in m.firmware_map.values())
+        _true(mapped, f"memory{block_id}: not in the firmware map")
 
 
 def check_sysfs(m: Machine) -> None:
@@ -330,10 +308,34 @@ def check_totals(m: Machine) -> None:
     zones = m.all_zones()
     _equal("totalram_pages", m.totalram_pages, sum(z.managed_pages for z in zones))
     reserve = sum(m.nodes[n].totalreserve_pages for n in m.n_online)
-    if m.totalreserve_pages:
-        _equal("totalreserve_pages", m.totalreserve_pages, reserve)
+    _equal("totalreserve_pages", m.totalreserve_pages, reserve)
+    if m.recomputed & {"watermarks", "reserves"}:
+        for nid in m.n_online:
+            _check_totalreserve(m.nodes[nid])
+    marked = sum(int(m.memmap["flags"][p]) & PG_HWPOISON != 0 for p in m.hwpoison)
+    _equal("poisoned pages", marked, len(m.hwpoison))
+    _true(m.num_poisoned_pages >= marked, f"num_poisoned_pages {m.num_poisoned_pages}: too few")
     top = max((z.zone_end_pfn for z in zones if z.spanned_pages), default=0)
     _true(m.max_pfn >= top, f"max_pfn {m.max_pfn:#x} is below the end of memory {top:#x}")
+
+
+def _check_totalreserve(pgdat: PgData) -> None:
+    """What a node keeps; a boost that came later is not in it."""
+
+    def keeps(boosted: bool) -> int:
+        return sum(
+            min(
+                max(z.lowmem_reserve[z.zone_idx :])
+                + z.watermark_high
+                + (z.watermark_boost if boosted else 0),
+                z.managed_pages,
+            )
+            for z in pgdat.zones
+        )
+
+    low, high = keeps(False), keeps(True)
+    have = pgdat.totalreserve_pages
+    _true(low <= have <= high, f"node {pgdat.node_id}: totalreserve_pages {have}, not {low}")
 
 
 def validate(m: Machine) -> None:
@@ -344,11 +346,15 @@ def validate(m: Machine) -> None:
     check_resources(m)
     check_sections(m)
     check_blocks(m)
+    check_firmware(m)
     for zone in m.all_zones():
         check_zone(m, zone)
     for pgdat in m.nodes.values():
         check_node(m, pgdat)
     check_node_states(m)
+    for zone in m.all_zones():
+        if zone.nid in m.n_online:
+            check_recomputed(m, zone)
     check_vmemmap(m)
     check_zonelists(m)
     check_totals(m)

@@ -87,7 +87,7 @@ def _zones(m: Machine) -> list[str]:
     for zone in m.all_zones():
         if zone.spanned_pages:
             out.append(
-                f"node {zone.nid} {zone.name:<8} start_pfn {zone.zone_start_pfn} spanned "
+                f"node {zone.nid} {zone.name + ':':<8} start_pfn {zone.zone_start_pfn} spanned "
                 f"{zone.spanned_pages} present {zone.present_pages} managed {zone.managed_pages} "
                 f"free {zone.nr_free_pages} min/low/high {zone.min_wmark_pages()}/"
                 f"{zone.low_wmark_pages()}/{zone.high_wmark_pages()}"
@@ -97,7 +97,7 @@ def _zones(m: Machine) -> list[str]:
 
 def _buddy(m: Machine) -> list[str]:
     return [
-        f"node {z.nid} {z.name:<8} " + " ".join(f"{n:>5}" for n in z.nr_free())
+        f"node {z.nid} {z.name + ':':<8} " + " ".join(f"{n:>5}" for n in z.nr_free())
         for z in m.all_zones()
         if z.populated
     ]
@@ -150,15 +150,40 @@ def layers(m: Machine) -> list[Layer]:
     ]
 
 
+def _subject(line: str) -> str:
+    """Return what a line is about, so that a line that changed is told from one that went."""
+    if " : " in line:
+        return line  # a resource is its range and name
+    return line.partition(":")[0] if ":" in line else line.split(" ", 1)[0]
+
+
+def _marked(now: list[str], before: list[str] | None) -> list[str]:
+    """Return a layer's lines with a mark each; what is gone stands where it stood."""
+    if before is None:
+        return [f"    {line}" for line in now or ["none"]]
+    subjects = {_subject(line) for line in now}
+    gone = [line for line in before if _subject(line) not in subjects]
+    place = {line: i for i, line in enumerate(before)}
+    places = {_subject(line): i for i, line in enumerate(before)}
+    out: list[str] = []
+    for line in now:
+        while gone and place[gone[0]] < places.get(_subject(line), 0):
+            out.append(f"  - {gone.pop(0)}")
+        out.append(f"  {' ' if line in place else '*'} {line}")
+    return out + [f"  - {line}" for line in gone] or ["    none"]
+
+
 def show(now: list[Layer], before: list[Layer] | None = None) -> str:
-    """Return the layers as text; lines that were not there before are marked with ``*``."""
-    known = {(title, line) for title, lines in before or () for line in lines}
+    """Return the layers as text.
+
+    Lines that are new or say something new are marked with ``*``, lines about something that is
+    no longer there with ``-``.
+    """
+    earlier = None if before is None else dict(before)
     out: list[str] = []
     for title, lines in now:
         out.append(title)
-        for line in lines or ["none"]:
-            new = before is not None and (title, line) not in known
-            out.append(f"  {'*' if new else ' '} {line}")
+        out += _marked(lines, None if earlier is None else earlier.get(title, []))
     return "\n".join(out)
 
 

@@ -10,6 +10,7 @@ from kmm.errors import ConfigError, kernel_error, shown
 from kmm.page_alloc import drain_all_pages
 from kmm.procfs import parse_long
 from kmm.watermarks import (
+    set_boost_factor,
     setup_per_zone_lowmem_reserve,
     setup_per_zone_wmarks,
     writeback_set_ratelimit,
@@ -45,8 +46,7 @@ class Tunable:
             return
         setattr(m.vm, self.name, value)
         if self.name == "watermark_boost_factor":
-            for zone in m.all_zones():
-                zone.boost_factor = value
+            set_boost_factor(m, value)
 
 
 def _min_free(m: Machine, value: int) -> None:

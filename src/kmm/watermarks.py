@@ -80,6 +80,7 @@ def setup_per_zone_wmarks(m: Machine) -> None:
         m.vm.percpu_pagelist_high_fraction,
         m.rules.movable_shares_min_free_kbytes,
     )
+    m.recomputed.add("watermarks")
     calculate_totalreserve_pages(m)
 
 
@@ -88,6 +89,7 @@ def setup_per_zone_lowmem_reserve(m: Machine) -> None:
     """Keep lower zones from requests that higher zones of the node could serve."""
     ratios = m.vm.lowmem_reserve_ratio
     _watermarks.setup_lowmem_reserve(m.memmap_engine, sorted(m.n_online), ratios)
+    m.recomputed.add("reserves")
     calculate_totalreserve_pages(m)
 
 
@@ -107,6 +109,7 @@ def calculate_min_free_kbytes(m: Machine) -> None:
 def refresh_zone_stat_thresholds(m: Machine) -> None:
     """Size how far per-CPU counters may drift from a zone's totals."""
     _watermarks.refresh_stat_thresholds(m.memmap_engine)
+    m.recomputed.add("thresholds")
 
 
 def set_recommended_min_free_kbytes(m: Machine) -> None:
@@ -155,6 +158,15 @@ def set_thp_enabled(m: Machine, mode: str) -> None:
     else:
         calculate_min_free_kbytes(m)
         setup_per_zone_wmarks(m)
+
+
+def set_boost_factor(m: Machine, value: int) -> None:
+    """Set how far a fallback may boost a zone's watermarks.
+
+    :param value: 1/10000 of the high watermark; 0 switches boosting off.
+    """
+    for zone in m.all_zones():
+        zone.boost_factor = value
 
 
 def global_dirty_limits(m: Machine) -> tuple[int, int]:

@@ -46,6 +46,7 @@ def build_zonerefs_node(m: Machine, pgdat: PgData) -> list[Zone]:
 @traced
 def build_zonelists(m: Machine, pgdat: PgData) -> None:
     """Build one node's fallback list and its own-node list; log the order."""
+    pgdat.order_from = (frozenset(m.n_memory), dict(m.node_load))
     order: list[int] = []
     used: set[int] = set()
     prev = pgdat.node_id

@@ -1,0 +1,112 @@
+"""Ranges that are asked for by address, and many pages in a row."""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, KernelError, Machine
+from kmm.contig_alloc import alloc_contig_pages, alloc_contig_range
+from kmm.mmzone import Zone
+from kmm.snapshot import dump
+from tests.conftest import DIMM, two_nodes
+
+START = DIMM >> 12
+
+
+def kernel_zone() -> tuple[Machine, Zone]:
+    m = two_nodes("memhp_default_state=online_kernel")
+    m.plug("a", 1, DIMM, 2 << 27)
+    return m, m.nodes[1].zone(2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(first=st.integers(0, 5000), count=st.integers(1, 6000))
+def test_exactly_the_range_is_taken_and_given_back(first: int, count: int) -> None:
+    m, zone = kernel_zone()
+    start, end = START + first, START + first + count
+    m.alloc_contig_range(start, end)
+    assert zone.nr_free_pages == zone.managed_pages - count
+    free = m.kpageflags(START, 12288) == 1 << 10
+    assert not free[first : first + count].any()
+    assert free[:first].all()
+    assert free[first + count :].all()
+    m.validate()
+    m.free_contig_range(start, count)
+    zone.drain()
+    assert zone.nr_free()[10] == 64
+    m.validate()
+
+
+def test_a_page_in_use_is_in_the_way() -> None:
+    m, zone = kernel_zone()
+    kernel = m.alloc_pages(0, GFP_KERNEL, 1)
+    movable = m.alloc_pages(0, GFP_HIGHUSER_MOVABLE, 1)
+    for pfn in (kernel, movable):
+        with pytest.raises(KernelError) as e:
+            m.alloc_contig_range(pfn, pfn + 2000)
+        assert e.value.errno == errno.EBUSY
+        m.validate()
+    assert zone.nr_isolate_pageblock == 0
+    for pfn in (kernel, movable):
+        m.free_pages(pfn)
+    zone.drain()
+    assert zone.nr_free_pages == zone.managed_pages
+    m.validate()
+
+
+def test_what_lies_beside_a_used_page_can_be_taken() -> None:
+    m, zone = kernel_zone()
+    used = m.alloc_pages(0, GFP_KERNEL, 1)
+    m.alloc_contig_range(used + 100, used + 200)
+    m.validate()
+    m.free_pages(used)
+    m.free_contig_range(used + 100, 100)
+    zone.drain()
+    assert zone.nr_free_pages == zone.managed_pages
+    m.validate()
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (START - 10, START + 10),
+        (START, START),
+        (5, 3),
+        (-1, 4),
+        (START, START + (3 << 15)),
+        (0, 1 << 40),
+    ],
+)
+def test_ranges_that_are_not_there_are_refused(start: int, end: int) -> None:
+    m, _ = kernel_zone()
+    before = dump(m)
+    with pytest.raises(KernelError) as e:
+        m.alloc_contig_range(start, end)
+    assert e.value.errno == errno.EINVAL
+    assert dump(m) == before
+
+
+def test_pages_in_a_row_are_found_behind_what_is_used() -> None:
+    m, _zone = kernel_zone()
+    m.alloc_pages_bulk(3, 10, GFP_KERNEL, 1)
+    pfn = alloc_contig_pages(m, 3000, GFP_KERNEL, 1)
+    assert pfn == START + 4096
+    m.free_contig_range(pfn, 3000)
+    with pytest.raises(KernelError) as e:
+        alloc_contig_pages(m, 1 << 20, GFP_KERNEL, 1)
+    assert e.value.errno == errno.ENOMEM
+    m.validate()
+
+
+def test_the_range_keeps_the_type_that_was_asked_for() -> None:
+    m, _zone = kernel_zone()
+    alloc_contig_range(m, START, START + 700, 0)
+    types = [m.memmap_engine.get_pageblock_migratetype(START + i * 512) for i in range(3)]
+    assert types == [0, 0, 1]
+    m.free_pages_bulk(np.arange(START, START + 700, dtype=np.uint64))
+    m.validate()
