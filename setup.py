@@ -14,7 +14,7 @@ DIRECTIVES = {
     "initializedcheck": DEBUG,
     "embedsignature": True,
 }
-MODULES = "_memmap _fallback _pcp _page_alloc _buddy _scan _watermarks".split()
+MODULES = "_memmap _fallback _pcp _page_alloc _buddy _scan _page_flags _watermarks".split()
 FLAGS = ["-O1", "-g", "-DKMM_DEBUG=1"] if DEBUG else ["-O3"]
 
 setup(
@@ -28,6 +28,7 @@ setup(
                 "_page_alloc",
                 "_buddy",
                 "_scan",
+                "_page_flags",
                 "_watermarks",
             )
         ],

@@ -22,6 +22,6 @@ def test_kpageflags_ends_with_the_section_of_the_last_page(m: Machine) -> None:
 
 def test_kpageflags_read_in_parts_is_the_same(m: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = procfs.kpageflags(m, 3, 200_000)
-    monkeypatch.setattr(procfs, "KPAGEFLAGS_CHUNK", 1000)
+    monkeypatch.setattr(procfs, "KPAGEFLAGS_RUNS", 1)
     assert procfs.kpageflags(m, 3, 200_000) == whole
     m.validate()

@@ -1,5 +1,5 @@
-# The allocator's C-level interface.  Every function works on records that the caller owns
-# and never allocates.
+# The allocator's C-level interface, for the package's own modules and for those of others
+# (docs/extending.md).  Every function works on records that the caller owns and never allocates.
 from kmm._freelist cimport (del_page_from_free_list, free_one_page, is_free_head, move_freepages,
                             rmqueue_smallest)
 from kmm._memmap cimport MemMap
@@ -8,6 +8,16 @@ from kmm._page_alloc cimport (PageAllocator, alloc_pages, alloc_pages_bulk, free
 from kmm._pcp cimport drain_pages
 from kmm._types cimport *
 
+cdef extern from *:
+    """
+    #define KMM_ALL_NODES (~(uint64_t)0)
+    """
+    const uint64_t ALL_NODES "KMM_ALL_NODES"
+
+cdef enum:
+    GFP_KERNEL = 0xCC0
+    GFP_ATOMIC = 0xA20
+    GFP_HIGHUSER_MOVABLE = 0x100CCA
 
 cdef class BuddyZone:
     cdef zone_t z

@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -29,6 +31,8 @@ class BuddyZone:
     def nr_dirty_free(self) -> int: ...
     @property
     def vm_events(self) -> dict[str, int]: ...
+    @vm_events.setter
+    def vm_events(self, counts: Mapping[str, int]) -> None: ...
     @property
     def index(self) -> int: ...
     @property

@@ -169,6 +169,14 @@ cdef class BuddyZone:
                 "numa_other": self.z.numa_other, "pgalloc": self.z.pgalloc,
                 "pgfree": self.z.pgfree}
 
+    @vm_events.setter
+    def vm_events(self, counts):
+        """Let the named events count on from other values."""
+        if unknown := set(counts) - set(self.vm_events):
+            raise ValueError(f"vm_events: {unknown}")
+        (self.z.numa_hit, self.z.numa_miss, self.z.numa_foreign, self.z.numa_local,
+         self.z.numa_other, self.z.pgalloc, self.z.pgfree) = {**self.vm_events, **counts}.values()
+
     @property
     def lowmem_reserve(self):
         """Pages kept from allocations that could use a higher zone, one per zone index."""
@@ -270,6 +278,7 @@ cdef class BuddyZone:
         cdef pfn_t pfn = start, end = start + nr
         cdef int order
         cdef uint64_t chunks = 0
+        self.z.pgfree += <int64_t> nr
         with nogil:
             while pfn < end:
                 order = MAX_ORDER - 1

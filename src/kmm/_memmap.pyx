@@ -18,18 +18,6 @@ page_dtype = np.asarray(<page_t[:1]> &_page).dtype
 pageblock_dtype = np.asarray(<pageblock_t[:1]> &_block).dtype
 section_dtype = np.asarray(<section_t[:1]> &_section).dtype
 
-# The words of /proc/kpageflags.
-cdef enum:
-    KPF_LRU = 1 << 5
-    KPF_SLAB = 1 << 7
-    KPF_BUDDY = 1 << 10
-    KPF_HWPOISON = 1 << 19
-    KPF_NOPAGE = 1 << 20
-    KPF_OFFLINE = 1 << 23
-
-cdef uint64_t KPF_RESERVED = <uint64_t> 1 << 32
-cdef uint64_t KPF_OWNER_PRIVATE = <uint64_t> 1 << 37
-
 
 cdef class MemMap:
     """The three record arrays of a machine and the table of its zones."""
@@ -203,13 +191,6 @@ cdef class MemMap:
             found = shrink_search(&self.mem, start, end, zone_index, upward)
         return found
 
-    def kpageflags(self, pfn_t start, uint64_t[::1] out):
-        """Fill out with the /proc/kpageflags words of the pages from start on."""
-        cdef pfn_t count = out.shape[0]
-        if count:
-            with nogil:
-                kpageflags(&self.mem, start, count, &out[0])
-
     def is_allocated(self, pfn_t pfn, int order):
         """Whether a block of 2^order pages at pfn was handed out by the allocator."""
         cdef const pageblock_t *block = &self.mem.blocks[pfn >> PAGEBLOCK_ORDER]
@@ -287,71 +268,3 @@ cdef int64_t shrink_search(const mem_t *mem, pfn_t start, pfn_t end, int zone_in
             # Stay on the kernel's 512-page grid, which ends at `end`.
             pfn = pfn - (((pfn & (SECTION_PAGES - 1)) >> PAGEBLOCK_ORDER) + 1) * PAGEBLOCK_PAGES
     return -1
-
-
-cdef uint64_t _page_word(const page_t *page, uint8_t state, int fill) noexcept nogil:
-    cdef uint64_t word = 0
-    if page.flags == 0 and state == 0:
-        if fill == FILL_RESERVED:
-            return KPF_RESERVED
-        if fill == FILL_VMEMMAP:
-            return KPF_RESERVED | KPF_OWNER_PRIVATE
-        return 0
-    if page.flags & PF_RESERVED:
-        word |= KPF_RESERVED
-    if page.flags & PF_OWNER_PRIV:
-        word |= KPF_OWNER_PRIVATE
-    if page.flags & PF_SLAB:
-        word |= KPF_SLAB
-    if page.flags & PF_LRU:
-        word |= KPF_LRU
-    if page.flags & PF_HWPOISON:
-        word |= KPF_HWPOISON
-    if page.flags & PF_OFFLINE:
-        word |= KPF_OFFLINE
-    return word
-
-
-cdef void kpageflags(const mem_t *mem, pfn_t start, pfn_t count, uint64_t *out) noexcept nogil:
-    cdef pfn_t i = 0, j, n, pfn
-    cdef const pageblock_t *block
-    cdef const page_t *page
-    while i < count:
-        pfn = start + i
-        n = PAGEBLOCK_PAGES - (pfn & (PAGEBLOCK_PAGES - 1))
-        if n > count - i:
-            n = count - i
-        if pfn >= mem.nr_pages or not section_online(mem, pfn):
-            for j in range(i, i + n):
-                out[j] = KPF_NOPAGE
-            i += n
-            continue
-        block = &mem.blocks[pfn >> PAGEBLOCK_ORDER]
-        if block.kind == KIND_BUDDY or _upper_half_of_max_order(mem, pfn):
-            for j in range(i, i + n):
-                out[j] = KPF_BUDDY
-            i += n
-            continue
-        _kpageflags_block(mem, pfn, n, &out[i])
-        i += n
-
-
-cdef bint _upper_half_of_max_order(const mem_t *mem, pfn_t pfn) noexcept nogil:
-    cdef pfn_t b = pfn >> PAGEBLOCK_ORDER
-    return (b & 1) and mem.blocks[b - 1].kind == KIND_BUDDY and mem.blocks[b - 1].order == 10
-
-
-cdef void _kpageflags_block(const mem_t *mem, pfn_t pfn, pfn_t count, uint64_t *out) noexcept nogil:
-    # From the pageblock's start, because a free block's tail pages show as free too.
-    cdef pfn_t base = pfn & ~<pfn_t>(PAGEBLOCK_PAGES - 1), p = base, q, end = pfn + count
-    cdef int fill = mem.blocks[pfn >> PAGEBLOCK_ORDER].state & BLOCK_FILL
-    cdef uint64_t word
-    while p < end:
-        if mem.states[p] & STATE_BUDDY:
-            word, q = KPF_BUDDY, p + (<pfn_t> 1 << state_order(mem.states[p]))
-        else:
-            word, q = _page_word(&mem.pages[p], mem.states[p], fill), p + 1
-        while p < q and p < end:
-            if p >= pfn:
-                out[p - pfn] = word
-            p += 1

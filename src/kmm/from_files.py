@@ -42,7 +42,6 @@ from kmm.params import (
     NodeConfig,
     parse_list,
 )
-from kmm.procfs import NODE_STAT_ITEMS, NUMA_STAT_ITEMS, ZONE_STAT_ITEMS
 from kmm.resource import Resource
 from kmm.saved_machine import (
     MEMORY,
@@ -55,6 +54,13 @@ from kmm.saved_machine import (
 )
 from kmm.validate import validate
 from kmm.vm_sysctl import INT_MAX, load_tunables
+from kmm.vmstat import (
+    ENGINE_NUMA_ITEMS,
+    NODE_STAT_ITEMS,
+    NUMA_STAT_ITEMS,
+    ZONE_STAT_ITEMS,
+    load_vm_events,
+)
 from kmm.watermarks import (
     MAX_STAT_THRESHOLD,
     calculate_totalreserve_pages,
@@ -71,8 +77,9 @@ VM = "/proc/sys/vm/"
 _COUNTER_MAX = (1 << 63) - 1
 
 _TREE = (
-    "proc/iomem proc/zoneinfo proc/buddyinfo proc/pagetypeinfo proc/meminfo proc/cmdline "
-    "proc/sys/vm/* sys/devices/system/memory/* sys/devices/system/memory/memory*/state "
+    "proc/iomem proc/zoneinfo proc/buddyinfo proc/pagetypeinfo proc/meminfo proc/vmstat "
+    "proc/cmdline proc/sys/vm/* sys/devices/system/memory/* "
+    "sys/devices/system/memory/memory*/state "
     "sys/devices/system/memory/memory*/valid_zones sys/devices/system/memory/memory*/node* "
     "sys/devices/system/node/* sys/devices/system/node/node*/cpulist "
     "sys/devices/system/node/node*/distance sys/module/memory_hotplug/parameters/* "
@@ -322,7 +329,9 @@ def _zone(m: Machine, saved: SavedMachine, key: ZoneKey, files: Mapping[str, str
     )
     zone.stat_threshold = number("vm stats threshold", 0, MAX_STAT_THRESHOLD)
     for name in saved.zones[key]:
-        if name in ZONE_STAT_ITEMS or name in NUMA_STAT_ITEMS:
+        if name in ENGINE_NUMA_ITEMS:
+            zone.vm_events = {name: number(name, 0, _COUNTER_MAX)}
+        elif name in ZONE_STAT_ITEMS or name in NUMA_STAT_ITEMS:
             zone.vmstat[name] = number(name, 0, _COUNTER_MAX)
         elif name in NODE_STAT_ITEMS:
             m.nodes[zone.nid].vmstat[name] = number(name, 0, _COUNTER_MAX)
@@ -356,6 +365,7 @@ def _finish(m: Machine, files: Mapping[str, str]) -> None:
     m.vm_total_pages = nr_free_zone_pages(m, ZONE_MOVABLE)
     register_boot_notifiers(m)
     load_tunables(m, files, VM)
+    load_vm_events(m, files.get("/proc/vmstat", ""))
     calculate_totalreserve_pages(m)
     writeback_set_ratelimit(m)
     m.log.clear()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _memmap
+from kmm import _memmap, memory_views
 from kmm._page_alloc import PageAllocator
 from kmm.acpi_memhotplug import CONTAINER_HID, AcpiDevice, acpi_unbind_one
 from kmm.acpi_scan import (
@@ -76,6 +76,7 @@ class VmSysctl:
     user_reserve_kbytes: int = 131072
     admin_reserve_kbytes: int = 8192
     dirty_ratio: int = 20
+    dirty_background_ratio: int = 10
     kept: dict[str, int] = field(default_factory=dict)
     thp_enabled: str = "always"
     thp_available: bool = True
@@ -225,6 +226,7 @@ class Machine(PageAllocator):
         self.policy_zone = 0
         self.vm_total_pages = 0
         self.totalram_pages = 0
+        self.vm_event_states: dict[str, int] = {}  # what the engine does not count (vmstat.py)
         self.totalreserve_pages = 0
         #: What was computed from the sizes of zones since boot; what files tell may be older.
         self.recomputed: set[str] = set()
@@ -318,9 +320,7 @@ class Machine(PageAllocator):
         """Log the page that stands in the way, as dump_page does."""
         zone = self.page_zone(pfn)
         node, idx = (zone.nid, zone.zone_idx) if zone is not None else (0, 0)
-        word = np.zeros(1, dtype=np.uint64)
-        self.memmap_engine.kpageflags(pfn, word)
-        reserved = bool(int(word[0]) & KPF_RESERVED)
+        reserved = bool(int(self.kpageflags(pfn, 1)[0]) & KPF_RESERVED)
         name, bit = ("reserved", 12) if reserved else ("slab", 9)
         flags = node << 54 | idx << 51 | 0x1FFFFF << 30 | 1 << bit
         names = f"{name}|node={node}|zone={idx}|lastcpupid=0x1fffff"
@@ -534,15 +534,16 @@ class Machine(PageAllocator):
 
         return listdir(self, check_text("path", path))
 
+    def free_blocks(self) -> npt.NDArray[np.int64]:
+        """Return free blocks by [node, zone index, migratetype, order], as pagetypeinfo shows."""
+        return memory_views.free_blocks(self)
+
     def kpageflags(self, pfn: int, count: int) -> npt.NDArray[np.uint64]:
         """Return /proc/kpageflags of a range: a uint64 word (params.KPF_* bits) a page.
 
         :param pfn: first page; count: pages.
         """
-        check_number("pfn", pfn, 0, NR_PAGES_MAX - 1)
-        words = np.zeros(check_number("count", count, 0, NR_PAGES_MAX - pfn), dtype=np.uint64)
-        self.memmap_engine.kpageflags(pfn, words)
-        return words
+        return memory_views.kpageflags(self, pfn, count)
 
     # -- pages ------------------------------------------------------------------------
 

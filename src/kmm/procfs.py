@@ -7,40 +7,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kmm import _page_flags
 from kmm.mmzone import PgData, Zone
 from kmm.params import (
     MAX_ORDER,
-    MIGRATE_TYPES,
     MIGRATETYPE_NAMES,
-    PAGEBLOCK_NR_PAGES,
     PAGES_PER_SECTION,
 )
 from kmm.resource import iomem_show
+from kmm.vmstat import NODE_STAT_ITEMS, ZONE_STAT_ITEMS, node_stat, zone_numa_events
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
-KPAGEFLAGS_CHUNK = 1 << 20
-
-NODE_STAT_ITEMS = tuple(
-    """nr_inactive_anon nr_active_anon nr_inactive_file nr_active_file nr_unevictable
-    nr_slab_reclaimable nr_slab_unreclaimable nr_isolated_anon nr_isolated_file workingset_nodes
-    workingset_refault_anon workingset_refault_file workingset_activate_anon
-    workingset_activate_file workingset_restore_anon workingset_restore_file
-    workingset_nodereclaim nr_anon_pages nr_mapped nr_file_pages nr_dirty nr_writeback
-    nr_writeback_temp nr_shmem nr_shmem_hugepages nr_shmem_pmdmapped nr_file_hugepages
-    nr_file_pmdmapped nr_anon_transparent_hugepages nr_vmscan_write nr_vmscan_immediate_reclaim
-    nr_dirtied nr_written nr_throttled_written nr_kernel_misc_reclaimable nr_foll_pin_acquired
-    nr_foll_pin_released nr_kernel_stack nr_page_table_pages nr_sec_page_table_pages
-    nr_swapcached pgpromote_success pgpromote_candidate""".split()
-)
-ZONE_STAT_ITEMS = tuple(
-    """nr_zone_inactive_anon nr_zone_active_anon nr_zone_inactive_file nr_zone_active_file
-    nr_zone_unevictable nr_zone_write_pending nr_mlock nr_bounce nr_zspages nr_free_cma""".split()
-)
-NUMA_STAT_ITEMS = tuple(
-    "numa_hit numa_miss numa_foreign numa_interleave numa_local numa_other".split()
-)
+KPAGEFLAGS_RUNS = 1 << 14  # runs that are taken from the engine at a time
 
 
 def online_pgdats(m: Machine) -> list[PgData]:
@@ -84,7 +64,8 @@ def _zone_lines(m: Machine, zone: Zone) -> list[str]:
     if not zone.populated:
         return out
     out.append(f"      {'nr_free_pages':<12} {zone.nr_free_pages}")
-    out += [f"      {k:<12} {zone.vmstat.get(k, 0)}" for k in (*ZONE_STAT_ITEMS, *NUMA_STAT_ITEMS)]
+    out += [f"      {k:<12} {zone.vmstat.get(k, 0)}" for k in ZONE_STAT_ITEMS]
+    out += [f"      {k:<12} {n}" for k, n in zone_numa_events(zone).items()]
     out.append("  pagesets")
     for cpu in range(m.nr_cpus):
         count, high, batch, _ = zone.pcp_state(cpu)
@@ -113,28 +94,9 @@ def buddyinfo(m: Machine) -> str:
 
 def pageblock_counts(m: Machine, zone: Zone) -> list[int]:
     """Return how many pageblocks of a zone have each migratetype."""
-    first = zone.zone_start_pfn // PAGEBLOCK_NR_PAGES
-    last = -(-zone.zone_end_pfn // PAGEBLOCK_NR_PAGES)
-    # In parts of half a terabyte, as arrays for all of a large zone would not stay in caches.
-    parts = [
-        _pageblock_counts(m, zone, at, min(at + (1 << 18), last))
-        for at in range(first, last, 1 << 18)
-    ]
-    return [sum(counts) for counts in zip(*parts, strict=True)] or [0] * MIGRATE_TYPES
-
-
-def _pageblock_counts(m: Machine, zone: Zone, first: int, last: int) -> list[int]:
-    online = (m.sections["flags"][first // 64 : -(-last // 64)] & 4) != 0
-    if not online.any():
-        return [0] * MIGRATE_TYPES
-    mine = m.pageblocks["zone"][first:last] == zone.index + 1
-    base = first // 64 * 64
-    mine &= np.repeat(online, 64)[first - base : last - base]
-    words = m.sections["pageblock_flags"][first // 64 : -(-last // 64)]
-    shifts = np.arange(0, 64, 4, dtype=np.uint64)
-    types = ((words[..., None] >> shifts) & np.uint64(7)).reshape(-1)[first - base : last - base]
-    counts = np.bincount(types[mine].astype(np.int64), minlength=MIGRATE_TYPES)
-    return [int(c) for c in counts[:MIGRATE_TYPES]]
+    return _page_flags.pageblock_counts(
+        m.memmap_engine, zone.zone_start_pfn, zone.zone_end_pfn, zone.index
+    )
 
 
 def pagetypeinfo(m: Machine) -> str:
@@ -158,11 +120,6 @@ def pagetypeinfo(m: Machine) -> str:
             counts = "".join(f"{n:12} " for n in pageblock_counts(m, z))
             out.append(f"Node {nid}, zone {z.name:>8} " + counts)
     return "\n".join(out) + "\n" if out else ""
-
-
-def node_stat(m: Machine, name: str) -> int:
-    """Return a node statistic summed over the machine."""
-    return sum(p.vmstat.get(name, 0) for p in m.nodes.values())
 
 
 def si_mem_available(m: Machine) -> int:
@@ -295,29 +252,16 @@ def kpageflags(m: Machine, pfn: int, count: int) -> list[tuple[int, int]]:
     """
     end = min(pfn + count, -(-m.max_pfn // PAGES_PER_SECTION) * PAGES_PER_SECTION)
     runs: list[tuple[int, int]] = []
-    # In parts, so that terabytes need no array of all their words.
-    for start in range(pfn, end, KPAGEFLAGS_CHUNK):
-        words = np.zeros(min(KPAGEFLAGS_CHUNK, end - start), dtype=np.uint64)
-        m.memmap_engine.kpageflags(start, words)
-        edges = np.flatnonzero(np.diff(words)) + 1
-        starts = np.concatenate(([0], edges))
-        lengths = np.diff(np.concatenate((starts, [len(words)])))
-        for s, n in zip(starts, lengths, strict=True):
-            if runs and runs[-1][1] == int(words[s]):
-                runs[-1] = (runs[-1][0] + int(n), runs[-1][1])
-            else:
-                runs.append((int(n), int(words[s])))
+    lengths = np.zeros(KPAGEFLAGS_RUNS, dtype=np.uint64)
+    words = np.zeros(KPAGEFLAGS_RUNS, dtype=np.uint64)
+    at = pfn
+    while at < end:
+        n, at = _page_flags.kpageflags_runs(m.memmap_engine, at, end, lengths, words)
+        more = list(zip(lengths[:n].tolist(), words[:n].tolist(), strict=True))
+        if runs and runs[-1][1] == more[0][1]:
+            more[0] = (more[0][0] + runs.pop()[0], more[0][1])
+        runs += more
     return runs
-
-
-def vmstat_lines(m: Machine, pgdat: PgData) -> str:
-    """/sys/devices/system/node/nodeN/vmstat."""
-    zones = pgdat.zones
-    rows = [("nr_free_pages", sum(z.nr_free_pages for z in zones))]
-    for k in (*ZONE_STAT_ITEMS, *NUMA_STAT_ITEMS):
-        rows.append((k, sum(z.vmstat.get(k, 0) for z in zones)))
-    rows += [(k, pgdat.vmstat.get(k, 0)) for k in NODE_STAT_ITEMS]
-    return "".join(f"{k} {v}\n" for k, v in rows)
 
 
 def iomem(m: Machine) -> str:

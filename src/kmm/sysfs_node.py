@@ -21,6 +21,7 @@ from kmm.sysfs_entry import (
     readonly,
     synthetic_uevent,
 )
+from kmm.vmstat import node_numastat, node_vmstat
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -52,19 +53,6 @@ def _cpumap(m: Machine, nid: int) -> str:
     return ",".join(reversed(words)) + "\n"
 
 
-def _numastat(m: Machine, nid: int) -> str:
-    zones = m.nodes[nid].zones
-    names = (
-        ("numa_hit",) * 2,
-        ("numa_miss",) * 2,
-        ("numa_foreign",) * 2,
-        ("interleave_hit", "numa_interleave"),
-        ("local_node", "numa_local"),
-        ("other_node", "numa_other"),
-    )
-    return "".join(f"{a} {sum(z.vmstat.get(b, 0) for z in zones)}\n" for a, b in names)
-
-
 def _node_file(m: Machine, match: re.Match[str]) -> Entry | None:
     nid, name = int(match[1]), match[2]
     if nid not in m.node_devices:
@@ -74,8 +62,8 @@ def _node_file(m: Machine, match: re.Match[str]) -> Entry | None:
         "cpumap": lambda m: _cpumap(m, nid),
         "distance": lambda m: _distance(m, nid),
         "meminfo": lambda m: procfs.node_meminfo(m, nid),
-        "numastat": lambda m: _numastat(m, nid),
-        "vmstat": lambda m: procfs.vmstat_lines(m, m.nodes[nid]),
+        "numastat": lambda m: node_numastat(m, m.nodes[nid]),
+        "vmstat": lambda m: node_vmstat(m, m.nodes[nid]),
     }
     if name in shows:
         return readonly(shows[name])

@@ -76,7 +76,6 @@ def _dirty(m: Machine, value: int) -> None:
 KEPT: dict[str, tuple[int, int, int]] = {
     "compact_unevictable_allowed": (0, 1, 1),
     "compaction_proactiveness": (0, 100, 20),
-    "dirty_background_ratio": (0, 100, 10),
     "extfrag_threshold": (0, 1000, 500),
     "min_slab_ratio": (0, 100, 5),
     "min_unmapped_ratio": (0, 100, 1),
@@ -97,6 +96,7 @@ TUNABLES = {
         Tunable("watermark_boost_factor", 0, INT_MAX, _nothing),
         Tunable("percpu_pagelist_high_fraction", 0, INT_MAX, _fraction),
         Tunable("dirty_ratio", 0, 100, _dirty),
+        Tunable("dirty_background_ratio", 0, 100, _nothing),
         Tunable("user_reserve_kbytes", 0, INT_MAX, _nothing),
         Tunable("admin_reserve_kbytes", 0, INT_MAX, _nothing),
         *(Tunable(name, low, high, _nothing) for name, (low, high, _) in KEPT.items()),

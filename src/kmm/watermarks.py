@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kmm import _watermarks
 from kmm.mmzone import Zone
-from kmm.params import PAGEBLOCK_NR_PAGES, ZONE_NORMAL
+from kmm.params import PAGE_SIZE, PAGEBLOCK_NR_PAGES, ZONE_NORMAL
 from kmm.trace import traced
 from kmm.zonelists import nr_free_zone_pages
 
@@ -169,16 +169,24 @@ def set_boost_factor(m: Machine, value: int) -> None:
         zone.boost_factor = value
 
 
-@traced
-def writeback_set_ratelimit(m: Machine) -> None:
-    """Set after how many dirtied pages a task looks at the dirty limits."""
+def global_dirty_limits(m: Machine) -> tuple[int, int]:
+    """Return how many dirty pages start the writing back, and how many make tasks wait for it."""
     free = _watermarks.sum_of_free_pages(m.memmap_engine)
     filelru = sum(
         p.vmstat.get("nr_inactive_file", 0) + p.vmstat.get("nr_active_file", 0)
         for p in m.nodes.values()
     )
     dirtyable = max(0, free - m.totalreserve_pages) + filelru + 1
-    m.ratelimit_pages = max(16, dirtyable * m.vm.dirty_ratio // 100 // (m.nr_cpus * 32))
+    # The kernel makes the percentages parts of a page first, which loses a few pages.
+    limit = m.vm.dirty_ratio * PAGE_SIZE // 100 * dirtyable // PAGE_SIZE
+    background = m.vm.dirty_background_ratio * PAGE_SIZE // 100 * dirtyable // PAGE_SIZE
+    return background if background < limit else limit // 2, limit
+
+
+@traced
+def writeback_set_ratelimit(m: Machine) -> None:
+    """Set after how many dirtied pages a task looks at the dirty limits."""
+    m.ratelimit_pages = max(16, global_dirty_limits(m)[1] // (m.nr_cpus * 32))
 
 
 # The name in older kernels.

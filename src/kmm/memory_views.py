@@ -1,0 +1,38 @@
+"""What /proc shows of memory, as NumPy arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kmm import _page_flags
+from kmm.errors import check_number
+from kmm.params import MAX_NR_ZONES, MAX_ORDER, MIGRATE_TYPES, NR_PAGES_MAX
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+
+def free_blocks(m: Machine) -> npt.NDArray[np.int64]:
+    """Return how many free blocks there are, as pagetypeinfo shows them.
+
+    :return: counts by [node, zone index, migratetype, order]: all possible nodes, 5 zones (DMA 0
+        to Device 4), 5 migratetypes, orders 0 to 10; what is isolated counts, what lies on
+        per-CPU lists does not.
+    """
+    counts = np.array([z.free_counts() for z in m.all_zones()], dtype=np.int64)
+    return counts.reshape(len(m.nodes), MAX_NR_ZONES, MIGRATE_TYPES, MAX_ORDER)
+
+
+def kpageflags(m: Machine, pfn: int, count: int) -> npt.NDArray[np.uint64]:
+    """Return /proc/kpageflags of a range: a word of params.KPF_* bits a page.
+
+    :param pfn: first page; count: pages.
+    :raises InvalidArgument: for a range outside 64 TiB.
+    """
+    check_number("pfn", pfn, 0, NR_PAGES_MAX - 1)
+    words = np.zeros(check_number("count", count, 0, NR_PAGES_MAX - pfn), dtype=np.uint64)
+    _page_flags.kpageflags(m.memmap_engine, pfn, words)
+    return words

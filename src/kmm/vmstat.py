@@ -1,0 +1,154 @@
+"""Counters of zones, nodes and the whole machine, and the files that show them (mm/vmstat.c).
+
+Items of zones and nodes that no mechanism moves yet keep the values that they began with.  Events
+are counted by the engine, zone by zone; ``Machine.vm_event_states`` holds all others, and what had
+been counted before a machine was built from files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kmm.errors import ConfigError, shown
+from kmm.mmzone import PgData, Zone
+from kmm.params import ZONE_NAMES
+from kmm.watermarks import global_dirty_limits
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+PATH = "/proc/vmstat"
+
+NODE_STAT_ITEMS = tuple(
+    """nr_inactive_anon nr_active_anon nr_inactive_file nr_active_file nr_unevictable
+    nr_slab_reclaimable nr_slab_unreclaimable nr_isolated_anon nr_isolated_file workingset_nodes
+    workingset_refault_anon workingset_refault_file workingset_activate_anon
+    workingset_activate_file workingset_restore_anon workingset_restore_file
+    workingset_nodereclaim nr_anon_pages nr_mapped nr_file_pages nr_dirty nr_writeback
+    nr_writeback_temp nr_shmem nr_shmem_hugepages nr_shmem_pmdmapped nr_file_hugepages
+    nr_file_pmdmapped nr_anon_transparent_hugepages nr_vmscan_write nr_vmscan_immediate_reclaim
+    nr_dirtied nr_written nr_throttled_written nr_kernel_misc_reclaimable nr_foll_pin_acquired
+    nr_foll_pin_released nr_kernel_stack nr_page_table_pages nr_sec_page_table_pages
+    nr_swapcached pgpromote_success pgpromote_candidate""".split()
+)
+#: The items of a zone behind nr_free_pages.
+ZONE_STAT_ITEMS = tuple(
+    """nr_zone_inactive_anon nr_zone_active_anon nr_zone_inactive_file nr_zone_active_file
+    nr_zone_unevictable nr_zone_write_pending nr_mlock nr_bounce nr_zspages nr_free_cma""".split()
+)
+NUMA_STAT_ITEMS = tuple(
+    "numa_hit numa_miss numa_foreign numa_interleave numa_local numa_other".split()
+)
+#: Those of them that the engine counts.
+ENGINE_NUMA_ITEMS = frozenset(NUMA_STAT_ITEMS) - {"numa_interleave"}
+VM_EVENT_ITEMS = tuple(
+    """pgpgin pgpgout pswpin pswpout pgalloc_dma pgalloc_dma32 pgalloc_normal pgalloc_movable
+    pgalloc_device allocstall_dma allocstall_dma32 allocstall_normal allocstall_movable
+    allocstall_device pgskip_dma pgskip_dma32 pgskip_normal pgskip_movable pgskip_device
+    pgfree pgactivate pgdeactivate pglazyfree pgfault pgmajfault pglazyfreed pgrefill pgreuse
+    pgsteal_kswapd pgsteal_direct pgdemote_kswapd pgdemote_direct pgscan_kswapd pgscan_direct
+    pgscan_direct_throttle pgscan_anon pgscan_file pgsteal_anon pgsteal_file
+    zone_reclaim_failed pginodesteal slabs_scanned kswapd_inodesteal
+    kswapd_low_wmark_hit_quickly kswapd_high_wmark_hit_quickly pageoutrun pgrotated
+    drop_pagecache drop_slab oom_kill numa_pte_updates numa_huge_pte_updates numa_hint_faults
+    numa_hint_faults_local numa_pages_migrated pgmigrate_success pgmigrate_fail
+    thp_migration_success thp_migration_fail thp_migration_split compact_migrate_scanned
+    compact_free_scanned compact_isolated compact_stall compact_fail compact_success
+    compact_daemon_wake compact_daemon_migrate_scanned compact_daemon_free_scanned
+    htlb_buddy_alloc_success htlb_buddy_alloc_fail unevictable_pgs_culled
+    unevictable_pgs_scanned unevictable_pgs_rescued unevictable_pgs_mlocked
+    unevictable_pgs_munlocked unevictable_pgs_cleared unevictable_pgs_stranded thp_fault_alloc
+    thp_fault_fallback thp_fault_fallback_charge thp_collapse_alloc thp_collapse_alloc_failed
+    thp_file_alloc thp_file_fallback thp_file_fallback_charge thp_file_mapped thp_split_page
+    thp_split_page_failed thp_deferred_split_page thp_split_pmd thp_scan_exceed_none_pte
+    thp_scan_exceed_swap_pte thp_scan_exceed_share_pte thp_split_pud thp_zero_page_alloc
+    thp_zero_page_alloc_failed thp_swpout thp_swpout_fallback balloon_inflate balloon_deflate
+    balloon_migrate swap_ra swap_ra_hit ksm_swpin_copy cow_ksm zswpin zswpout
+    direct_map_level2_splits direct_map_level3_splits""".split()
+)
+
+_COUNTER_MAX = (1 << 63) - 1
+_UNSIGNED = (1 << 64) - 1
+
+
+def zone_numa_events(zone: Zone) -> dict[str, int]:
+    """Return a zone's numa items in the kernel's order, counted in requests."""
+    counted = zone.vm_events
+    return {
+        k: (counted[k] if k in ENGINE_NUMA_ITEMS else zone.vmstat.get(k, 0)) & _UNSIGNED
+        for k in NUMA_STAT_ITEMS
+    }
+
+
+def sum_zone_items(zones: list[Zone]) -> dict[str, int]:
+    """Return the items of some zones added up: nr_free_pages, the other pages, numa items."""
+    sums = {"nr_free_pages": sum(z.nr_free_pages for z in zones)}
+    for k in ZONE_STAT_ITEMS:
+        sums[k] = sum(z.vmstat.get(k, 0) for z in zones)
+    numa = [zone_numa_events(z) for z in zones]
+    return sums | {k: sum(n[k] for n in numa) & _UNSIGNED for k in NUMA_STAT_ITEMS}
+
+
+def node_stat(m: Machine, name: str) -> int:
+    """Return a node statistic summed over the machine."""
+    return sum(p.vmstat.get(name, 0) for p in m.nodes.values())
+
+
+def all_vm_events(m: Machine) -> dict[str, int]:
+    """Return how often each event happened, in the order of /proc/vmstat; pg* count pages."""
+    counts = {k: m.vm_event_states.get(k, 0) for k in VM_EVENT_ITEMS}
+    for zone in m.all_zones():
+        events = zone.vm_events
+        counts[f"pgalloc_{ZONE_NAMES[zone.zone_idx].lower()}"] += events["pgalloc"]
+        counts["pgfree"] += events["pgfree"]
+    return {k: n & _UNSIGNED for k, n in counts.items()}
+
+
+def _lines(rows: Mapping[str, int]) -> str:
+    return "".join(f"{k} {n}\n" for k, n in rows.items())
+
+
+def vmstat(m: Machine) -> str:
+    """/proc/vmstat."""
+    rows = sum_zone_items(m.all_zones())
+    rows |= {k: node_stat(m, k) for k in NODE_STAT_ITEMS}
+    background, dirty = global_dirty_limits(m)
+    rows |= {"nr_dirty_threshold": dirty, "nr_dirty_background_threshold": background}
+    # The last line is for programs that look for it; the counter is gone.
+    return _lines(rows | all_vm_events(m) | {"nr_unstable": 0})
+
+
+def node_vmstat(m: Machine, pgdat: PgData) -> str:
+    """/sys/devices/system/node/nodeN/vmstat."""
+    rows = sum_zone_items(pgdat.zones)
+    return _lines(rows | {k: pgdat.vmstat.get(k, 0) for k in NODE_STAT_ITEMS})
+
+
+def node_numastat(m: Machine, pgdat: PgData) -> str:
+    """/sys/devices/system/node/nodeN/numastat."""
+    sums = sum_zone_items(pgdat.zones)
+    names = {
+        "numa_interleave": "interleave_hit",
+        "numa_local": "local_node",
+        "numa_other": "other_node",
+    }
+    return _lines({names.get(k, k): sums[k] for k in NUMA_STAT_ITEMS})
+
+
+def load_vm_events(m: Machine, text: str) -> None:
+    """Let events count on from what a /proc/vmstat shows.
+
+    :raises ConfigError: naming an event whose count is none.
+    """
+    for line in text.splitlines():
+        name, _, value = line.partition(" ")
+        if name not in VM_EVENT_ITEMS:
+            continue
+        if not (value.isascii() and value.isdigit() and len(value) < 20) or (
+            int(value) > _COUNTER_MAX
+        ):
+            raise ConfigError(
+                f"{PATH}: {name} {shown(value)}; allowed: a number from 0 to {_COUNTER_MAX}"
+            )
+        m.vm_event_states[name] = int(value)
