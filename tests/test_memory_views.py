@@ -149,7 +149,8 @@ def test_pageblocks_are_counted_by_zone_and_type(
 ) -> None:
     pages = np.zeros(2 * 32768, dtype=page_dtype)
     sections = np.zeros(2, dtype=section_dtype)
-    memmap = MemMap(pages, np.zeros(128, dtype=pageblock_dtype), sections, 5)
+    states, blocks = np.zeros(2 * 32768, np.uint8), np.zeros(128, dtype=pageblock_dtype)
+    memmap = MemMap(pages, states, blocks, sections, 5)
     if not early:  # then each section is of one zone, but for a hole
         zones = [zones[i // 64 * 64] if i % 64 >= hole else -1 for i in range(128)]
     for i, (zone, mt) in enumerate(zip(zones, types, strict=True)):
