@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
-from posix.time cimport CLOCK_THREAD_CPUTIME_ID, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from kmm._buddy cimport PageAllocator, alloc_pages, free_pages, mem_t
 
@@ -21,7 +21,7 @@ cdef extern from "plain_buddy.h":
 
 cdef int64_t now() noexcept nogil:
     cdef timespec t
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t)
+    clock_gettime(CLOCK_MONOTONIC, &t)
     return t.tv_sec * 1000000000 + t.tv_nsec
 
 

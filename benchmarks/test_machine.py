@@ -13,6 +13,7 @@ from kmm.firmware import device_memory
 SIZES = {
     "1TiB blocks 128MiB": (TIB, 128 * MIB, "64G"),
     "1TiB blocks 2GiB": (TIB, 2048 * MIB, "64G"),
+    "8TiB blocks 2GiB": (8 * TIB, 2048 * MIB, "256G"),
 }
 ADDRESSES = 64 * TIB
 
@@ -65,6 +66,10 @@ def test_plug_and_online_all_there_can_be(benchmark: Any) -> None:
     present = state["m"].nodes[1].node_present_pages
     assert present == (ADDRESSES - device_memory(state["m"].config)[0]) >> 12
     benchmark.extra_info["resident MiB"] = round(resident_mib() - state["before"], 1)
+    if benchmark.stats:
+        benchmark.extra_info["us per block"] = round(
+            benchmark.stats.stats.median * 1e6 / (present >> 19), 1
+        )
 
 
 @pytest.mark.benchmark(group="machine")
@@ -82,3 +87,25 @@ def test_offline_and_unplug(benchmark: Any, name: str) -> None:
 
     benchmark.pedantic(run, setup=setup, rounds=3)
     assert 1 not in state["m"].n_online
+    if benchmark.stats:
+        benchmark.extra_info["us per block"] = round(
+            benchmark.stats.stats.median * 1e6 / (size // block), 1
+        )
+
+
+@pytest.mark.benchmark(group="machine")
+@pytest.mark.parametrize("blocks", [1, 8192])
+def test_offline_and_online_one_block_beside(benchmark: Any, blocks: int) -> None:
+    m = big_machine(128 * MIB, "64G")
+    start = device_memory(m.config)[0]
+    m.plug("others", 1, start, blocks * 128 * MIB)
+    m.plug("one", 1, start + TIB, 128 * MIB)
+    path = f"/sys/devices/system/memory/memory{(start + TIB) // (128 * MIB)}/state"
+
+    def pair() -> None:
+        m.write(path, "offline")
+        m.write(path, "online_movable")
+
+    benchmark(pair)
+    if benchmark.stats:
+        benchmark.extra_info["us a pair"] = round(benchmark.stats.stats.median * 1e6, 1)

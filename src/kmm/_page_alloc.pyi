@@ -7,6 +7,8 @@ from kmm.trace import Kprobes
 class PageAllocator:
     this_cpu: int
     kprobes: Kprobes | None
+    @property
+    def free_records_kept(self) -> int: ...
     def alloc_pages(
         self, order: int = 0, gfp: int = ..., nid: int | None = None, cpu: int | None = None
     ) -> int: ...

@@ -558,6 +558,11 @@ cdef class PageAllocator:
         self.watched = value is not None
 
     @property
+    def free_records_kept(self):
+        """Free pageblocks of a zone whose page records the host may keep."""
+        return self.records_kept
+
+    @property
     def this_cpu(self):
         """The CPU that kernel code and requests without ``cpu`` run on."""
         return self.default_cpu
@@ -620,7 +625,7 @@ cdef class PageAllocator:
         if rc:
             self._refuse_free(rc, page, o)
         if page_zone(self.mem, page).nr_dirty_free > self.records_kept:
-            self._give_back_records()
+            self.give_back_records()
 
     def alloc_pages_bulk(self, n, order=0, gfp=DEF_GFP, nid=None, out=None, cpu=None):
         """Allocate up to n blocks, as single calls would one after the other.
@@ -690,7 +695,7 @@ cdef class PageAllocator:
             raise kernel_error(
                 rc, f"free of pfn {array[failed]:#x} (index {failed}), order {o}")
         if page_zone(self.mem, array[0]).nr_dirty_free > self.records_kept:
-            self._give_back_records()
+            self.give_back_records()
 
     def split_page(self, pfn, order):
         """Turn a block of 2^order pages into single pages, each to be freed by itself.

@@ -600,10 +600,13 @@ class Machine(PageAllocator):
             if pages < 1 << RECORD_WINDOW_SHIFT:
                 break
 
-    def _give_back_records(self) -> None:
-        """Let the host have the memory of page records whose pages are free in large blocks."""
+    def give_back_records(self) -> None:
+        """Let the host have the memory of page records whose pages are free in large blocks.
+
+        Happens by itself once a zone has enough of them.
+        """
         for zone in self._zones:
-            if zone.nr_dirty_free:
+            if zone.nr_dirty_free > self.free_records_kept:
                 blocks = np.zeros(zone.nr_dirty_free, dtype=np.uint64)
                 blocks = np.sort(blocks[: zone.forget_dirty_free(blocks)])
                 for run in np.split(blocks, np.flatnonzero(np.diff(blocks) != 512) + 1):

@@ -106,6 +106,7 @@ def __drain_all_pages(m: Machine, zone: Zone | None = None) -> None:
     zones = [zone] if zone is not None else m.all_zones()
     for z in zones:
         z.drain()
+    m.give_back_records()
 
 
 @traced
