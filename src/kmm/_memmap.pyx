@@ -198,6 +198,16 @@ cdef class MemMap:
             return block.kind == KIND_ALLOCATED and block.order == order
         return self.mem.states[pfn] & ~STATE_MARKED == STATE_ALLOCATED | order
 
+    def sections_are(self, pfn_t start, pfn_t nr, int mask, int want):
+        """Whether all sections of a range of pages are whole and have these flags under a mask."""
+        cdef pfn_t s
+        for s in range(start >> SECTION_PFN_SHIFT,
+                       (start + nr + SECTION_PAGES - 1) >> SECTION_PFN_SHIFT):
+            if (self.mem.sections[s].subsection_map != <uint64_t> -1
+                    or self.mem.sections[s].flags & mask != want):
+                return False
+        return True
+
     def dirty_blocks(self, pfn_t start, pfn_t nr):
         """Count pageblocks of a range whose page records were written."""
         cdef pfn_t b, n = 0
@@ -235,8 +245,23 @@ cdef bint memmap_init_range(mem_t *mem, pfn_t start, pfn_t nr, int zone_index, i
     for b in range(first, last):
         mem.blocks[b].zone = zone_index + 1
         mem.blocks[b].state = fill
-        set_pageblock_migratetype(mem, b << PAGEBLOCK_ORDER, mt)
+    b = first
+    while b < last:
+        if (b & 63) == 0 and b + 64 <= last and mem.journal == NULL:
+            set_section_migratetype(mem, b >> 6, mt)
+            b += 64
+        else:
+            set_pageblock_migratetype(mem, b << PAGEBLOCK_ORDER, mt)
+            b += 1
     return dirty
+
+
+cdef void set_section_migratetype(mem_t *mem, pfn_t section, int mt) noexcept nogil:
+    cdef int i
+    if mem.grouping_disabled and mt < MIGRATE_HIGHATOMIC:
+        mt = MIGRATE_UNMOVABLE
+    for i in range(4):
+        mem.sections[section].pageblock_flags[i] = mt * <uint64_t> 0x1111111111111111
 
 
 cdef int64_t shrink_search(const mem_t *mem, pfn_t start, pfn_t end, int zone_index,

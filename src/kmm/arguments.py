@@ -22,7 +22,6 @@ from kmm.params import (
     PFN_SECTION_SHIFT,
 )
 from kmm.sparse import (
-    ALL_SUBSECTIONS,
     SECTION_HAS_MEM_MAP,
     SECTION_IS_ONLINE,
     SECTION_MARKED_PRESENT,
@@ -123,13 +122,11 @@ def _flags(m: Machine, start_pfn: int, nr_pages: int) -> tuple[int, Any]:
     return first, m.sections["flags"][first : -(-(start_pfn + nr_pages) // PAGES_PER_SECTION)]
 
 
-def _is_one(m: Machine, start_pfn: int, nr_pages: int, mask: int, want: int) -> bool:
-    """Whether a range is in one whole section with these flags; quicker than arrays of one."""
-    section = start_pfn >> PFN_SECTION_SHIFT
-    if (start_pfn + nr_pages - 1) >> PFN_SECTION_SHIFT != section or start_pfn >= NR_PAGES_MAX:
+def _all_are(m: Machine, start_pfn: int, nr_pages: int, mask: int, want: int) -> bool:
+    """Whether all sections of a range are whole and have these flags; quicker than arrays."""
+    if start_pfn + nr_pages > NR_PAGES_MAX:
         return False
-    record = m.sections[section]
-    return int(record["flags"]) & mask == want and int(record["subsection_map"]) == ALL_SUBSECTIONS
+    return m.memmap_engine.sections_are(start_pfn, nr_pages, mask, want)
 
 
 def check_can_online(m: Machine, where: str, start_pfn: int, nr_pages: int) -> None:
@@ -138,7 +135,7 @@ def check_can_online(m: Machine, where: str, start_pfn: int, nr_pages: int) -> N
     :param where: the kernel function; start_pfn: first pfn; nr_pages: pages up to a section's end.
     :raises ImpossibleState: naming the function and the section.
     """
-    if _is_one(m, start_pfn, nr_pages, _EXISTS | SECTION_IS_ONLINE, _EXISTS):
+    if _all_are(m, start_pfn, nr_pages, _EXISTS | SECTION_IS_ONLINE, _EXISTS):
         return
     check_addressable(where, start_pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
     first, flags = _flags(m, start_pfn, nr_pages)
@@ -161,7 +158,7 @@ def check_pages_unused(m: Machine, where: str, start_pfn: int, nr_pages: int) ->
     :param where: the kernel function; start_pfn: first pfn; nr_pages: pages, multiples of 512.
     :raises ImpossibleState: naming the function and the section.
     """
-    if _is_one(m, start_pfn, nr_pages, SECTION_IS_ONLINE, 0):
+    if _all_are(m, start_pfn, nr_pages, SECTION_IS_ONLINE, 0):
         return
     check_addressable(where, start_pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
     first, flags = _flags(m, start_pfn, nr_pages)
@@ -178,7 +175,7 @@ def check_is_online(m: Machine, where: str, start_pfn: int, nr_pages: int) -> No
     :param where: the kernel function; start_pfn: first pfn; nr_pages: pages.
     :raises ImpossibleState: naming the function and the first section that is offline.
     """
-    if _is_one(m, start_pfn, nr_pages, SECTION_IS_ONLINE, SECTION_IS_ONLINE):
+    if _all_are(m, start_pfn, nr_pages, SECTION_IS_ONLINE, SECTION_IS_ONLINE):
         return
     check_addressable(where, start_pfn << PAGE_SHIFT, nr_pages << PAGE_SHIFT)
     first, flags = _flags(m, start_pfn, nr_pages)

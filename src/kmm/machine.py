@@ -46,6 +46,7 @@ from kmm.params import (
     MIGRATE_MOVABLE,
     NR_PAGES_MAX,
     PAGE_SHIFT,
+    PAGEBLOCK_ORDER,
     PAGES_PER_SECTION,
     PFN_SECTION_SHIFT,
     PMD_SIZE,
@@ -579,6 +580,16 @@ class Machine(PageAllocator):
             return np.ascontiguousarray(given, dtype=np.uint64).reshape(-1)
         except (ValueError, TypeError, OverflowError):
             raise kernel_error(-22, "pfns: allowed: numbers from 0 to 2^64 - 1") from None
+
+    def before_many_sections(self, first: int, count: int) -> None:
+        """Advise huge host pages for pageblock records that are about to be written densely.
+
+        :param first: section; count: how many sections come.
+        """
+        size = self.pageblocks.itemsize * (PAGES_PER_SECTION >> PAGEBLOCK_ORDER)
+        start, end = -(-first * size // PMD_SIZE) * PMD_SIZE, (first + count) * size
+        if end - start >= PMD_SIZE:
+            self._maps[2].madvise(mmap.MADV_HUGEPAGE, start, (end - start) // PMD_SIZE * PMD_SIZE)
 
     def _before_large_request(self, pages: int, gfp: int, nid: int) -> None:
         """Advise huge host pages for records that a request is about to write densely.
