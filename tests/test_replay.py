@@ -63,10 +63,10 @@ REQUIRED = {
     "small_boot_big_dimms": (6311, 6318),
     "tunables_odd": (2404, 2431),
     # In these the model lacks an errno or event of a door.
-    "acpi_doors": (2395, 2400),
-    "bad_writes_more": (3822, 3824),
-    "hwpoison_errors": (2260, 2276),
-    "soft_offline": (988, 995),
+    "acpi_doors": (2399, 2400),
+    "bad_writes_more": (3824, 3824),
+    "hwpoison_errors": (2276, 2276),
+    "soft_offline": (995, 995),
 }
 
 

@@ -77,3 +77,19 @@ def test_huge_pages_off_lowers_min_free(m: Machine) -> None:
     m.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
     assert m.vm.min_free_kbytes == 45056 or m.vm.min_free_kbytes > 40000
     m.validate()
+
+
+def test_files_that_only_do_something() -> None:
+    m = two_nodes()
+    for value in ("1", "2", "3", "4"):
+        m.write("/proc/sys/vm/drop_caches", value)
+    for value in ("0", "5", "x", ""):
+        with pytest.raises(KernelError) as e:
+            m.write("/proc/sys/vm/drop_caches", value)
+        assert e.value.errno == 22
+    m.write("/proc/sys/vm/stat_refresh", "1")
+    assert m.read("/proc/sys/vm/stat_refresh") == ""
+    with pytest.raises(KernelError) as e:
+        m.read("/proc/sys/vm/drop_caches")
+    assert e.value.errno == 13
+    m.validate()

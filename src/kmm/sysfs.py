@@ -49,8 +49,14 @@ def _proc_file(m: Machine, match: re.Match[str]) -> Entry | None:
 
 def _vm_file(m: Machine, match: re.Match[str]) -> Entry | None:
     name = match[1]
-    if name == "compact_memory":
-        return Entry(mode=0o200, write=lambda m, t: vm_sysctl.write_tunable(m, name, t), proc=True)
+    if name in vm_sysctl.ACTIONS:
+        mode = vm_sysctl.ACTIONS[name]
+        return Entry(
+            mode=mode,
+            read=(lambda m: "") if mode & 0o400 else None,
+            write=lambda m, t: vm_sysctl.write_tunable(m, name, t),
+            proc=True,
+        )
     if name != "lowmem_reserve_ratio" and name not in vm_sysctl.TUNABLES:
         return None
     return Entry(
@@ -74,7 +80,9 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "/": ("proc", "sys"),
     "/proc": (*sorted(_PROC), "sys"),
     "/proc/sys": ("vm",),
-    "/proc/sys/vm": tuple(sorted({*vm_sysctl.TUNABLES, "lowmem_reserve_ratio", "compact_memory"})),
+    "/proc/sys/vm": tuple(
+        sorted({*vm_sysctl.TUNABLES, *vm_sysctl.ACTIONS, "lowmem_reserve_ratio"})
+    ),
     **DEVICE_DIRECTORIES,
 }
 

@@ -111,6 +111,10 @@ def kstrtoull(text: str, bits: int = 64) -> int:
     return value
 
 
+# Directories of a bus, which is not a device of one: what is sent for them reaches nobody.
+_ROOTS = ("/devices/system/memory", "/devices/system/node")
+
+
 def synthetic_uevent(m: Machine, devpath: str, subsystem: str, text: str) -> None:
     """Send the uevent that was written to a device's ``uevent`` file.
 
@@ -122,7 +126,8 @@ def synthetic_uevent(m: Machine, devpath: str, subsystem: str, text: str) -> Non
         name = devpath.rsplit("/", 1)[1]
         m.printk(f"{subsystem} {name}: uevent: failed to send synthetic uevent: -22")
         raise kernel_error(-errno.EINVAL, f"uevent: {action!r}; allowed: {', '.join(_ACTIONS)}")
-    m.uevent(action, devpath, subsystem)
+    if devpath not in _ROOTS:
+        m.uevent(action, devpath, subsystem)
 
 
 def power_file(m: Machine, match: re.Match[str]) -> Entry | None:

@@ -119,6 +119,20 @@ def read_tunable(m: Machine, name: str) -> str:
     return f"{getattr(m.vm, name)}\n"
 
 
+#: Files that a write makes something happen in and that keep no value, with their modes.
+ACTIONS = {"compact_memory": 0o200, "drop_caches": 0o200, "stat_refresh": 0o600}
+
+
+def _act(m: Machine, name: str, text: str) -> None:
+    if name == "drop_caches":
+        number = parse_long(text)
+        if number is None or not 1 <= number[0] <= 4:
+            raise kernel_error(-22, f"drop_caches: {text.strip()!r}; allowed: 1 to 4")
+    elif name == "compact_memory":
+        drain_all_pages(m)
+    # No page is in a cache, and no counter lags behind: there is nothing else to do.
+
+
 def write_tunable(m: Machine, name: str, text: str) -> None:
     """Write a tunable's file.
 
@@ -128,8 +142,8 @@ def write_tunable(m: Machine, name: str, text: str) -> None:
     if name == "lowmem_reserve_ratio":
         _write_ratios(m, text)
         return
-    if name == "compact_memory":
-        drain_all_pages(m)
+    if name in ACTIONS:
+        _act(m, name, text)
         return
     tunable = TUNABLES.get(name)
     if tunable is None:
