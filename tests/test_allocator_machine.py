@@ -11,13 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kmm import (
     GFP_ATOMIC,
@@ -29,6 +23,7 @@ from kmm import (
     page_alloc,
 )
 from kmm.mmzone import Zone
+from tests.reference.allocator_twin import highest_zone
 from tests.reference.compare import assert_same
 from tests.reference.hotplug_twin import SECTION, TwinMachine
 from tests.reference.watermark_twin import set_pageset, setup_lowmem_reserve, setup_per_zone_wmarks
@@ -120,21 +115,31 @@ class AllocatorAgainstTwin(RuleBasedStateMachine):
     def empty_a_node(self, nid: int, leave: int, gfp: int) -> None:
         """Down to near the marks, in large blocks and then small ones."""
         gfp |= THISNODE
+        zones = self.twin.zones_of(nid)[: highest_zone(gfp) + 1]
         for order in (10, 7, 5, 2, 0):
-            while sum(z.nr_free_pages for z in self.twin.zones_of(nid)) > leave:
+            while sum(z.nr_free_pages for z in zones) > leave:
                 want = self.twin.alloc_pages(order, gfp, nid, 0)
                 assert self._one(order, gfp, nid, 0) == want
                 if want is None:
                     break
 
-    @rule(nid=st.integers(0, 2), order=st.integers(1, 5), cpu=st.integers(0, 2), wait=st.booleans())
-    def atomic_requests_at_the_marks(self, nid: int, order: int, cpu: int, wait: bool) -> None:
-        """They set pageblocks aside, which a request that waits opens again."""
-        self.empty_a_node(nid, 0, GFP_KERNEL)
+    @rule(
+        nid=st.integers(0, 2),
+        leave=st.sampled_from([0, 20, 600]),
+        order=st.integers(1, 5),
+        cpu=st.integers(0, 2),
+        then=st.sampled_from([0, GFP_KERNEL, GFP_NOWAIT, GFP_ATOMIC]),
+    )
+    def atomic_requests_at_the_marks(
+        self, nid: int, leave: int, order: int, cpu: int, then: int
+    ) -> None:
+        """They set pageblocks aside, which others get at the very end or open by waiting."""
+        self.empty_a_node(nid, leave, GFP_KERNEL)
         self.allocate(order, GFP_ATOMIC, True, nid, cpu, 5)
         self.free(cpu, cpu, 0.02)
-        if wait:
-            self.allocate(order, GFP_KERNEL, True, nid, cpu, 5)
+        if then:
+            self.allocate(order, then, True, nid, cpu, 3)
+            self.allocate_bulk(0, then, True, nid, cpu, 300)
 
     @rule(
         order=st.sampled_from(ORDERS),
@@ -226,17 +231,21 @@ class AllocatorAgainstTwin(RuleBasedStateMachine):
         order=st.integers(0, 3),
         chunk=st.sampled_from([1, 2, 4, 8, 32]),
         cpu=st.integers(0, 2),
-        atomic=st.booleans(),
+        how=st.sampled_from([None, 0, GFP_ATOMIC]),
     )
     def starve(
-        self, nid: int, first: int, then: int, order: int, chunk: int, cpu: int, atomic: bool
+        self, nid: int, first: int, then: int, order: int, chunk: int, cpu: int, how: int | None
     ) -> None:
-        """Leave a node nothing but small pieces of one type, and ask for another."""
+        """Leave a node nothing but small pieces of one type, and ask for another.
+
+        Pages that wait on per-CPU lists while their pageblock is set aside come back to the
+        lists of its former type.
+        """
         self.empty_a_node(nid, 0, GFP_KERNEL | first | MEMALLOC)
         self.sieve(nid, cpu, chunk)
+        if how is not None:
+            self.allocate(order, how | then, True, nid, cpu, 5)
         self.drain_all()
-        if atomic:
-            self.allocate(order, GFP_ATOMIC | then, True, nid, cpu, 3)
         self.allocate(order, GFP_KERNEL | then | MEMALLOC, True, nid, cpu, 9)
         self.allocate(0, GFP_ATOMIC, True, nid, cpu, 3)
 
@@ -287,6 +296,20 @@ class AllocatorAgainstTwin(RuleBasedStateMachine):
         got = _scan.start_isolate_page_range(self.real(zone), start, end)
         assert got == (-1 if blocked is None else blocked)
 
+    @rule(number=st.integers(0, 2**16), undo=st.booleans(), cpu=st.integers(0, 2))
+    def isolate_what_waits_on_a_cpu(self, number: int, undo: bool, cpu: int) -> None:
+        """Pages on per-CPU lists do not stand in the way; they find their place when they go."""
+        zones = set(self.twin.block_zone.values())
+        waiting = sorted(p for z in zones for c in z.pcps for lst in c.lists for p, _ in lst)
+        if not waiting:
+            return
+        block = waiting[number % len(waiting)] // 512 * 512
+        self.isolate(BLOCKS.index(block // SECTION * SECTION), block % SECTION // 512, 1)
+        if undo:
+            self.undo_isolate(BLOCKS.index(block // SECTION * SECTION), 1)
+        self.free(number, cpu, 0.1)
+        self.drain_all()
+
     @rule(block=st.integers(0, 5), mt=st.sampled_from([0, 1, 1, 2]))
     def undo_isolate(self, block: int, mt: int) -> None:
         zone = self.twin.block_zone.get(BLOCKS[block])
@@ -330,16 +353,13 @@ class AllocatorAgainstTwin(RuleBasedStateMachine):
         setup_per_zone_wmarks(self.twin)
 
     @precondition(lambda self: self.disabled is None)
-    @rule(value=st.sampled_from([1, 10, 150, 3000]))
-    def write_scale(self, value: int) -> None:
-        self.m.write("/proc/sys/vm/watermark_scale_factor", str(value))
-        self.twin.vm.watermark_scale_factor = value
+    @rule(scale=st.sampled_from([1, 10, 150, 3000]), boost=st.sampled_from([0, 1, 15000, 40000]))
+    def write_factors(self, scale: int, boost: int) -> None:
+        self.m.write("/proc/sys/vm/watermark_scale_factor", str(scale))
+        self.m.write("/proc/sys/vm/watermark_boost_factor", str(boost))
+        self.twin.vm.watermark_scale_factor = scale
+        self.twin.vm.watermark_boost_factor = boost
         setup_per_zone_wmarks(self.twin)
-
-    @rule(value=st.sampled_from([0, 1, 15000, 40000]))
-    def write_boost(self, value: int) -> None:
-        self.m.write("/proc/sys/vm/watermark_boost_factor", str(value))
-        self.twin.vm.watermark_boost_factor = value
 
     @precondition(lambda self: self.disabled is None)
     @rule(value=st.sampled_from([0, 8, 100, 3000]))
