@@ -172,18 +172,13 @@ class AllocatorAgainstTwin(RuleBasedStateMachine):
             self.twin.free_pages(pfn, cpu)
             self.m.free_pages(pfn, order, cpu=cpu)
 
-    @rule(
-        seed=st.integers(0, 2**16),
-        cpu=st.integers(0, 2),
-        share=st.floats(0, 1),
-        upward=st.booleans(),
-    )
-    def free_bulk(self, seed: int, cpu: int, share: float, upward: bool) -> None:
+    @rule(seed=st.integers(0, 2**16), cpu=st.integers(0, 2), share=st.floats(0, 1))
+    def free_bulk(self, seed: int, cpu: int, share: float) -> None:
         pools: dict[int, list[int]] = {}
         for pfn in self._some(seed, share, 1000):
             pools.setdefault(self.twin.pages.used[pfn], []).append(pfn)
         for order, pfns in pools.items():
-            if upward:
+            if seed % 2:  # neighbours are freed as one
                 pfns.sort()
             self._free_all(pfns, order, cpu)
 
@@ -226,25 +221,35 @@ class AllocatorAgainstTwin(RuleBasedStateMachine):
 
     @rule(
         nid=st.integers(0, 2),
-        first=st.sampled_from(TYPES),
-        then=st.sampled_from(TYPES),
+        types=st.permutations(TYPES),
         order=st.integers(0, 3),
         chunk=st.sampled_from([1, 2, 4, 8, 32]),
         cpu=st.integers(0, 2),
+        drained=st.booleans(),
         how=st.sampled_from([None, 0, GFP_ATOMIC]),
     )
     def starve(
-        self, nid: int, first: int, then: int, order: int, chunk: int, cpu: int, how: int | None
+        self,
+        nid: int,
+        types: list[int],
+        order: int,
+        chunk: int,
+        cpu: int,
+        drained: bool,
+        how: int | None,
     ) -> None:
         """Leave a node nothing but small pieces of one type, and ask for another.
 
         Pages that wait on per-CPU lists while their pageblock is set aside come back to the
         lists of its former type.
         """
+        first, then, _ = types
         self.empty_a_node(nid, 0, GFP_KERNEL | first | MEMALLOC)
         self.sieve(nid, cpu, chunk)
+        if drained:
+            self.drain_all()
         if how is not None:
-            self.allocate(order, how | then, True, nid, cpu, 5)
+            self.allocate(order, how | (then if drained else first), True, nid, cpu, 5)
         self.drain_all()
         self.allocate(order, GFP_KERNEL | then | MEMALLOC, True, nid, cpu, 9)
         self.allocate(0, GFP_ATOMIC, True, nid, cpu, 3)
