@@ -1,7 +1,4 @@
-"""The whole allocator against its readable twin.
-
-Every list is compared with its order: who gets which page next is in it.
-"""
+"""The whole allocator against its readable twin, list order included."""
 
 from __future__ import annotations
 
