@@ -1,4 +1,4 @@
-"""The engine against its readable twin, and the rules about who gets which page."""
+"""The rules about who gets which page."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import errno
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, KernelError, Machine, _scan
+from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, KernelError, Machine
 from kmm.mmzone import Zone
 from tests.conftest import DIMM, two_nodes
-from tests.reference.buddy_twin import TwinZone
 
 START = DIMM >> 12
 
@@ -121,84 +117,6 @@ def test_bulk_allocation_takes_what_there_is_and_fills_out() -> None:
     assert len(set(got.tolist())) == len(got)
     m.free_pages_bulk(got)
     m.validate()
-
-
-class EngineAgainstTwin(RuleBasedStateMachine):
-    """Random calls on a zone of 3 × 128 MiB; lists are compared with their order."""
-
-    @initialize(batch=st.sampled_from([1, 3, 7, 31]), high=st.sampled_from([4, 12, 64, 700]))
-    def build(self, batch: int, high: int) -> None:
-        self.m, self.zone = kernel_zone()
-        self.zone.boost_factor = 0
-        self.zone.pageset_update(max(high, 4 * batch), batch, True)
-        self.twin = TwinZone(START, 3 * 32768, 2, max(high, 4 * batch), batch)
-
-    @rule(
-        order=st.sampled_from([0, 0, 0, 1, 2, 3, 4, 7, 9, 10]),
-        mt=st.integers(0, 2),
-        cpu=st.integers(0, 1),
-        n=st.integers(1, 60),
-    )
-    def allocate(self, order: int, mt: int, cpu: int, n: int) -> None:
-        for _ in range(n):
-            want = self.twin.rmqueue(order, mt, cpu)
-            assert self.zone.rmqueue(order, mt, 0, cpu) == (-errno.ENOMEM if want is None else want)
-
-    @rule(seed=st.integers(0, 2**16), cpu=st.integers(0, 1), share=st.floats(0.05, 1.0))
-    def free_some(self, seed: int, cpu: int, share: float) -> None:
-        heads = sorted(self.twin.used)
-        rng = np.random.default_rng(seed)
-        for pfn in rng.permutation(heads)[: int(len(heads) * share) + 1].tolist():
-            order = self.twin.used[pfn]
-            self.twin.give(pfn, cpu)
-            self.m.free_pages(pfn, order, cpu=cpu)
-
-    @rule()
-    def drain(self) -> None:
-        self.twin.drain()
-        self.zone.drain()
-
-    @rule(block=st.integers(0, 191))
-    def isolate(self, block: int) -> None:
-        pfn = START + block * 512
-        if self.twin.used.get(pfn & ~1023) == 10:
-            return  # half of an allocated block: the kernel would have to migrate it first
-        # Pages that only lie on per-CPU lists do not stand in the way.
-        did = _scan.start_isolate_page_range(self.zone, pfn, pfn + 512) < 0
-        assert self.twin.isolate(pfn) == did
-
-    @rule(mt=st.integers(0, 2))
-    def undo(self, mt: int) -> None:
-        end = START + 3 * 32768
-        _scan.undo_isolate_page_range(self.zone, START, end, mt)
-        for block in sorted(self.twin.types):
-            self.twin.undo_isolate(block, mt)
-
-    @invariant()
-    def same(self) -> None:
-        if not hasattr(self, "zone"):
-            return
-        assert self.zone.nr_free_pages == self.twin.nr_free_pages
-        for (order, mt), pfns in self.twin.free.items():
-            assert self.zone.free_list(order, mt) == pfns, (order, mt)
-        for cpu in range(2):
-            for index, pages in self.twin.pcp_lists[cpu].items():
-                assert self.zone.pcp_list(cpu, index) == [p for p, _ in pages]
-        for block, mt in self.twin.types.items():
-            assert self.m.memmap_engine.get_pageblock_migratetype(block) == mt
-
-    def teardown(self) -> None:
-        if hasattr(self, "zone"):
-            self.m.validate()
-
-
-TestEngineAgainstTwin = EngineAgainstTwin.TestCase
-TestEngineAgainstTwin.settings = settings(
-    max_examples=100,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 def test_a_bulk_request_finds_what_lies_on_per_cpu_lists() -> None:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from kmm import Machine
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kmm import Machine, MachineConfig
 from kmm.replay import boot_machine, snapshot_files
-from kmm.watermarks import zone_batchsize, zone_highsize, zone_set_pageset_high_and_batch
+from kmm.watermarks import (
+    init_per_zone_wmark_min,
+    set_thp_enabled,
+    zone_batchsize,
+    zone_highsize,
+    zone_set_pageset_high_and_batch,
+)
+from kmm.zonelists import build_all_zonelists
 from tests.conftest import DIMM, recording, two_nodes
+from tests.reference import watermark_twin as twin_of
+from tests.reference.hotplug_twin import TwinMachine
 
 STATE = "/sys/devices/system/memory/memory%d/state"
 
@@ -127,3 +140,164 @@ def test_a_cpus_share_wraps_as_an_int_does(low: int, high: int) -> None:
     zone.watermark_low = before
     zone_set_pageset_high_and_batch(m, zone)
     m.validate()
+
+
+# -- against the readable twin --------------------------------------------------------------
+
+Sizes = st.one_of(
+    st.just(0),
+    st.integers(1, 5000),
+    st.integers(1, 1 << 17),
+    st.integers(1 << 17, 1 << 27),
+)
+
+
+def machine_of(cpus: list[int], nodes: list[dict[str, Any]]) -> Machine:
+    """A machine with so many CPUs on each node, and zones with drawn sizes and marks."""
+    places = []
+    for nid, count in enumerate(cpus):
+        first = sum(cpus[:nid])
+        places.append({"cpus": f"{first}-{first + count - 1}"} if count else {})
+    places[0]["memory"] = "1G"
+    config = {"memory": "1G", "maxmem": "64G", "cpus": sum(cpus), "nodes": places}
+    m = Machine(MachineConfig.from_dict(config))
+    # A node with neither CPUs nor memory is possible only if it is the last.
+    for pgdat, drawn in zip(m.nodes.values(), nodes, strict=False):
+        for i, zone in enumerate(pgdat.zones[:4]):
+            zone.managed_pages = drawn["sizes"][i]
+            zone.present_pages = drawn["sizes"][i] + drawn["holes"][i]
+            zone.watermark_min, zone.watermark_low, zone.watermark_high = sorted(drawn["marks"])
+            zone.watermark_boost = drawn["boost"]
+        if any(drawn["sizes"]) or any(drawn["holes"]):
+            m.set_node_online(pgdat.node_id)
+    m.n_memory = {nid for nid, p in m.nodes.items() if p.populated}
+    build_all_zonelists(m)
+    return m
+
+
+Nodes = st.integers(1, 4).flatmap(
+    lambda n: st.lists(
+        st.fixed_dictionaries(
+            {
+                "sizes": st.lists(Sizes, min_size=4, max_size=4),
+                "holes": st.lists(st.integers(0, 2), min_size=4, max_size=4),
+                "marks": st.lists(st.integers(0, 100_000), min_size=3, max_size=3),
+                "boost": st.sampled_from([0, 512, 40_000]),
+            }
+        ),
+        min_size=n,
+        max_size=n,
+    )
+)
+Step = st.one_of(
+    st.tuples(st.just("init"), st.just(0)),
+    st.tuples(st.just("huge_pages"), st.booleans()),
+    st.tuples(st.just("min_free_kbytes"), st.integers(0, 2**31 - 1)),
+    st.tuples(st.just("min_free_kbytes"), st.integers(0, 300_000)),
+    st.tuples(st.just("watermark_scale_factor"), st.integers(1, 3000)),
+    st.tuples(
+        st.just("percpu_pagelist_high_fraction"), st.one_of(st.just(0), st.integers(8, 2**31 - 1))
+    ),
+    st.tuples(
+        st.just("lowmem_reserve_ratio"),
+        st.lists(st.integers(-1, 2**31 - 1) | st.integers(0, 300), min_size=5, max_size=5),
+    ),
+)
+
+
+def do(m: Machine, twin: TwinMachine, name: str, value: Any) -> None:
+    """Take one step on both."""
+    if name == "init":
+        init_per_zone_wmark_min(m)
+        twin_of.init_per_zone_wmark_min(twin)
+        return
+    if name == "huge_pages":
+        set_thp_enabled(m, "madvise" if value else "never")
+        twin_of.set_huge_pages(twin, value)
+        return
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    m.write(f"/proc/sys/vm/{name}", text)
+    if name == "lowmem_reserve_ratio":
+        twin.vm.lowmem_reserve_ratio = [max(v, 0) for v in value]
+        twin_of.setup_lowmem_reserve(twin)
+        return
+    setattr(twin.vm, name, value)
+    if name == "percpu_pagelist_high_fraction":
+        for zone in twin.zones:
+            if zone.present:
+                twin_of.set_pageset(twin, zone)
+        return
+    if name == "min_free_kbytes":
+        twin.vm.user_min_free_kbytes = value
+    twin_of.setup_per_zone_wmarks(twin)
+
+
+def assert_same(m: Machine, twin: TwinMachine) -> None:
+    for zone, mine in zip(m.all_zones(), twin.zones, strict=True):
+        assert zone.watermark_boost == mine.boost
+        have = (zone.watermark_min, zone.watermark_low, zone.watermark_high)
+        assert have == (mine.wmark_min, mine.wmark_low, mine.wmark_high)
+        assert zone.lowmem_reserve == tuple(mine.reserve)
+        assert (zone.pageset_high, zone.pageset_batch) == (mine.pageset_high, mine.pageset_batch)
+        for cpu, pcp in enumerate(mine.pcps):
+            assert zone.pcp_state(cpu)[1:3] == (pcp.high, pcp.batch)
+        assert zone.stat_threshold == mine.threshold
+    assert m.vm.min_free_kbytes == twin.vm.min_free_kbytes
+    for nid, kept in twin.totalreserve_of_node.items():
+        assert m.nodes[nid].totalreserve_pages == kept
+    for nid, node in enumerate(twin.nodes):
+        assert [z.index for z in m.nodes[nid].zonelist] == [
+            5 * z.nid + z.idx for z in node.fallback
+        ]
+    assert m.memmap_engine.grouping_disabled == twin.pages.grouping_disabled
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    nodes=Nodes,
+    cpus=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    steps=st.lists(Step, min_size=1, max_size=6),
+)
+def test_marks_reserves_and_sizes_are_the_twins(
+    nodes: list[dict[str, Any]], cpus: list[int], steps: list[tuple[str, Any]]
+) -> None:
+    m = machine_of([max(cpus[0], 1), *cpus[1 : len(nodes)]], nodes)
+    twin = TwinMachine.of(m)
+    twin.vm.huge_pages = m.vm.thp_available
+    assert_same(m, twin)
+    for name, value in steps:
+        do(m, twin, name, value)
+        assert_same(m, twin)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    managed=st.integers(0, 1 << 34) | Sizes,
+    low=st.integers(0, 1 << 34) | st.integers(0, 1 << 20),
+    boost=st.integers(0, 1 << 20),
+    fraction=st.just(0) | st.integers(8, 10_000) | st.just(2**31 - 1),
+    cpus=st.lists(st.integers(0, 3), min_size=2, max_size=2),
+)
+@example(managed=1 << 34, low=0x80000000, boost=0, fraction=0, cpus=[1, 0])
+@example(managed=1 << 34, low=0x7FFFFFFF, boost=1, fraction=0, cpus=[1, 0])
+@example(managed=1 << 34, low=0x100001000, boost=0, fraction=0, cpus=[1, 1])
+@example(managed=1 << 34, low=0, boost=0, fraction=8, cpus=[1, 0])
+def test_sizes_of_per_cpu_lists_are_the_twins(
+    managed: int, low: int, boost: int, fraction: int, cpus: list[int]
+) -> None:
+    """Also where a CPU's share does not fit an int."""
+    none = {"sizes": [0] * 4, "holes": [0] * 4, "marks": [0] * 3, "boost": 0}
+    m = machine_of([max(cpus[0], 1), cpus[1]], [none, none])
+    zone = m.nodes[1].zone(2)
+    zone.managed_pages = zone.present_pages = managed
+    zone.watermark_low, zone.watermark_boost = low, boost
+    m.vm.percpu_pagelist_high_fraction = fraction
+    twin = TwinMachine.of(m)
+    twin.vm.percpu_pagelist_high_fraction = fraction
+    mine = twin.zone(1, 2)
+    assert zone_batchsize(managed) == twin_of.batch_size(managed)
+    for batch in (1, 63):
+        assert zone_highsize(m, zone, batch) == twin_of.high_size(twin, mine, batch)
+    zone_set_pageset_high_and_batch(m, zone)
+    twin_of.set_pageset(twin, mine)
+    assert zone.pcp_state(0)[1:3] == (mine.pcps[0].high, mine.pcps[0].batch)
