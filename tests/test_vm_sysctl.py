@@ -79,8 +79,7 @@ def test_huge_pages_off_lowers_min_free(m: Machine) -> None:
     m.validate()
 
 
-def test_files_that_only_do_something() -> None:
-    m = two_nodes()
+def test_files_that_only_do_something(m: Machine) -> None:
     for value in ("1", "2", "3", "4"):
         m.write("/proc/sys/vm/drop_caches", value)
     for value in ("0", "5", "x", ""):

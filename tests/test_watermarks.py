@@ -13,6 +13,7 @@ from kmm.replay import boot_machine, snapshot_files
 from kmm.watermarks import (
     init_per_zone_wmark_min,
     set_thp_enabled,
+    setup_per_zone_wmarks,
     zone_batchsize,
     zone_highsize,
     zone_set_pageset_high_and_batch,
@@ -301,3 +302,18 @@ def test_sizes_of_per_cpu_lists_are_the_twins(
     zone_set_pageset_high_and_batch(m, zone)
     twin_of.set_pageset(twin, mine)
     assert zone.pcp_state(0)[1:3] == (mine.pcps[0].high, mine.pcps[0].batch)
+
+
+def test_beyond_16_tib_the_kernel_divides_by_too_little() -> None:
+    """The sum of pages is cut to 32 bits: 2^32 pages more change nothing for the others."""
+    m = two_nodes()
+    small, large = m.nodes[0].zone(1), m.nodes[1].zone(3)
+    pages_min = m.vm.min_free_kbytes >> 2
+    others = sum(z.managed_pages for z in m.nodes[0].zones)
+    setup_per_zone_wmarks(m)
+    before = small.watermark_min
+    m.set_node_online(1)
+    large.managed_pages = 1 << 32
+    setup_per_zone_wmarks(m)
+    assert small.watermark_min == before == pages_min * small.managed_pages // others
+    assert large.watermark_min == (pages_min << 32) // others

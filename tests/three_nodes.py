@@ -33,7 +33,12 @@ GFPS = [
 THISNODE = page_alloc.__GFP_THISNODE
 MEMALLOC = 0x20000
 TYPES = [0, page_alloc.__GFP_MOVABLE, page_alloc.__GFP_RECLAIMABLE]
-GFPS.append(GFP_KERNEL | MEMALLOC)
+GFPS += [
+    GFP_KERNEL | MEMALLOC,
+    GFP_ATOMIC | MEMALLOC,
+    GFP_KERNEL | page_alloc.__GFP_NOFAIL,
+    GFP_NOWAIT | page_alloc.__GFP_NOFAIL,
+]
 ORDERS = [0, 0, 0, 1, 2, 3, 4, 5, 7, 9, 10]
 
 

@@ -43,6 +43,7 @@ cdef struct request_t:
     int mt
     int highest                     # zone index
     int cpu
+    int nid
     uint64_t nodes
     const zonelist_t *zonelist
     zone_t *preferred               # the first zone that may serve
@@ -55,7 +56,7 @@ cdef inline bint zone_allowed(const request_t *r, const zone_t *zone) noexcept n
 cdef inline void prepare_request(mem_t *mem, request_t *r, uint32_t gfp, int order, int nid,
                                  uint64_t nodes, int cpu) noexcept nogil:
     cdef int i
-    r.gfp, r.order, r.nodes, r.cpu = gfp, order, nodes, cpu
+    r.gfp, r.order, r.nid, r.nodes, r.cpu = gfp, order, nid, nodes, cpu
     r.mt = gfp_migratetype(mem, gfp)
     r.highest = gfp_zone(gfp)
     r.zonelist = (&mem.nodes[nid].nofallback if gfp & GFP_BIT_THISNODE
@@ -80,7 +81,7 @@ cdef inline int alloc_flags_nofragment(const mem_t *mem, const request_t *r) noe
 
 
 cdef int slowpath_flags(uint32_t gfp, int order) noexcept nogil:
-    cdef int flags = WMARK_MIN
+    cdef int flags = WMARK_MIN | ALLOC_CPUSET
     if gfp & GFP_BIT_HIGH:
         flags |= ALLOC_MIN_RESERVE
     if gfp & GFP_BIT_KSWAPD_RECLAIM:
@@ -89,6 +90,8 @@ cdef int slowpath_flags(uint32_t gfp, int order) noexcept nogil:
         flags |= ALLOC_NON_BLOCK
         if order > 0 and gfp & GFP_BIT_HIGH:
             flags |= ALLOC_HIGHATOMIC
+    if not gfp & GFP_BIT_DIRECT_RECLAIM and gfp & GFP_BIT_HIGH:
+        flags &= ~ALLOC_CPUSET
     return flags
 
 
@@ -223,18 +226,23 @@ cdef void wake_all_kswapds(mem_t *mem, const request_t *r) noexcept nogil:
             wakeup_kswapd(mem, r.zonelist.zones[i], r.order, r.highest)
 
 
-cdef int64_t alloc_slowpath(mem_t *mem, const request_t *r) noexcept nogil:
+cdef int64_t alloc_slowpath(mem_t *mem, request_t *r) noexcept nogil:
     """What can be had without waiting for anybody: reserves as the request's rights go."""
     cdef int flags = slowpath_flags(r.gfp, r.order)
     cdef int64_t pfn
     if flags & ALLOC_KSWAPD:
         wake_all_kswapds(mem, r)
     pfn = get_page_from_freelist(mem, r, flags)
-    if pfn < 0 and r.gfp & GFP_BIT_MEMALLOC and not r.gfp & GFP_BIT_NOMEMALLOC:
-        pfn = get_page_from_freelist(mem, r, flags | ALLOC_NO_WATERMARKS)
-    if pfn < 0 and r.gfp & GFP_BIT_NOFAIL:
-        pfn = get_page_from_freelist(mem, r, flags | ALLOC_MIN_RESERVE)
-    return pfn
+    if pfn >= 0:
+        return pfn
+    # The kernel wakes it again in case that it has just gone to sleep.
+    if flags & ALLOC_KSWAPD:
+        wake_all_kswapds(mem, r)
+    if r.gfp & GFP_BIT_MEMALLOC and not r.gfp & GFP_BIT_NOMEMALLOC:
+        flags = ALLOC_NO_WATERMARKS | (flags & ALLOC_KSWAPD)
+    if not flags & ALLOC_CPUSET:
+        prepare_request(mem, r, r.gfp, r.order, r.nid, ALL_NODES, r.cpu)
+    return get_page_from_freelist(mem, r, flags)
 
 
 cdef inline int64_t alloc_from_pcp(mem_t *mem, uint32_t gfp, int order, int nid,
@@ -714,6 +722,15 @@ cdef class PageAllocator:
     def _request(self, int gfp, int order, int nid, uint64_t nodes, int cpu):
         """One request without what waits for others; a pfn, or -ENOMEM (__alloc_pages)."""
         return alloc_pages(self.mem, gfp, order, nid, nodes, cpu)
+
+    def _request_reserve(self, int gfp, int order, int nid, uint64_t nodes, int cpu):
+        """The last resort of a request that must not fail: half of the min mark; or -ENOMEM."""
+        cdef request_t r
+        cdef int64_t pfn = -1
+        prepare_request(self.mem, &r, gfp, order, nid, nodes, cpu)
+        if r.preferred != NULL:
+            pfn = get_page_from_freelist(self.mem, &r, WMARK_MIN | ALLOC_MIN_RESERVE)
+        return pfn if pfn >= 0 else -ENOMEM
 
     def _unreserve_highatomic(self, int gfp, int nid, uint64_t nodes):
         """Open one pageblock kept for atomic requests, in a zone that may serve a request.

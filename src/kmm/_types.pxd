@@ -82,6 +82,7 @@ cdef enum:
     ALLOC_OOM = 0x08
     ALLOC_NON_BLOCK = 0x10
     ALLOC_MIN_RESERVE = 0x20
+    ALLOC_CPUSET = 0x40             # held to the node mask
     ALLOC_NOFRAGMENT = 0x100
     ALLOC_HIGHATOMIC = 0x200
     ALLOC_KSWAPD = 0x800

@@ -71,11 +71,12 @@ def set_pageset(MemMap memmap, int zone_index, int cpu_online, int64_t fraction)
 
 
 def setup_wmarks(MemMap memmap, nids, uint64_t pages_min, uint64_t scale, int64_t fraction,
-                 bint movable_shares):
+                 bint movable_shares, bint short_divisor):
     """Spread pages_min over the zones of some nodes by size; set marks and per-CPU sizes.
 
     :param scale: vm.watermark_scale_factor, in ten-thousandths of a zone.
     :param movable_shares: whether Movable zones take part in the spreading.
+    :param short_divisor: whether the sum of pages is cut to 32 bits, as the kernel's do_div does.
     """
     cdef mem_t *mem = &memmap.mem
     cdef uint64_t total = 0, managed, low, step
@@ -85,6 +86,9 @@ def setup_wmarks(MemMap memmap, nids, uint64_t pages_min, uint64_t scale, int64_
         for i in range(NR_ZONES):
             if i != ZONE_MOVABLE or movable_shares:
                 total += <uint64_t> zone_at(mem, nid, i).managed_pages
+    # A sum whose low half is 0 would stop the kernel; here it is used whole.
+    if short_divisor and <uint32_t> total:
+        total = <uint32_t> total
     for nid in nids:
         for i in range(NR_ZONES):
             zone = zone_at(mem, nid, i)

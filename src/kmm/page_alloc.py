@@ -19,7 +19,7 @@ __GFP_RECLAIMABLE, __GFP_HIGH = 0x10, 0x20
 __GFP_DIRECT_RECLAIM, __GFP_KSWAPD_RECLAIM = 0x400, 0x800
 __GFP_NOWARN: int = 0x2000
 __GFP_RETRY_MAYFAIL: int = 0x4000
-__GFP_NOMEMALLOC, __GFP_THISNODE = 0x80000, 0x200000
+__GFP_NOFAIL, __GFP_NOMEMALLOC, __GFP_THISNODE = 0x8000, 0x80000, 0x200000
 GFP_KERNEL = 0xCC0
 GFP_ATOMIC = 0xA20
 GFP_NOWAIT = 0x800
@@ -86,6 +86,8 @@ def __alloc_pages_slowpath(m: Machine, gfp: int, order: int, nid: int, nodes: in
     pfn = m._request(gfp, order, nid, nodes, cpu)
     while pfn < 0 and m._unreserve_highatomic(gfp, nid, nodes):
         pfn = m._request(gfp, order, nid, nodes, cpu)
+    if pfn < 0 and gfp & __GFP_NOFAIL:
+        pfn = m._request_reserve(gfp, order, nid, nodes, cpu)
     return pfn
 
 

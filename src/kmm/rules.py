@@ -17,10 +17,14 @@ class Rules:
     memmap_on_memory_is_one_block: bool
     #: Whether a Movable zone takes part when min_free_kbytes is shared out.
     movable_shares_min_free_kbytes: bool
+    #: Whether the machine's pages, by which min_free_kbytes is shared out, are cut to 32 bits:
+    #: beyond 16 TiB every zone's marks are then larger than meant.
+    watermark_divisor_is_32_bits: bool
 
 
 LINUX_6_1 = Rules(
     release="6.1",
     memmap_on_memory_is_one_block=True,
     movable_shares_min_free_kbytes=True,
+    watermark_divisor_is_32_bits=True,
 )

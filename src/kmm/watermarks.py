@@ -79,6 +79,7 @@ def setup_per_zone_wmarks(m: Machine) -> None:
         m.vm.watermark_scale_factor,
         m.vm.percpu_pagelist_high_fraction,
         m.rules.movable_shares_min_free_kbytes,
+        m.rules.watermark_divisor_is_32_bits,
     )
     m.recomputed.add("watermarks")
     calculate_totalreserve_pages(m)

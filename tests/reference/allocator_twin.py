@@ -69,6 +69,7 @@ class Request:
     order: int
     gfp: int
     mt: int
+    nid: int
     cpu: int
     zones: list[TwinZone]  # that may serve, first choice first
 
@@ -118,7 +119,7 @@ class TwinAllocator:
         highest = highest_zone(gfp)
         zones = [z for z in zones if z.idx <= highest and (nodes is None or z.nid in nodes)]
         mt = UNMOVABLE if self.pages.grouping_disabled else gfp >> 3 & 3
-        return Request(order, gfp, mt, cpu, zones)
+        return Request(order, gfp, mt, nid, cpu, zones)
 
     def _fast_flags(self, r: Request) -> int:
         flags = WMARK_LOW | (KSWAPD if r.gfp & GFP_KSWAPD_RECLAIM else 0)
@@ -177,12 +178,20 @@ class TwinAllocator:
         if pfn is not None:
             return pfn
         flags = slow_flags(r.gfp, r.order)
-        if flags & KSWAPD:
+        wake = bool(flags & KSWAPD)
+        if wake:
             self._wake_all_kswapds(r)
         pfn = self._from_zonelist(r, flags)
-        if pfn is None and r.gfp & GFP_MEMALLOC and not r.gfp & GFP_NOMEMALLOC:
-            pfn = self._from_zonelist(r, NO_WATERMARKS | flags & KSWAPD)
-        return pfn
+        if pfn is not None:
+            return pfn
+        if wake:
+            self._wake_all_kswapds(r)
+        reserves = bool(r.gfp & GFP_MEMALLOC and not r.gfp & GFP_NOMEMALLOC)
+        if reserves:
+            flags = NO_WATERMARKS | flags & KSWAPD
+        if reserves or (r.gfp & GFP_HIGH and not r.gfp & GFP_DIRECT_RECLAIM):
+            r = self._request(r.order, r.gfp, r.nid, r.cpu, None)
+        return self._from_zonelist(r, flags)
 
     def _wait(self, r: Request) -> int | None:
         """What a request that may wait does when nothing can be reclaimed."""

@@ -65,6 +65,7 @@ class TwinMachine(TwinAllocator):
             set_pageset(self, zone)
         for pfn in range(first, end, 1024):
             zone.managed += 1024
+            zone.events["pgfree"] += 1024
             zone.free_one_page(pfn, 10, ISOLATE, to_tail=True)
         zone.present += SECTION
         self.n_memory.add(zone.nid)
