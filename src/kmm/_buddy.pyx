@@ -18,8 +18,6 @@ from kmm._pcp cimport drain_pages, pindex_to_order
 cdef enum:
     EBUSY = 16
     ENOMEM = 12
-    RECORD_WINDOW_SHIFT = 17        # pages whose records fill 2 MiB
-    RECORD_WINDOW = 1 << 17
 
 
 # -- the Python face --------------------------------------------------------------------
@@ -317,38 +315,11 @@ cdef class BuddyZone:
                 junk_fill(&self.memmap.mem, start, end)
         return pfn - start if pfn >= end else -EBUSY
 
-    def dense_windows(self, int mt, uint64_t pages, uint64_t[::1] out):
-        """Find windows of records, 2 MiB of host memory each, that a large request will fill.
-
-        :param mt: whose list of order 10 is followed; pages: how many the request takes.
-        :param out: filled with the windows' numbers (pfn >> 17).
-        :return: how many there are.
-        """
-        cdef free_list_t *lst = &self.z.free_area[mt][MAX_ORDER - 1]
-        cdef pfn_t pfn = lst.head, last = 0
-        cdef int run = 0
-        cdef uint64_t i, most = min(lst.count, pages >> (MAX_ORDER - 1))
-        cdef Py_ssize_t n = 0
-        for i in range(most):
-            if not pfn & (RECORD_WINDOW - 1):
-                run = 1
-            elif run and pfn == last + MAX_ORDER_PAGES:
-                run += 1
-            else:
-                run = 0
-            last = pfn
-            if run == RECORD_WINDOW / MAX_ORDER_PAGES and n < out.shape[0]:
-                out[n] = pfn >> RECORD_WINDOW_SHIFT
-                n += 1
-                run = 0
-            pfn = list_next(&self.memmap.mem, pfn, MAX_ORDER - 1)
-        return n
-
-    def forget_dirty_free(self, uint64_t[::1] out):
-        """Call free pageblocks clean whose page records the host may take back.
+    def dirty_free(self, uint64_t[::1] out):
+        """List free pageblocks whose page records the host still keeps.
 
         :param out: filled with the first pfns of at most so many of them.
-        :return: how many there were; the caller gives their records' memory back.
+        :return: how many there are in it.
         """
         cdef Py_ssize_t n = 0
         cdef int order, mt
@@ -359,16 +330,25 @@ cdef class BuddyZone:
             for mt in range(MIGRATE_TYPES):
                 pfn = self.z.free_area[mt][order].head
                 for i in range(self.z.free_area[mt][order].count):
-                    if self.z.nr_dirty_free == 0:
-                        return n
                     for block in range(pfn, pfn + (<pfn_t> 1 << order), 512):
-                        if n < out.shape[0] and block_of(mem, block).state & BLOCK_DIRTY:
-                            block_of(mem, block).state &= ~BLOCK_DIRTY
-                            self.z.nr_dirty_free -= 1
+                        if n == out.shape[0] or n == self.z.nr_dirty_free:
+                            return n
+                        if block_of(mem, block).state & BLOCK_DIRTY:
                             out[n] = block
                             n += 1
                     pfn = list_next(mem, pfn, order)
         return n
+
+    def forget_dirty(self, const uint64_t[::1] blocks, int64_t kept):
+        """Call some of them clean; the caller gives their records' memory back to the host.
+
+        :param blocks: first pfns; kept: so many more may come before it is worth another look.
+        """
+        cdef Py_ssize_t i
+        for i in range(blocks.shape[0]):
+            block_of(&self.memmap.mem, blocks[i]).state &= ~BLOCK_DIRTY
+        self.z.nr_dirty_free -= blocks.shape[0]
+        self.z.dirty_free_limit = self.z.nr_dirty_free + kept
 
     def recount(self):
         """Count the free blocks of the span by walking its records, not its lists.

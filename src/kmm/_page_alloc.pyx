@@ -596,6 +596,11 @@ cdef class PageAllocator:
             raise kernel_error(-EINVAL, f"gfp: {flags:#x}; allowed: movable or reclaimable, not both")
         return flags
 
+    cdef int _after_free(self, zone_t *zone) except -1:
+        if zone.nr_dirty_free > self.records_kept and zone.nr_dirty_free > zone.dirty_free_limit:
+            self.give_back_records()
+        return 0
+
     def alloc_pages(self, order=0, gfp=DEF_GFP, nid=None, cpu=None):
         """Allocate a block of 2^order pages.
 
@@ -632,8 +637,7 @@ cdef class PageAllocator:
         rc = free_pages(self.mem, page, o, c)
         if rc:
             self._refuse_free(rc, page, o)
-        if page_zone(self.mem, page).nr_dirty_free > self.records_kept:
-            self.give_back_records()
+        self._after_free(page_zone(self.mem, page))
 
     def alloc_pages_bulk(self, n, order=0, gfp=DEF_GFP, nid=None, out=None, cpu=None):
         """Allocate up to n blocks, as single calls would one after the other.
@@ -702,8 +706,7 @@ cdef class PageAllocator:
         if rc:
             raise kernel_error(
                 rc, f"free of pfn {array[failed]:#x} (index {failed}), order {o}")
-        if page_zone(self.mem, array[0]).nr_dirty_free > self.records_kept:
-            self.give_back_records()
+        self._after_free(page_zone(self.mem, array[0]))
 
     def split_page(self, pfn, order):
         """Turn a block of 2^order pages into single pages, each to be freed by itself.

@@ -44,12 +44,15 @@ cdef inline void fetch_records(const mem_t *mem, pfn_t pfn) noexcept nogil:
 
 
 cdef inline void fetch_neighbours(const page_t *pages, pfn_t pfn, int order) noexcept nogil:
-    """Fetch what merging a page will write: the neighbours of its buddy on the buddy's list.
+    """Fetch what merging a page will write: the neighbours of its next two buddies on their lists.
 
-    Whether the buddy is free is not asked: a wrong guess of the branch would cost more than two
-    lines fetched in vain.
+    Whether these are free is not asked: a wrong guess of the branch would cost more than lines
+    fetched in vain.
     """
     cdef const page_t *buddy = &pages[pfn ^ (<pfn_t> 1 << order)]
+    prefetch(&pages[page_next(buddy)])
+    prefetch(&pages[page_prev(buddy)])
+    buddy = &pages[(pfn & ~(<pfn_t> 1 << order)) ^ (<pfn_t> 2 << order)]
     prefetch(&pages[page_next(buddy)])
     prefetch(&pages[page_prev(buddy)])
 

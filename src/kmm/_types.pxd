@@ -171,6 +171,7 @@ cdef struct zone_t:
     int64_t numa_local
     int64_t numa_other
     int64_t nr_dirty_free           # free pageblocks whose page records the host still keeps
+    int64_t dirty_free_limit        # from how many on some are given back
     int64_t pgalloc                 # pages handed out and taken back since boot
     int64_t pgfree
     uint32_t free_mask[8]           # per migratetype: bit o is set while a block of order o is free

@@ -43,9 +43,9 @@ from kmm.params import (
     KPF_RESERVED,
     LOCAL_DISTANCE,
     MAX_NR_ZONES,
-    MIGRATE_MOVABLE,
     NR_PAGES_MAX,
     PAGE_SHIFT,
+    PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
     PAGES_PER_SECTION,
     PFN_SECTION_SHIFT,
@@ -94,6 +94,8 @@ class Ops:
     device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
 
 
+# So many pageblocks have their records in one huge page of the host, of 2 MiB.
+BLOCKS_OF_A_HUGE_PAGE = 342
 # Huge pages of the host are advised for the records of so many pages at a time, 1.5 MiB.
 RECORD_WINDOW_SHIFT = 17
 MADV_NOHUGEPAGE = 15
@@ -597,31 +599,37 @@ class Machine(PageAllocator):
         :param pages: how many pages are requested; gfp, nid: as for alloc_pages.
         """
         for zone in self.nodes[nid].zonelist:
-            if zone.zone_idx > gfp_zone(gfp):
-                continue
-            windows = np.zeros(pages >> RECORD_WINDOW_SHIFT, dtype=np.uint64)
-            mt = gfp >> 3 & 3
-            count = zone.dense_windows(mt, pages, windows)
-            if not count and mt != MIGRATE_MOVABLE:
-                count = zone.dense_windows(MIGRATE_MOVABLE, pages, windows)
-            for window in set(windows[:count].tolist()) - self._huge_windows:
-                self._huge_windows.add(window)
-                self._advise(mmap.MADV_HUGEPAGE, window)
-            pages -= count << RECORD_WINDOW_SHIFT
-            if pages < 1 << RECORD_WINDOW_SHIFT:
-                break
+            free = zone.nr_free_pages
+            if zone.zone_idx <= gfp_zone(gfp) and free:
+                if 2 * pages < free:
+                    break  # who knows where in the zone they will lie
+                first = zone.zone_start_pfn >> RECORD_WINDOW_SHIFT
+                last = -(-zone.zone_end_pfn >> RECORD_WINDOW_SHIFT)
+                for window in set(range(first, last)) - self._huge_windows:
+                    self._huge_windows.add(window)
+                    self._advise(mmap.MADV_HUGEPAGE, window)
+                pages -= free
 
     def give_back_records(self) -> None:
         """Let the host have the memory of page records whose pages are free in large blocks.
 
-        Happens by itself once a zone has enough of them.
+        Happens by itself once a zone has many of them.  Runs that fill huge pages of the host go
+        first: tearing those to pieces makes whatever is left of them slow.
         """
+        kept = self.free_records_kept
         for zone in self._zones:
-            if zone.nr_dirty_free > self.free_records_kept:
-                blocks = np.zeros(zone.nr_dirty_free, dtype=np.uint64)
-                blocks = np.sort(blocks[: zone.forget_dirty_free(blocks)])
-                for run in np.split(blocks, np.flatnonzero(np.diff(blocks) != 512) + 1):
-                    self._forget_pages(int(run[0]), len(run) * 512)
+            if zone.nr_dirty_free <= kept:
+                continue
+            blocks = np.zeros(zone.nr_dirty_free, dtype=np.uint64)
+            blocks = np.sort(blocks[: zone.dirty_free(blocks)])
+            runs = np.split(blocks, np.flatnonzero(np.diff(blocks) != PAGEBLOCK_NR_PAGES) + 1)
+            large = [run for run in runs if len(run) >= 2 * BLOCKS_OF_A_HUGE_PAGE]
+            if len(blocks) - sum(map(len, large)) > 4 * kept:
+                large = runs
+            for run in large:
+                self._forget_pages(int(run[0]), len(run) * PAGEBLOCK_NR_PAGES)
+            gone = np.concatenate(large) if large else blocks[:0]
+            zone.forget_dirty(gone, kept)
 
     def alloc_contig_range(self, start: int, end: int) -> None:
         """Take exactly the pages from start to end - 1 (pfns), as pages of order 0.
