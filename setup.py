@@ -14,23 +14,15 @@ DIRECTIVES = {
     "initializedcheck": DEBUG,
     "embedsignature": True,
 }
-MODULES = "_memmap _fallback _pcp _page_alloc _buddy _scan _page_flags _watermarks".split()
+MODULES = """_memmap _fallback _pcp _page_alloc _free_pages _allocator _buddy _scan _page_flags
+    _watermarks""".split()
 FLAGS = ["-O1", "-g", "-DKMM_DEBUG=1"] if DEBUG else ["-O3"]
 
 setup(
     ext_modules=cythonize(
         [
             Extension(f"kmm.{name}", [f"src/kmm/{name}.pyx"], extra_compile_args=FLAGS)
-            for name in (
-                "_memmap",
-                "_fallback",
-                "_pcp",
-                "_page_alloc",
-                "_buddy",
-                "_scan",
-                "_page_flags",
-                "_watermarks",
-            )
+            for name in MODULES
         ],
         compiler_directives=DIRECTIVES,
         include_path=["src"],

@@ -1,10 +1,11 @@
 # The allocator's C-level interface, for the package's own modules and for those of others
 # (docs/extending.md).  Every function works on records that the caller owns and never allocates.
+from kmm._allocator cimport PageAllocator
+from kmm._free_pages cimport free_pages, free_pages_bulk, split_page
 from kmm._freelist cimport (del_page_from_free_list, free_one_page, is_free_head, move_freepages,
                             rmqueue_smallest)
 from kmm._memmap cimport MemMap
-from kmm._page_alloc cimport (PageAllocator, alloc_pages, alloc_pages_bulk, free_pages,
-                              free_pages_bulk, split_page)
+from kmm._page_alloc cimport alloc_pages, alloc_pages_bulk
 from kmm._pcp cimport drain_pages
 from kmm._types cimport *
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmm import _memmap, memory_views
-from kmm._page_alloc import PageAllocator
+from kmm._allocator import PageAllocator
 from kmm.acpi_memhotplug import CONTAINER_HID, AcpiDevice, acpi_unbind_one
 from kmm.acpi_scan import (
     ACPI_NOTIFY_DEVICE_CHECK,
