@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import mmap
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,15 +44,13 @@ from kmm.params import (
     MAX_NR_ZONES,
     NR_PAGES_MAX,
     PAGE_SHIFT,
-    PAGEBLOCK_NR_PAGES,
-    PAGEBLOCK_ORDER,
-    PAGES_PER_SECTION,
     PFN_SECTION_SHIFT,
     PMD_SIZE,
     REMOTE_DISTANCE,
     MachineConfig,
     MiB,
 )
+from kmm.records import Records
 from kmm.resource import ResourceTree
 from kmm.rules import LINUX_6_1, Rules
 from kmm.trace import Kprobes
@@ -92,25 +89,6 @@ class Ops:
     memory_block_online: Callable[[Machine, MemoryBlock], None]
     memory_block_offline: Callable[[Machine, MemoryBlock], None]
     device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
-
-
-# So many pageblocks have their records in one huge page of the host, of 2 MiB.
-BLOCKS_OF_A_HUGE_PAGE = 342
-# Huge pages of the host are advised for the records of so many pages at a time, 1.5 MiB.
-RECORD_WINDOW_SHIFT = 17
-MADV_NOHUGEPAGE = 15
-
-
-def _reserve(nbytes: int) -> mmap.mmap:
-    """Reserve address space for records; nothing of it is resident until it is written."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
-    try:
-        return mmap.mmap(-1, nbytes, flags=flags)
-    except OSError as e:
-        raise MemoryError(
-            f"cannot reserve {nbytes >> 30} GiB of address space ({e.strerror}); "
-            "needed: no limit on virtual memory (ulimit -v), vm.overcommit_memory 0 or 1"
-        ) from None
 
 
 class Machine(PageAllocator):
@@ -174,18 +152,11 @@ class Machine(PageAllocator):
         self.block_size = 128 * MiB
 
     def _prepare_records(self, config: MachineConfig) -> None:
-        nr_sections = NR_PAGES_MAX >> PFN_SECTION_SHIFT
-        self._maps = [
-            _reserve(NR_PAGES_MAX * _memmap.page_dtype.itemsize),
-            _reserve(NR_PAGES_MAX),
-            _reserve((NR_PAGES_MAX >> 9) * _memmap.pageblock_dtype.itemsize),
-            _reserve(nr_sections * _memmap.section_dtype.itemsize),
-        ]
-        self._huge_windows: set[int] = set()
-        self.memmap = np.frombuffer(self._maps[0], dtype=_memmap.page_dtype)
-        self.page_states = np.frombuffer(self._maps[1], dtype=np.uint8)
-        self.pageblocks = np.frombuffer(self._maps[2], dtype=_memmap.pageblock_dtype)
-        self.sections = np.frombuffer(self._maps[3], dtype=_memmap.section_dtype)
+        self.records = Records()
+        self.memmap = self.records.memmap
+        self.page_states = self.records.page_states
+        self.pageblocks = self.records.pageblocks
+        self.sections = self.records.sections
         self.pxm_to_node = pxm_to_node_map(config)
         self._pxm_of_node = {nid: pxm for pxm, nid in self.pxm_to_node.items()}
         nr_nodes = max(self.pxm_to_node.values(), default=0) + 1
@@ -358,46 +329,7 @@ class Machine(PageAllocator):
 
         :param pfn: first pfn; nr_pages: pages, both multiples of 512.
         """
-        if self.memmap_engine.dirty_blocks(pfn, nr_pages):
-            self._forget_pages(pfn, nr_pages)
-        self._forget(2, pfn, nr_pages, 9)
-        first = -(-pfn // PAGES_PER_SECTION)
-        whole = ((pfn + nr_pages) >> PFN_SECTION_SHIFT) - first
-        if whole > 0:
-            self._forget(3, first << PFN_SECTION_SHIFT, whole << PFN_SECTION_SHIFT, 15)
-
-    def _forget_pages(self, pfn: int, nr_pages: int) -> None:
-        """Zero the records and states of a range of pages."""
-        for which in (0, 1):
-            self._forget(which, pfn, nr_pages, 0)
-        windows = range(-(-pfn >> RECORD_WINDOW_SHIFT), (pfn + nr_pages) >> RECORD_WINDOW_SHIFT)
-        for window in self._huge_windows.intersection(windows):
-            # What comes next there may be sparse.
-            self._huge_windows.remove(window)
-            self._advise(MADV_NOHUGEPAGE, window)
-
-    def _advise(self, advice: int, window: int) -> None:
-        for which, records in ((0, self.memmap), (1, self.page_states)):
-            size = records.itemsize << RECORD_WINDOW_SHIFT
-            self._maps[which].madvise(advice, window * size, size)
-
-    def _forget(self, which: int, pfn: int, nr_pages: int, shift: int) -> None:
-        """Zero one array's records of a range of pages; untouched host pages are not touched."""
-        records = (self.memmap, self.page_states, self.pageblocks, self.sections)[which]
-        size = records.itemsize
-        start, end = (pfn >> shift) * size, ((pfn + nr_pages) >> shift) * size
-        host = mmap.PAGESIZE
-        inner, outer = -(-start // host) * host, end // host * host
-        raw = np.frombuffer(self._maps[which], dtype=np.uint8)
-        # At the ends the host page holds records of others too; it goes if those are zero.
-        if start < inner:
-            raw[start : min(inner, end)] = 0
-            inner -= host * (not raw[inner - host : inner].any())
-        if outer >= inner and outer < end:
-            raw[outer:end] = 0
-            outer += host * (not raw[outer : outer + host].any())
-        if outer > inner:
-            self._maps[which].madvise(mmap.MADV_DONTNEED, inner, outer - inner)
+        self.records.forget(pfn, nr_pages, bool(self.memmap_engine.dirty_blocks(pfn, nr_pages)))
 
     # -- firmware events --------------------------------------------------------------
 
@@ -583,18 +515,8 @@ class Machine(PageAllocator):
         except (ValueError, TypeError, OverflowError):
             raise kernel_error(-22, "pfns: allowed: numbers from 0 to 2^64 - 1") from None
 
-    def before_many_sections(self, first: int, count: int) -> None:
-        """Advise huge host pages for pageblock records that are about to be written densely.
-
-        :param first: section; count: how many sections come.
-        """
-        size = self.pageblocks.itemsize * (PAGES_PER_SECTION >> PAGEBLOCK_ORDER)
-        start, end = -(-first * size // PMD_SIZE) * PMD_SIZE, (first + count) * size
-        if end - start >= PMD_SIZE:
-            self._maps[2].madvise(mmap.MADV_HUGEPAGE, start, (end - start) // PMD_SIZE * PMD_SIZE)
-
     def _before_large_request(self, pages: int, gfp: int, nid: int) -> None:
-        """Advise huge host pages for records that a request is about to write densely.
+        """Make the host ready for records that a request is about to write densely.
 
         :param pages: how many pages are requested; gfp, nid: as for alloc_pages.
         """
@@ -603,33 +525,17 @@ class Machine(PageAllocator):
             if zone.zone_idx <= gfp_zone(gfp) and free:
                 if 2 * pages < free:
                     break  # who knows where in the zone they will lie
-                first = zone.zone_start_pfn >> RECORD_WINDOW_SHIFT
-                last = -(-zone.zone_end_pfn >> RECORD_WINDOW_SHIFT)
-                for window in set(range(first, last)) - self._huge_windows:
-                    self._huge_windows.add(window)
-                    self._advise(mmap.MADV_HUGEPAGE, window)
+                self.records.expect_pages(zone.zone_start_pfn, zone.zone_end_pfn)
                 pages -= free
 
     def give_back_records(self) -> None:
         """Let the host have the memory of page records whose pages are free in large blocks.
 
-        Happens by itself once a zone has many of them.  Runs that fill huge pages of the host go
-        first: tearing those to pieces makes whatever is left of them slow.
+        Happens by itself once a zone has many of them.
         """
-        kept = self.free_records_kept
         for zone in self._zones:
-            if zone.nr_dirty_free <= kept:
-                continue
-            blocks = np.zeros(zone.nr_dirty_free, dtype=np.uint64)
-            blocks = np.sort(blocks[: zone.dirty_free(blocks)])
-            runs = np.split(blocks, np.flatnonzero(np.diff(blocks) != PAGEBLOCK_NR_PAGES) + 1)
-            large = [run for run in runs if len(run) >= 2 * BLOCKS_OF_A_HUGE_PAGE]
-            if len(blocks) - sum(map(len, large)) > 4 * kept:
-                large = runs
-            for run in large:
-                self._forget_pages(int(run[0]), len(run) * PAGEBLOCK_NR_PAGES)
-            gone = np.concatenate(large) if large else blocks[:0]
-            zone.forget_dirty(gone, kept)
+            if zone.nr_dirty_free > self.free_records_kept:
+                self.records.give_back(zone, self.free_records_kept)
 
     def alloc_contig_range(self, start: int, end: int) -> None:
         """Take exactly the pages from start to end - 1 (pfns), as pages of order 0.

@@ -195,7 +195,7 @@ def sparse_add_sections(
         m.sections["subsection_map"][first : first + count] | m.vmemmap_users[first : first + count]
     )
     end = first + (int(used[0]) if used.size else count)
-    m.before_many_sections(first, end - first)
+    m.records.expect_sections(first, end - first)
     at = first
     while at < end:
         stop = min(end, (at // PMDS_PER_TABLE + 1) * PMDS_PER_TABLE)
