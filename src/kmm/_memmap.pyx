@@ -9,6 +9,12 @@ import numpy as np
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
+cdef extern from *:
+    """
+    #define kmm_write_first(p) (*(volatile uint16_t *)(p) = 0)
+    """
+    void write_first "kmm_write_first"(uint16_t *p) noexcept nogil
+
 cdef page_t _page
 cdef pageblock_t _block
 cdef section_t _section
@@ -237,6 +243,9 @@ cdef bint memmap_init_range(mem_t *mem, pfn_t start, pfn_t nr, int zone_index, i
     cdef pfn_t b, first = start >> PAGEBLOCK_ORDER, last = (start + nr) >> PAGEBLOCK_ORDER
     cdef bint dirty = False
     for b in range(first, last):
+        if (b & 255) == 0 or b == first:
+            # A host page that is read before it is written costs two faults.
+            write_first(&mem.blocks[b].unused)
         if mem.blocks[b].state & BLOCK_DIRTY:
             dirty = True
             memset(&mem.pages[b << PAGEBLOCK_ORDER], 0, PAGEBLOCK_PAGES * sizeof(page_t))
