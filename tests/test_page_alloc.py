@@ -318,3 +318,35 @@ def test_records_of_large_free_areas_go_back_to_the_host() -> None:
     first = int(pfns[0]) & ~1023
     assert not m.page_states[first : first + 50_000].any()
     m.validate()
+
+
+def test_who_waits_asks_compaction_and_reclaim_in_that_order() -> None:
+    m = machine()
+    kept = m.alloc_pages_bulk(40, 10, GFP_KERNEL | __GFP_THISNODE, 1)
+    asked: list[str] = []
+
+    def compact(m: Machine, nid: int, order: int, gfp: int) -> int:
+        asked.append(f"compact {order}")
+        return 0
+
+    def reclaim(m: Machine, nid: int, order: int, gfp: int) -> int:
+        asked.append(f"reclaim {order}")
+        m.free_pages_bulk(kept[:1], 10)
+        return 1024
+
+    m.ops.try_to_compact_pages, m.ops.try_to_free_pages = compact, reclaim
+    want = GFP_KERNEL | __GFP_THISNODE
+    while m.alloc_pages(3, want, 1) and not asked:
+        pass
+    assert asked == ["compact 3", "reclaim 3"]
+    asked.clear()
+    m.ops.try_to_free_pages = lambda m, nid, order, gfp: 0
+    with pytest.raises(KernelError):
+        while True:
+            m.alloc_pages(0, want, 1)
+    asked.clear()
+    with pytest.raises(KernelError):
+        while True:
+            m.alloc_pages(3, GFP_NOWAIT | __GFP_THISNODE, 1)
+    assert asked == []
+    m.validate()

@@ -21,6 +21,7 @@ from kmm.acpi_scan import (
     acpi_device_hotplug,
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
+from kmm.compaction import try_to_compact_pages
 from kmm.config import check_config
 from kmm.contig_alloc import alloc_contig_range, free_contig_range
 from kmm.errors import (
@@ -54,6 +55,7 @@ from kmm.records import Records
 from kmm.resource import ResourceTree
 from kmm.rules import LINUX_6_1, Rules
 from kmm.trace import Kprobes
+from kmm.vmscan import try_to_free_pages
 
 if TYPE_CHECKING:
     from kmm.sparse import VmemAltmap
@@ -82,13 +84,15 @@ class VmSysctl:
 
 @dataclass(slots=True)
 class Ops:
-    """Where code that the kernel calls upward plugs in (arch hooks, the block device driver)."""
+    """Where code that the kernel calls upward plugs in: arch hooks, block devices, reclaim."""
 
     arch_add_memory: Callable[[Machine, int, int, int, VmemAltmap | None], None]
     arch_remove_memory: Callable[[Machine, int, int], None]
     memory_block_online: Callable[[Machine, MemoryBlock], None]
     memory_block_offline: Callable[[Machine, MemoryBlock], None]
     device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
+    try_to_compact_pages: Callable[[Machine, int, int, int], int]
+    try_to_free_pages: Callable[[Machine, int, int, int], int]
 
 
 class Machine(PageAllocator):
@@ -130,6 +134,8 @@ class Machine(PageAllocator):
             memory_block_online,
             memory_block_offline,
             acpi_unbind_one,
+            try_to_compact_pages,
+            try_to_free_pages,
         )
         self.nr_cpus = config.cpus
         self.log: list[str] = []

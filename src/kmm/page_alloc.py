@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
 
 __GFP_DMA, __GFP_HIGHMEM, __GFP_DMA32, __GFP_MOVABLE = 0x1, 0x2, 0x4, 0x8
-__GFP_RECLAIMABLE, __GFP_HIGH = 0x10, 0x20
+__GFP_RECLAIMABLE, __GFP_HIGH, __GFP_IO = 0x10, 0x20, 0x40
 __GFP_DIRECT_RECLAIM, __GFP_KSWAPD_RECLAIM = 0x400, 0x800
 __GFP_NOWARN: int = 0x2000
 __GFP_RETRY_MAYFAIL: int = 0x4000
@@ -79,9 +79,16 @@ def __alloc_pages(
 def __alloc_pages_slowpath(m: Machine, gfp: int, order: int, nid: int, nodes: int, cpu: int) -> int:
     """Wait for memory: compaction, reclaim, and what else lies idle; a pfn or -ENOMEM.
 
-    What has no user can neither be moved nor reclaimed.  Pages parked on per-CPU lists and
-    pageblocks kept for atomic requests come back.
+    Compaction and reclaim plug in at ``m.ops``; what has no user can be neither moved nor
+    reclaimed.  Pages parked on per-CPU lists and pageblocks kept for atomic requests come back.
     """
+    pfn = -1
+    if order > 0 and gfp & __GFP_IO and m.ops.try_to_compact_pages(m, nid, order, gfp):
+        pfn = m._request(gfp, order, nid, nodes, cpu)
+    if pfn < 0 and m.ops.try_to_free_pages(m, nid, order, gfp):
+        pfn = m._request(gfp, order, nid, nodes, cpu)
+    if pfn >= 0:
+        return pfn
     drain_all_pages(m)
     pfn = m._request(gfp, order, nid, nodes, cpu)
     while pfn < 0 and m._unreserve_highatomic(gfp, nid, nodes):

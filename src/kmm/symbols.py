@@ -254,6 +254,14 @@ SYMBOLS: tuple[Symbol, ...] = (
         note="gone in 6.1; build_all_zonelists logs it, Machine.vm_total_pages keeps it",
     ),
     Symbol(
+        "try_to_compact_pages",
+        "mm/compaction.c",
+        "compaction",
+        "stub",
+        traceable=False,
+        note="no page moves yet",
+    ),
+    Symbol(
         "try_to_free_pages",
         "mm/vmscan.c",
         "vmscan",
