@@ -350,3 +350,18 @@ def test_who_waits_asks_compaction_and_reclaim_in_that_order() -> None:
             m.alloc_pages(3, GFP_NOWAIT | __GFP_THISNODE, 1)
     assert asked == []
     m.validate()
+
+
+def test_requests_larger_than_the_host_are_answered() -> None:
+    m = machine()
+    got = m.alloc_pages_bulk(1 << 34)
+    assert 0 < len(got) < 1 << 20
+    m.free_pages_bulk(got)
+    with pytest.raises(KernelError, match="pfns: None"):
+        m.free_pages_bulk(None)  # type: ignore[arg-type]
+    with pytest.raises(KernelError, match=r"split of pfn 0x5, order 2"):
+        m.split_page(5, 2)
+    for pfn, count in (("a", 1), (1, -4), (1, 1 << 50)):
+        with pytest.raises(KernelError, match="allowed"):
+            m.free_contig_range(pfn, count)  # type: ignore[arg-type]
+    m.validate()

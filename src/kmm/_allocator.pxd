@@ -11,6 +11,7 @@ cdef class PageAllocator:
     cdef int default_cpu
     cdef int64_t records_kept
     cdef int _cpu(self, object cpu) except -1
+    cdef int64_t _managed_pages(self) noexcept
     cdef int _after_free(self, zone_t *zone) except -1
     cdef int _nid(self, object nid, int cpu) except -1
     cdef uint32_t _gfp(self, object gfp) except? 0xFFFFFFFF

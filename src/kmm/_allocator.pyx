@@ -125,7 +125,7 @@ cdef class PageAllocator:
             return
         rc = free_pages(self.mem, page, o, c)
         if rc:
-            self._refuse_free(rc, page, o)
+            raise kernel_error(rc, f"free of pfn {page:#x}, order {o}")
         self._after_free(page_zone(self.mem, page))
 
     def alloc_pages_bulk(self, n, order=0, gfp=DEF_GFP, nid=None, out=None, cpu=None):
@@ -145,6 +145,8 @@ cdef class PageAllocator:
         cdef int node = self._nid(nid, c)
         cdef uint64_t[::1] room
         if out is None:
+            # There are not more than the machine's pages.
+            want = min(want, self._managed_pages() >> o)
             out = np.empty(want, dtype=np.uint64)
         try:
             room = out
@@ -183,6 +185,8 @@ cdef class PageAllocator:
         cdef int64_t n, failed = -1
         cdef int rc
         cdef const uint64_t[::1] array
+        if pfns is None:
+            raise kernel_error(-EINVAL, "pfns: None; allowed: numbers from 0 to 2^64 - 1")
         try:
             array = pfns
         except (ValueError, TypeError, BufferError):
@@ -206,10 +210,14 @@ cdef class PageAllocator:
         cdef pfn_t page = check_number("pfn", pfn, 0, (1 << 64) - 1)
         cdef int rc = split_page(self.mem, page, o)
         if rc:
-            self._refuse_free(rc, page, o)
+            raise kernel_error(rc, f"split of pfn {page:#x}, order {o}")
 
-    def _refuse_free(self, int rc, pfn_t pfn, int order):
-        raise kernel_error(rc, f"free of pfn {pfn:#x}, order {order}")
+    cdef int64_t _managed_pages(self) noexcept:
+        cdef int64_t total = 0
+        cdef int i
+        for i in range(self.mem.nr_zones):
+            total += self.mem.zones[i].managed_pages
+        return total
 
     def _request(self, int gfp, int order, int nid, uint64_t nodes, int cpu):
         """One request without what waits for others; a pfn, or -ENOMEM (__alloc_pages)."""

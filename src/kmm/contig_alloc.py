@@ -73,8 +73,12 @@ def alloc_contig_range(
 def free_contig_range(m: Machine, pfn: int, nr_pages: int) -> None:
     """Free a range of single pages, first to last.
 
-    :raises KernelError: as free_pages_bulk, if one of them is not allocated; none is freed then.
+    :param pfn: first page; nr_pages: how many.
+    :raises InvalidArgument: naming the argument; KernelError: as free_pages_bulk, if one of them is
+        not allocated; none is freed then.
     """
+    check_number("pfn", pfn, 0, NR_PAGES_MAX - 1)
+    check_number("nr_pages", nr_pages, 0, m.totalram_pages)
     m.free_pages_bulk(np.arange(pfn, pfn + nr_pages, dtype=np.uint64))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmm import _page_flags
-from kmm.errors import check_number
+from kmm.errors import check_number, kernel_error
 from kmm.params import MAX_NR_ZONES, MAX_ORDER, MIGRATE_TYPES, NR_PAGES_MAX
 
 if TYPE_CHECKING:
@@ -30,9 +30,14 @@ def kpageflags(m: Machine, pfn: int, count: int) -> npt.NDArray[np.uint64]:
     """Return /proc/kpageflags of a range: a word of params.KPF_* bits a page.
 
     :param pfn: first page; count: pages.
-    :raises InvalidArgument: for a range outside 64 TiB.
+    :raises InvalidArgument: for a range outside 64 TiB; OutOfMemory: if the host has no room for 8
+        bytes a page (procfs.kpageflags tells runs).
     """
     check_number("pfn", pfn, 0, NR_PAGES_MAX - 1)
-    words = np.zeros(check_number("count", count, 0, NR_PAGES_MAX - pfn), dtype=np.uint64)
+    check_number("count", count, 0, NR_PAGES_MAX - pfn)
+    try:
+        words = np.zeros(count, dtype=np.uint64)
+    except MemoryError:
+        raise kernel_error(-12, f"count: {count}; no room for 8 bytes a page") from None
     _page_flags.kpageflags(m.memmap_engine, pfn, words)
     return words
