@@ -105,11 +105,11 @@ class Life(RuleBasedStateMachine):
         )
 
     # Memory that no device brought lies beyond all DIMMs.
-    @rule(slot=st.integers(16, 21), odd=st.sampled_from(["", "1", "000"]))
+    @rule(slot=st.integers(20, 25), odd=st.sampled_from(["", "1", "000"]))
     def probe(self, slot: int, odd: str) -> None:
         self.try_(lambda: self.m.write(f"{MEMORY}/probe", f"{DIMM + slot * SECTION:#x}{odd}"))
 
-    @rule(slot=st.integers(16, 21), nr=st.integers(1, 3))
+    @rule(slot=st.integers(20, 25), nr=st.integers(1, 3))
     def remove(self, slot: int, nr: int) -> None:
         first = DIMM // SECTION + slot
         # Whoever removes memory has to know what it added.
