@@ -45,11 +45,10 @@ REQUIRED = {
     "veto_kernel_zone": (2501, 2501),
     "veto_values": (3668, 3668),
     "watermarks": (1386, 1386),
-    # These load memory, which the model does not do yet.
-    "anon": (644, 659),
+    "anon": (659, 659),
     "hugetlb": (937, 937),
     "kernel_pages": (210, 210),
-    "migrate": (508, 517),
+    "migrate": (517, 517),
     # In these the guest's own tasks show: see the recordings' README.
     "auto_movable_no_numa": (7940, 7968),
     "boot_6_gib": (3151, 3163),

@@ -11,7 +11,9 @@ import pytest
 from kmm import GFP_KERNEL, KernelError, Machine
 from kmm import memory_hotplug as mh
 from kmm.contig_alloc import alloc_contig_pages
+from kmm.memory import User
 from kmm.memory_group import memory_group_register_dynamic
+from kmm.mempolicy import new_policy
 from kmm.symbols import OLDER, RESOLVES, SYMBOLS, TRACEABLE, display, resolve
 from kmm.trace import visible_calls
 from kmm.views import call_tree
@@ -95,10 +97,13 @@ def chains() -> list[list[object]]:
         m.plug("a", 1, DIMM, BLOCK)
         m.write(f"{MEMORY}/memory32/state", "online_movable")
         m.free_pages(m.alloc_pages())
+        user = User(m, "user", "anon", 100, policy=new_policy(m, "bind", [1]))
+        user.grow(100)
         m.free_contig_range(alloc_contig_pages(m, 600, GFP_KERNEL, 1), 600)
         m.write(f"{MEMORY}/soft_offline_page", hex(DIMM + (64 << 20)))
         m.write(f"{MEMORY}/hard_offline_page", hex(DIMM + (65 << 20)))
         m.unplug("a")
+        user.close()
 
     def by_callers(m: Machine) -> None:
         mh.add_memory(m, 1, DIMM, BLOCK)

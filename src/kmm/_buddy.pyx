@@ -14,6 +14,7 @@ from kmm._freelist cimport (KMM_DEBUG, add_to_free_list, block_mt, block_of,
 from kmm._memmap cimport get_pageblock_migratetype, page_zone, section_online, state_order
 from kmm._page_alloc cimport rmqueue
 from kmm._pcp cimport drain_pages, pindex_to_order
+from kmm._vmstat cimport NR_ZONE_STATS
 
 cdef enum:
     EBUSY = 16
@@ -74,6 +75,10 @@ cdef class BuddyZone:
         """The zone's counters, list ends and per-CPU lists as bytes, for restore()."""
         return ((<char *> &self.z)[:sizeof(zone_t)],
                 (<char *> self.z.pcp)[:self.z.nr_cpus * sizeof(per_cpu_pages_t)])
+
+    def stat(self):
+        """What was counted of each item of vmstat.ZONE_STAT_ITEMS since the machine began."""
+        return [self.z.stat[i] for i in range(NR_ZONE_STATS)]
 
     def restore(self, saved):
         """Put back what save() returned; the records themselves come from the journal."""

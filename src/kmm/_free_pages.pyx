@@ -5,6 +5,7 @@ from kmm._memmap cimport get_pageblock_migratetype, page_zone, section_online
 from kmm._pcp cimport free_unref_page, free_unref_pages, pcp_overflow
 
 cdef enum:
+    EBUSY = 16
     EFAULT = 14
     EINVAL = 22
     EEXIST = 17
@@ -17,8 +18,12 @@ cdef int why_not_allocated(const mem_t *mem, pfn_t pfn, int order) noexcept nogi
     if pfn & ((<pfn_t> 1 << order) - 1):
         return -EINVAL
     if order >= PAGEBLOCK_ORDER:
-        return -EINVAL if block_of(mem, pfn).kind == KIND_ALLOCATED else -EEXIST
-    return -EINVAL if is_allocated_state(mem.states[pfn]) else -EEXIST
+        if block_of(mem, pfn).kind != KIND_ALLOCATED:
+            return -EEXIST
+        return -EBUSY if block_of(mem, pfn).flags & (PF_USER | PF_PINNED) else -EINVAL
+    if not is_allocated_state(mem.states[pfn]):
+        return -EEXIST
+    return -EBUSY if mem.pages[pfn].flags & (PF_USER | PF_PINNED) else -EINVAL
 
 
 cdef inline bint is_allocated_state(uint8_t state) noexcept nogil:
@@ -26,13 +31,17 @@ cdef inline bint is_allocated_state(uint8_t state) noexcept nogil:
 
 
 cdef inline bint is_allocated(const mem_t *mem, pfn_t pfn, int order) noexcept nogil:
-    """Whether a block of this order was handed out at pfn."""
+    """Whether a block of this order was handed out at pfn, and no user or pin holds it."""
     if pfn >= mem.nr_pages:
         return False
     if order >= PAGEBLOCK_ORDER:
         return (block_of(mem, pfn).kind == KIND_ALLOCATED and block_of(mem, pfn).order == order
-                and (pfn & (PAGEBLOCK_PAGES - 1)) == 0)
-    return mem.states[pfn] & ~STATE_MARKED == STATE_ALLOCATED | order
+                and (pfn & (PAGEBLOCK_PAGES - 1)) == 0
+                and not block_of(mem, pfn).flags & (PF_USER | PF_PINNED))
+    if mem.states[pfn] == STATE_ALLOCATED | order:
+        return True
+    return (mem.states[pfn] == STATE_ALLOCATED | STATE_MARKED | order
+            and not mem.pages[pfn].flags & (PF_USER | PF_PINNED))
 
 
 cdef inline bint free_to_pcp(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept nogil:

@@ -152,6 +152,7 @@ cdef inline void clear_block_record(mem_t *mem, pfn_t pfn) noexcept nogil:
     touch_block(mem, pfn)
     block.kind = block.order = block.mt = 0
     block.next = block.prev = 0
+    block.flags = 0
 
 
 cdef inline void list_add_pcp(mem_t *mem, free_list_t *lst, pfn_t pfn, int order, int mt,

@@ -6,6 +6,8 @@ pageblock records (16 bytes for 512 pages), smaller ones in the page records.
 """
 import numpy as np
 
+from kmm._vmstat cimport NR_NODE_STATS, NR_VM_EVENTS
+
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memset
 
@@ -30,7 +32,8 @@ cdef class MemMap:
 
     def __cinit__(self, page_t[::1] pages, uint8_t[::1] states, pageblock_t[::1] blocks,
                   section_t[::1] sections,
-                  int nr_zones, node_of_cpu=(0,), cpus_per_node=None):
+                  int nr_zones, node_of_cpu=(0,), cpus_per_node=None,
+                  uint64_t[::1] tokens=None):
         cdef int i
         cpus_per_node = cpus_per_node or {}
         if min(pages.shape[0], states.shape[0], blocks.shape[0], sections.shape[0]) == 0:
@@ -46,6 +49,10 @@ cdef class MemMap:
         self.mem.blocks = &blocks[0]
         self.mem.sections = &sections[0]
         self.mem.nr_pages = pages.shape[0]
+        if tokens is not None:
+            if tokens.shape[0] != pages.shape[0]:
+                raise ValueError("MemMap: the buffers describe different numbers of pages")
+            self.tokens_buffer, self.mem.tokens = tokens, &tokens[0]
         self.mem.nr_zones = nr_zones
         self.mem.nr_nodes = nr_zones / NR_ZONES
         self.mem.nr_cpus = len(node_of_cpu)
@@ -67,6 +74,11 @@ cdef class MemMap:
             self.mem.nodes[i].nr_cpus = cpus_per_node[i]
 
     def __dealloc__(self):
+        cdef int nid, lru
+        for nid in range(self.mem.nr_nodes if self.mem.nodes != NULL else 0):
+            for lru in range(NR_LRU_LISTS):
+                free(self.mem.nodes[nid].lru[lru].ring)
+        free(self.mem.users)
         free(self.mem.zones)
         free(self.mem.nodes)
         free(self.mem.node_of_cpu)
@@ -124,6 +136,14 @@ cdef class MemMap:
         """(times woken, highest order or -1, highest zone index) of what a node's kswapd heard."""
         cdef node_t *node = &self.mem.nodes[nid]
         return node.kswapd_wakeups, node.kswapd_order, node.kswapd_highest_zoneidx
+
+    def node_stat(self, int nid):
+        """What mechanisms have moved each item of a node by, in the order of NODE_STAT_ITEMS."""
+        return [self.mem.nodes[nid].stat[i] for i in range(NR_NODE_STATS)]
+
+    def vm_events(self):
+        """How often the engine has seen each event, in the order of VM_EVENT_ITEMS."""
+        return [self.mem.events[i] for i in range(NR_VM_EVENTS)]
 
     @property
     def nr_online_nodes(self):
@@ -245,7 +265,7 @@ cdef bint memmap_init_range(mem_t *mem, pfn_t start, pfn_t nr, int zone_index, i
     for b in range(first, last):
         if (b & 255) == 0 or b == first:
             # A host page that is read before it is written costs two faults.
-            write_first(&mem.blocks[b].unused)
+            write_first(&mem.blocks[b].flags)
         if mem.blocks[b].state & BLOCK_DIRTY:
             dirty = True
             memset(&mem.pages[b << PAGEBLOCK_ORDER], 0, PAGEBLOCK_PAGES * sizeof(page_t))

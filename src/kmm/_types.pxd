@@ -3,6 +3,8 @@
 # every record, so a fresh reservation of virtual memory is a valid memmap.
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from kmm._vmstat cimport NR_NODE_STATS, NR_VM_EVENTS, NR_ZONE_STATS
+
 ctypedef uint64_t pfn_t
 
 cdef enum:
@@ -40,7 +42,7 @@ cdef enum:
     STATE_BUDDY = 0x80              # on a zone's list; order in bits 0..3, type in bits 4..6
     STATE_ORDER = 0xF
 
-# page_t.flags: marks of pages in use.
+# page_t.flags, and pageblock_t.flags where a block of order 9 and more is in use: marks of pages.
 cdef enum:
     PF_RESERVED = 1 << 0
     PF_SLAB = 1 << 1
@@ -50,6 +52,42 @@ cdef enum:
     PF_OFFLINE = 1 << 5
     PF_MOVABLE_OPS = 1 << 6
     PF_TAKEN = 1 << 7               # broken, and so in nobody's hands
+    PF_USER = 1 << 8                # the links hold who uses it, and as what
+    PF_ACTIVE = 1 << 9
+    PF_REFERENCED = 1 << 10
+    PF_DIRTY = 1 << 11
+    PF_WRITEBACK = 1 << 12
+    PF_MLOCKED = 1 << 13            # on the unevictable list, which is only counted
+    PF_PINNED = 1 << 14             # somebody holds a reference for long: it stays where it is
+    PF_ISOLATED = 1 << 15           # taken off its LRU list, or from its driver, to be moved
+
+# What uses pages; of PF_LRU pages it tells the list too.
+cdef enum:
+    USER_NONE = 0
+    USER_ANON = 1
+    USER_SHMEM = 2
+    USER_FILE = 3
+    USER_SLAB_RECLAIMABLE = 4
+    USER_SLAB_UNRECLAIMABLE = 5
+    USER_STACK = 6
+    USER_PAGE_TABLE = 7
+    USER_KERNEL = 8                 # whatever else the kernel keeps for itself
+    USER_MOVABLE_OPS = 9            # a driver's that can move them
+    USER_OFFLINE = 10               # a balloon's or virtio-mem's: PageOffline
+    USER_HUGETLB = 11
+
+# A slot of a user: 0, or a page, or where its content went.
+cdef enum:
+    SLOT_PFN_BITS = 40
+
+# A node's LRU lists.
+cdef enum:
+    LRU_INACTIVE_ANON = 0
+    LRU_ACTIVE_ANON = 1
+    LRU_INACTIVE_FILE = 2
+    LRU_ACTIVE_FILE = 3
+    LRU_UNEVICTABLE = 4
+    NR_LRU_LISTS = 4                # of those with an order
 
 # pageblock_t.state: page records below this block were written; the host keeps them.
 cdef enum:
@@ -106,9 +144,10 @@ cdef enum:
     GFP_BIT_NOMEMALLOC = 0x80000
     GFP_BIT_THISNODE = 0x200000
 
-# Links of listed pages, each with its high part in a byte of its own: writing one reads nothing,
+# Links of free pages, each with its high part in a byte of its own: writing one reads nothing,
 # so a neighbour that is not in the cache does not stop the one who writes it.  Of pages that are
-# on no list the links are stale.
+# on no list the links are stale.  A page with PF_USER has its user, its index there and the tag of
+# its entry on an LRU list in them (_rmap.pxd).
 cdef struct page_t:
     uint32_t next
     uint32_t prev
@@ -120,10 +159,10 @@ cdef struct pageblock_t:
     uint32_t next                   # next block of order 9 or 10 on the list, pfn >> 9, 0 ends it
     uint32_t prev
     uint16_t zone                   # index into the zone table plus one, 0: in no zone
-    uint16_t unused
+    uint16_t flags                  # of the block in use that starts here: PF_*
     uint8_t kind
     uint8_t order
-    uint8_t mt                      # the list that this block is on, or came from
+    uint8_t mt                      # the list that this block is on; with PF_USER part of its user
     uint8_t state                   # FILL_* and BLOCK_DIRTY
 
 cdef struct section_t:
@@ -172,6 +211,7 @@ cdef struct zone_t:
     int64_t numa_other
     int64_t nr_dirty_free           # free pageblocks whose page records the host still keeps
     int64_t dirty_free_limit        # from how many on some are given back
+    int64_t stat[NR_ZONE_STATS]
     int64_t pgalloc                 # pages handed out and taken back since boot
     int64_t pgfree
     uint32_t free_mask[8]           # per migratetype: bit o is set while a block of order o is free
@@ -189,13 +229,45 @@ cdef struct zonelist_t:
     int32_t first[NR_ZONES]         # per highest zone index: the first zone that may serve, or nr
     zone_t **zones
 
+# The order of an LRU list: entries of a pfn and a tag, the latest first.  A page that leaves the
+# list leaves its entry behind, which counts for nothing, as the page does not bear its tag.
+cdef struct lru_list_t:
+    uint64_t *ring                  # room is a power of two
+    uint64_t room
+    uint64_t head                   # where the next entry goes, counted from the beginning of time
+    uint64_t tail                   # the oldest entry
+    uint64_t nr_live                # entries that count; head - tail is never less
+
 cdef struct node_t:
+    lru_list_t lru[NR_LRU_LISTS]
+    int64_t stat[NR_NODE_STATS]
     zonelist_t fallback
     zonelist_t nofallback
     int64_t kswapd_wakeups
     int32_t nr_cpus
     int32_t kswapd_order            # -1: nobody woke it
     int32_t kswapd_highest_zoneidx
+
+# Who uses pages: a table from index to page, and what becomes of its pages.
+cdef struct user_t:
+    uint64_t *slots
+    uint64_t nr_slots               # of blocks of `order` each
+    int64_t nr_present              # slots with a page
+    int64_t nr_swapped              # slots whose content is on the swap device
+    uint64_t *store                 # by index: the tokens of a file's pages on its backing store
+    int32_t order
+    uint8_t kind                    # USER_*
+    uint8_t tokens                  # whether pages carry tokens
+    uint8_t mapped                  # a file's pages are mapped: they count as such
+    uint8_t locked                  # pages are mlocked as they come
+
+# The swap device: who has a slot (user << 40 | index, plus one), and the token put there.
+cdef struct swap_t:
+    uint64_t *owner
+    uint64_t *tokens
+    int64_t nr_slots
+    int64_t nr_used
+    int64_t cursor                  # where the search for a free slot begins
 
 # Old contents of records, so that a chain that fails can put them back.
 cdef struct journal_entry_t:
@@ -224,3 +296,8 @@ cdef struct mem_t:
     int32_t nr_online_nodes
     int32_t grouping_disabled       # page_group_by_mobility_disabled
     journal_t *journal              # NULL while nothing has to be undone
+    uint64_t *tokens                # by pfn: what the pages of users with tokens hold
+    user_t **users                  # by number, from 1; NULL where there is none
+    int32_t nr_users                # room in that table
+    swap_t swap
+    int64_t events[NR_VM_EVENTS]

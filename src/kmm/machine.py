@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from kmm import _memmap, memory_views
 from kmm._allocator import PageAllocator
+from kmm._memory import page_owner
 from kmm.acpi_memhotplug import CONTAINER_HID, AcpiDevice, acpi_unbind_one
 from kmm.acpi_scan import (
     ACPI_NOTIFY_DEVICE_CHECK,
@@ -21,6 +22,7 @@ from kmm.acpi_scan import (
     acpi_device_hotplug,
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
+from kmm.clock import SECOND, Clock, Ratelimit
 from kmm.compaction import try_to_compact_pages
 from kmm.config import check_config
 from kmm.contig_alloc import alloc_contig_range, free_contig_range
@@ -58,6 +60,7 @@ from kmm.trace import Kprobes
 from kmm.vmscan import try_to_free_pages
 
 if TYPE_CHECKING:
+    from kmm.memory import User
     from kmm.sparse import VmemAltmap
 
 
@@ -178,6 +181,7 @@ class Machine(PageAllocator):
             nr_nodes * MAX_NR_ZONES,
             [node_of_cpu.get(cpu, 0) for cpu in range(self.nr_cpus)],
             {nid: len(cpus) for nid, cpus in self._cpus_of_node.items()},
+            self.records.page_tokens,
         )
         self._attach(self.memmap_engine, FREE_RECORDS_KEPT)
         nr_chunks = (NR_PAGES_MAX * config.struct_page_size) // PMD_SIZE
@@ -238,6 +242,16 @@ class Machine(PageAllocator):
         ]
         self.acpi_containers: dict[str, AcpiDevice] = {}
         self.sysfs_values: dict[str, str] = {}
+        self._prepare_users()
+
+    def _prepare_users(self) -> None:
+        self.users: dict[str, User] = {}
+        self.users_by_number: dict[int, User] = {}
+        self.clock = Clock()
+        #: How long an offline that does not get on is tried, ns of the clock.
+        self.offline_patience = 60 * SECOND
+        self.signal_pending = False  # for whoever waits for an offline
+        self.migrate_ratelimit = Ratelimit()
 
     # -- what everybody asks ----------------------------------------------------------
 
@@ -251,10 +265,11 @@ class Machine(PageAllocator):
 
     def this_node(self) -> int:
         """The node of the CPU that runs."""
-        for nid, cpus in self._cpus_of_node.items():
-            if self.this_cpu in cpus:
-                return nid
-        return 0
+        return self.node_of_cpu(self.this_cpu)
+
+    def node_of_cpu(self, cpu: int) -> int:
+        """The node of a CPU."""
+        return next((nid for nid, cpus in self._cpus_of_node.items() if cpu in cpus), 0)
 
     def node_distance(self, a: int, b: int) -> int:
         """The SLIT distance of two nodes."""
@@ -276,6 +291,21 @@ class Machine(PageAllocator):
         """The zone that a page was last put into."""
         index = int(self.pageblocks["zone"][pfn >> 9])
         return self._zones[index - 1] if index else None
+
+    def user_of(self, pfn: int) -> User | None:
+        """Who uses a page, if that is known; of a large block any of its pages."""
+        number, _ = page_owner(self.memmap_engine, pfn)
+        return self.users_by_number.get(number)
+
+    def describe_page(self, pfn: int) -> str:
+        """Who uses a page, in words."""
+        number, index = page_owner(self.memmap_engine, pfn)
+        user = self.users_by_number.get(number)
+        return f"{user.name!r}, page {index}" if user is not None else "an unknown user"
+
+    def count_vm_event(self, name: str, times: int = 1) -> None:
+        """Count an event of /proc/vmstat that the engine does not count itself."""
+        self.vm_event_states[name] = self.vm_event_states.get(name, 0) + times
 
     def set_node_online(self, nid: int, online: bool = True) -> None:
         """Set or clear a node's bit in N_ONLINE."""
@@ -533,6 +563,9 @@ class Machine(PageAllocator):
                     break  # who knows where in the zone they will lie
                 self.records.expect_pages(zone.zone_start_pfn, zone.zone_end_pfn)
                 pages -= free
+
+    def run_kswapds(self) -> None:
+        """Let the kswapds that were woken do their work."""
 
     def give_back_records(self) -> None:
         """Let the host have the memory of page records whose pages are free in large blocks.

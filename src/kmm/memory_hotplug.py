@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kmm import _migrate
 from kmm import resource as res_
 from kmm.arguments import (
     check_addressable,
@@ -22,7 +23,8 @@ from kmm.arguments import (
     check_pfns,
     check_zone,
 )
-from kmm.errors import KernelError, bug, check_number, check_text, kernel_error
+from kmm.clock import SECOND
+from kmm.errors import Busy, KernelError, bug, check_number, check_text, kernel_error
 from kmm.memory_block import (
     MEM_CANCEL_OFFLINE,
     MEM_CANCEL_ONLINE,
@@ -45,6 +47,7 @@ from kmm.memory_block import (
     walk_memory_blocks,
 )
 from kmm.memory_failure import clear_hwpoisoned_pages, lose_hwpoison_marks
+from kmm.migrate import MigrationResult, do_migrate_range
 from kmm.mmzone import MemoryGroup, PgData, Zone
 from kmm.node import (
     __register_one_node,
@@ -746,18 +749,83 @@ def __offline_isolated_pages(m: Machine, zone: Zone, start_pfn: int, end_pfn: in
 def _isolate_and_empty(
     m: Machine, zone: Zone, start_pfn: int, end_pfn: int, arg: MemoryNotify
 ) -> None:
-    """Isolate the range, ask the notifiers, and make sure that all of it is free."""
+    """Isolate the range, ask the notifiers, and move what is used until all of it is free."""
     start_isolate_page_range(m, zone, start_pfn, end_pfn)
     try:
         node_states_check_changes_offline(m, end_pfn - start_pfn, zone, arg)
         memory_notify(m, MEM_GOING_OFFLINE, arg)
-        dissolve_free_huge_pages(m, start_pfn, end_pfn)
-        # The kernel would go on trying for ever; without migration a page in use stays.
-        test_pages_isolated(m, start_pfn, end_pfn)
+        _empty_range(m, start_pfn, end_pfn)
     except KernelError:
         undo_isolate_page_range(m, zone, start_pfn, end_pfn)
         memory_notify_ignored(m, MEM_CANCEL_OFFLINE, arg)
         raise
+
+
+def _empty_range(m: Machine, start_pfn: int, end_pfn: int) -> None:
+    """Move used pages out of an isolated range, again and again until it is empty.
+
+    The kernel goes on for ever.  So does the machine, by its own clock, until a signal comes or
+    the patience of whoever asked is at an end, which for the kernel is a signal too.
+
+    :raises Busy: for a page that a driver holds; Interrupted: by a signal;
+        KernelError: if a free huge page cannot be dissolved.
+    """
+    deadline = m.clock.now + m.offline_patience
+    while True:
+        _migrate_all_movable(m, start_pfn, end_pfn, deadline)
+        dissolve_free_huge_pages(m, start_pfn, end_pfn)
+        try:
+            test_pages_isolated(m, start_pfn, end_pfn)
+        except Busy as e:
+            _check_signal(m, deadline, e)
+        else:
+            return
+
+
+def _migrate_all_movable(m: Machine, start_pfn: int, end_pfn: int, deadline: int) -> None:
+    """Move pages until none is left that could be."""
+    stuck: KernelError | None = None
+    while True:
+        _check_signal(m, deadline, stuck)
+        pfn = scan_movable_pages(m, start_pfn, end_pfn)
+        if pfn is None:
+            return
+        result = do_migrate_range(m, pfn, end_pfn)
+        stuck = None
+        if not result.nr_succeeded and len(result.left):
+            stuck = kernel_error(-16, _why_left(m, result))
+
+
+def _why_left(m: Machine, result: MigrationResult) -> str:
+    pfn = int(result.left[0])
+    if result.code:
+        return f"pfn {pfn:#x} of {m.describe_page(pfn)} has nowhere to go"
+    return f"pfn {pfn:#x} of {m.describe_page(pfn)} is held by somebody"
+
+
+def _check_signal(m: Machine, deadline: int, stuck: KernelError | None) -> None:
+    """Stop when a signal is pending, or time is up for what does not get on."""
+    if stuck is not None and not m.signal_pending:
+        # Until something happens, one more try would be like the last.
+        m.clock.wait_until(deadline)
+    if m.signal_pending:
+        m.signal_pending = False
+        raise kernel_error(-4, f"a signal came; {stuck.why}" if stuck else "a signal came")
+    if stuck is not None and m.clock.now >= deadline:
+        raise kernel_error(-4, f"{stuck.why}; given up after {m.offline_patience / SECOND:g} s")
+
+
+@traced
+def scan_movable_pages(m: Machine, start_pfn: int, end_pfn: int) -> int | None:
+    """Find the first page of a range that can be moved; None if there is none.
+
+    :raises Busy: if a driver holds an offline page (PageOffline) before that.
+    """
+    found, blocked = _migrate.scan_movable_pages(m.memmap_engine, start_pfn, end_pfn)
+    if found == -16:
+        m.dump_page(blocked, "unmovable page")
+        raise kernel_error(-16, f"unmovable page: pfn {blocked:#x} is a driver's offline page")
+    return found if found >= 0 else None
 
 
 def _forget_offlined(

@@ -57,8 +57,22 @@ _SUFFIX = {"": 1, "K": KiB, "M": MiB, "G": GiB, "T": TiB}
 FILL_NONE, FILL_RESERVED, FILL_VMEMMAP, FILL_KERNEL = range(4)
 
 # Marks in the engine's page records, and what its state bytes say of the block that starts there.
-PG_RESERVED, PG_SLAB, PG_OWNER_PRIV, PG_HWPOISON, PG_TAKEN = 1 << 0, 1 << 1, 1 << 3, 1 << 4, 1 << 7
+PG_RESERVED, PG_SLAB, PG_LRU, PG_OWNER_PRIV, PG_HWPOISON = (1 << bit for bit in range(5))
+PG_OFFLINE, PG_MOVABLE_OPS, PG_TAKEN, PG_USER, PG_ACTIVE = (1 << bit for bit in range(5, 10))
+PG_REFERENCED, PG_DIRTY, PG_WRITEBACK, PG_MLOCKED = (1 << bit for bit in range(10, 14))
+PG_PINNED, PG_ISOLATED = 1 << 14, 1 << 15
 STATE_ORDER, STATE_MARKED, STATE_ALLOCATED, STATE_PCP, STATE_BUDDY = 0xF, 0x10, 0x20, 0x40, 0x80
+
+# What uses pages (the engine's USER_*), and the bits of a user's slots.
+USER_ANON, USER_SHMEM, USER_FILE = 1, 2, 3
+USER_SLAB_RECLAIMABLE, USER_SLAB_UNRECLAIMABLE = 4, 5
+USER_STACK, USER_PAGE_TABLE, USER_KERNEL = 6, 7, 8
+USER_MOVABLE_OPS, USER_OFFLINE, USER_HUGETLB = 9, 10, 11
+SLOT_PFN = (1 << 40) - 1
+SLOT_YOUNG, SLOT_HUGE, SLOT_PRESENT, SLOT_SWAPPED = 1 << 60, 1 << 61, 1 << 62, 1 << 63
+
+# What became of each page of a list that migrates (the engine's MIGRATE_*).
+MIGRATE_PENDING, MIGRATE_DONE, MIGRATE_AGAIN, MIGRATE_FAILED, MIGRATE_GONE = range(5)
 
 # Bits of /proc/kpageflags words that kmm shows.
 KPF_LRU, KPF_SLAB, KPF_BUDDY = 1 << 5, 1 << 7, 1 << 10

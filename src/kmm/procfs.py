@@ -12,10 +12,11 @@ from kmm.mmzone import PgData, Zone
 from kmm.params import (
     MAX_ORDER,
     MIGRATETYPE_NAMES,
+    PAGEBLOCK_NR_PAGES,
     PAGES_PER_SECTION,
 )
 from kmm.resource import iomem_show
-from kmm.vmstat import NODE_STAT_ITEMS, ZONE_STAT_ITEMS, node_stat, zone_numa_events
+from kmm.vmstat import all_node_items, node_items, node_stat, zone_items, zone_numa_events
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -42,7 +43,7 @@ def zoneinfo(m: Machine) -> str:
             out.append(f"Node {pgdat.node_id}, zone {zone.name:>8}")
             if zone is first:
                 out.append("  per-node stats")
-                out += [f"      {k:<12} {pgdat.vmstat.get(k, 0)}" for k in NODE_STAT_ITEMS]
+                out += [f"      {k:<12} {n}" for k, n in node_items(m, pgdat).items()]
             out += _zone_lines(m, zone)
     return "\n".join(out) + "\n"
 
@@ -64,7 +65,7 @@ def _zone_lines(m: Machine, zone: Zone) -> list[str]:
     if not zone.populated:
         return out
     out.append(f"      {'nr_free_pages':<12} {zone.nr_free_pages}")
-    out += [f"      {k:<12} {zone.vmstat.get(k, 0)}" for k in ZONE_STAT_ITEMS]
+    out += [f"      {k:<12} {n}" for k, n in zone_items(zone).items()]
     out += [f"      {k:<12} {n}" for k, n in zone_numa_events(zone).items()]
     out.append("  pagesets")
     for cpu in range(m.nr_cpus):
@@ -149,7 +150,7 @@ def _lru_rows(s: dict[str, int], zones: list[Zone]) -> Rows:
         ("Active(file)", s["nr_active_file"]),
         ("Inactive(file)", s["nr_inactive_file"]),
         ("Unevictable", s["nr_unevictable"]),
-        ("Mlocked", sum(z.vmstat.get("nr_mlock", 0) for z in zones) * 4),
+        ("Mlocked", sum(zone_items(z)["nr_mlock"] for z in zones) * 4),
     ]
 
 
@@ -170,12 +171,17 @@ def _kernel_rows(s: dict[str, int]) -> Rows:
     ]
 
 
-def _huge_rows() -> Rows:
-    return _zeros("AnonHugePages", "ShmemHugePages", "ShmemPmdMapped")
+def _huge_rows(s: dict[str, int]) -> Rows:
+    names = {
+        "AnonHugePages": "nr_anon_transparent_hugepages",
+        "ShmemHugePages": "nr_shmem_hugepages",
+        "ShmemPmdMapped": "nr_shmem_pmdmapped",
+    }
+    return [(name, s[item] * PAGEBLOCK_NR_PAGES) for name, item in names.items()]
 
 
 def _meminfo_rows(m: Machine) -> Rows:
-    s = {k: node_stat(m, k) * 4 for k in NODE_STAT_ITEMS}
+    s = {k: n * 4 for k, n in all_node_items(m).items()}
     zones = m.all_zones()
     return [
         ("MemTotal", m.totalram_pages * 4),
@@ -198,7 +204,7 @@ def _meminfo_rows(m: Machine) -> Rows:
         ("VmallocTotal", 34359738367),
         *_zeros("VmallocUsed", "VmallocChunk", "Percpu"),
         ("HardwareCorrupted", m.num_poisoned_pages * 4),
-        *_huge_rows(),
+        *_huge_rows(s),
         *_zeros("FileHugePages", "FilePmdMapped"),
     ]
 
@@ -213,8 +219,8 @@ def meminfo(m: Machine) -> str:
     return "\n".join(out) + "\n"
 
 
-def _node_meminfo_rows(pgdat: PgData) -> Rows:
-    s = {k: pgdat.vmstat.get(k, 0) * 4 for k in NODE_STAT_ITEMS}
+def _node_meminfo_rows(m: Machine, pgdat: PgData) -> Rows:
+    s = {k: n * 4 for k, n in node_items(m, pgdat).items()}
     total = pgdat.managed_pages * 4
     free = sum(z.nr_free_pages for z in pgdat.zones) * 4
     return [
@@ -231,13 +237,13 @@ def _node_meminfo_rows(pgdat: PgData) -> Rows:
         ("Shmem", s["nr_shmem"]),
         *_kernel_rows(s),
         *_slab_rows(s),
-        *_huge_rows(),
+        *_huge_rows(s),
     ]
 
 
 def node_meminfo(m: Machine, nid: int) -> str:
     """/sys/devices/system/node/nodeN/meminfo; values in KiB."""
-    rows = _node_meminfo_rows(m.nodes[nid])
+    rows = _node_meminfo_rows(m, m.nodes[nid])
     out = [f"Node {nid} {name + ':':<16}{value:8} kB" for name, value in rows]
     out += [f"Node {nid} {name:<15}{0:8} kB" for name in ("FileHugePages:", "FilePmdMapped:")]
     out.append(f"Node {nid} HugePages_Total: {0:5}")

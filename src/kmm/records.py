@@ -38,7 +38,7 @@ def reserve(nbytes: int) -> mmap.mmap:
 
 
 class Records:
-    """One array of records each for pages, their states, pageblocks and sections, by pfn."""
+    """An array each of pages, their states and tokens, pageblocks and sections, by pfn."""
 
     def __init__(self) -> None:
         self._maps = [
@@ -46,11 +46,14 @@ class Records:
             reserve(NR_PAGES_MAX),
             reserve((NR_PAGES_MAX >> PAGEBLOCK_ORDER) * _memmap.pageblock_dtype.itemsize),
             reserve((NR_PAGES_MAX >> PFN_SECTION_SHIFT) * _memmap.section_dtype.itemsize),
+            reserve(NR_PAGES_MAX * 8),
         ]
         self.memmap = np.frombuffer(self._maps[0], dtype=_memmap.page_dtype)
         self.page_states = np.frombuffer(self._maps[1], dtype=np.uint8)
         self.pageblocks = np.frombuffer(self._maps[2], dtype=_memmap.pageblock_dtype)
         self.sections = np.frombuffer(self._maps[3], dtype=_memmap.section_dtype)
+        #: What pages hold, where their users have given them something to hold.
+        self.page_tokens = np.frombuffer(self._maps[4], dtype=np.uint64)
         self._huge_windows: set[int] = set()
 
     # -- what is about to be written ------------------------------------------------------
@@ -99,7 +102,7 @@ class Records:
 
     def forget_pages(self, pfn: int, nr_pages: int) -> None:
         """Zero the records and states of a range of pages."""
-        for which in (0, 1):
+        for which in (0, 1, 4):
             self._forget(which, pfn, nr_pages, 0)
         windows = range(-(-pfn >> RECORD_WINDOW_SHIFT), (pfn + nr_pages) >> RECORD_WINDOW_SHIFT)
         for window in self._huge_windows.intersection(windows):
@@ -109,7 +112,13 @@ class Records:
 
     def _forget(self, which: int, pfn: int, nr_pages: int, shift: int) -> None:
         """Zero one array's records of a range of pages; untouched host pages are not touched."""
-        records = (self.memmap, self.page_states, self.pageblocks, self.sections)[which]
+        records = (
+            self.memmap,
+            self.page_states,
+            self.pageblocks,
+            self.sections,
+            self.page_tokens,
+        )[which]
         size = records.itemsize
         start, end = (pfn >> shift) * size, ((pfn + nr_pages) >> shift) * size
         host = mmap.PAGESIZE

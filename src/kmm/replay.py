@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
+from kmm.load import play_loads
 from kmm.machine import Machine
 from kmm.params import PAGE_SIZE, MachineConfig
 from kmm.procfs import kpageflags
@@ -200,6 +201,8 @@ def play_step(m: Machine, step: Mapping[str, Any]) -> dict[str, Any]:
         out["pages"] = [[n, f"{flags:016x}"] for n, flags in runs]
     elif op == "sh":
         out["rc"] = 0
+        if "load" in step:
+            play_loads(m, step["load"])
     return out
 
 

@@ -11,6 +11,7 @@ from kmm.mmzone import MemoryGroup, PgData, Zone
 from kmm.params import MAX_ORDER, MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, STATE_BUDDY, STATE_PCP
 from kmm.resource import dump as dump_resources
 from kmm.sparse import SECTION_IS_ONLINE
+from kmm.vmstat import node_items, zone_items
 
 if TYPE_CHECKING:
     from kmm.acpi_memhotplug import AcpiDevice
@@ -41,7 +42,7 @@ _ZONE_FIELDS = (
 def dump_zone(zone: Zone) -> dict[str, Any]:
     """Counters, free lists in list order, and per-CPU lists of a zone."""
     out: dict[str, Any] = {name: getattr(zone, name) for name in _ZONE_FIELDS}
-    out["vmstat"] = dict(zone.vmstat)
+    out["vmstat"] = zone_items(zone)
     out["free"] = {
         (order, mt): zone.free_list(order, mt)
         for order in range(MAX_ORDER)
@@ -128,7 +129,7 @@ def _node(m: Machine, p: PgData) -> dict[str, Any]:
         "present": p.node_present_pages,
     }
     if p.node_id in m.n_online:  # what an absent node says of itself is made anew when it comes
-        out["vmstat"] = dict(p.vmstat)
+        out["vmstat"] = node_items(m, p)
         out["totalreserve_pages"] = p.totalreserve_pages
         out["zonelist"] = [z.index for z in p.zonelist]
         out["nofallback"] = [z.index for z in p.nofallback]

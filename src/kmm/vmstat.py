@@ -1,8 +1,7 @@
 """Counters of zones, nodes and the whole machine, and the files that show them (mm/vmstat.c).
 
-Items of zones and nodes that no mechanism moves yet keep the values that they began with.  Events
-are counted by the engine, zone by zone; ``Machine.vm_event_states`` holds all others, and what had
-been counted before a machine was built from files.
+What a machine began with is in the ``vmstat`` of zones and nodes and in
+``Machine.vm_event_states``; the engine counts what has changed since.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kmm.errors import ConfigError, shown
 from kmm.mmzone import PgData, Zone
-from kmm.params import ZONE_NAMES
+from kmm.params import PAGEBLOCK_NR_PAGES, ZONE_NAMES
 from kmm.watermarks import global_dirty_limits
 
 if TYPE_CHECKING:
@@ -81,23 +80,63 @@ def zone_numa_events(zone: Zone) -> dict[str, int]:
     }
 
 
+# Shown in huge pages, counted in pages.
+_HUGE_ITEMS = frozenset(
+    """nr_shmem_hugepages nr_shmem_pmdmapped nr_file_hugepages nr_file_pmdmapped
+    nr_anon_transparent_hugepages""".split()
+)
+
+
+def zone_items(zone: Zone) -> dict[str, int]:
+    """Return a zone's items of ZONE_STAT_ITEMS: what it began with, and what was counted since."""
+    counted = zone.stat()
+    return {
+        k: max(0, zone.vmstat.get(k, 0) + n) for k, n in zip(ZONE_STAT_ITEMS, counted, strict=True)
+    }
+
+
+def node_items(m: Machine, pgdat: PgData) -> dict[str, int]:
+    """Return a node's items of NODE_STAT_ITEMS, in the units in which they are shown."""
+    counted = m.memmap_engine.node_stat(pgdat.node_id)
+    out = {}
+    for k, n in zip(NODE_STAT_ITEMS, counted, strict=True):
+        n = n // PAGEBLOCK_NR_PAGES if k in _HUGE_ITEMS else n
+        out[k] = max(0, pgdat.vmstat.get(k, 0) + n)
+    return out
+
+
 def sum_zone_items(zones: list[Zone]) -> dict[str, int]:
     """Return the items of some zones added up: nr_free_pages, the other pages, numa items."""
     sums = {"nr_free_pages": sum(z.nr_free_pages for z in zones)}
     for k in ZONE_STAT_ITEMS:
-        sums[k] = sum(z.vmstat.get(k, 0) for z in zones)
+        sums[k] = 0
+    for zone in zones:
+        for k, n in zone_items(zone).items():
+            sums[k] += n
     numa = [zone_numa_events(z) for z in zones]
     return sums | {k: sum(n[k] for n in numa) & _UNSIGNED for k in NUMA_STAT_ITEMS}
 
 
 def node_stat(m: Machine, name: str) -> int:
     """Return a node statistic summed over the machine."""
-    return sum(p.vmstat.get(name, 0) for p in m.nodes.values())
+    return sum(node_items(m, p)[name] for p in m.nodes.values())
+
+
+def all_node_items(m: Machine) -> dict[str, int]:
+    """Return the items of all nodes added up."""
+    sums = dict.fromkeys(NODE_STAT_ITEMS, 0)
+    for pgdat in m.nodes.values():
+        for k, n in node_items(m, pgdat).items():
+            sums[k] += n
+    return sums
 
 
 def all_vm_events(m: Machine) -> dict[str, int]:
     """Return how often each event happened, in the order of /proc/vmstat; pg* count pages."""
-    counts = {k: m.vm_event_states.get(k, 0) for k in VM_EVENT_ITEMS}
+    counted = m.memmap_engine.vm_events()
+    counts = {
+        k: m.vm_event_states.get(k, 0) + n for k, n in zip(VM_EVENT_ITEMS, counted, strict=True)
+    }
     for zone in m.all_zones():
         events = zone.vm_events
         counts[f"pgalloc_{ZONE_NAMES[zone.zone_idx].lower()}"] += events["pgalloc"]
@@ -112,7 +151,7 @@ def _lines(rows: Mapping[str, int]) -> str:
 def vmstat(m: Machine) -> str:
     """/proc/vmstat."""
     rows = sum_zone_items(m.all_zones())
-    rows |= {k: node_stat(m, k) for k in NODE_STAT_ITEMS}
+    rows |= all_node_items(m)
     background, dirty = global_dirty_limits(m)
     rows |= {"nr_dirty_threshold": dirty, "nr_dirty_background_threshold": background}
     # The last line is for programs that look for it; the counter is gone.
@@ -122,7 +161,7 @@ def vmstat(m: Machine) -> str:
 def node_vmstat(m: Machine, pgdat: PgData) -> str:
     """/sys/devices/system/node/nodeN/vmstat."""
     rows = sum_zone_items(pgdat.zones)
-    return _lines(rows | {k: pgdat.vmstat.get(k, 0) for k in NODE_STAT_ITEMS})
+    return _lines(rows | node_items(m, pgdat))
 
 
 def node_numastat(m: Machine, pgdat: PgData) -> str:

@@ -173,9 +173,14 @@ def set_boost_factor(m: Machine, value: int) -> None:
 def global_dirty_limits(m: Machine) -> tuple[int, int]:
     """Return how many dirty pages start the writing back, and how many make tasks wait for it."""
     free = _watermarks.sum_of_free_pages(m.memmap_engine)
-    filelru = sum(
-        p.vmstat.get("nr_inactive_file", 0) + p.vmstat.get("nr_active_file", 0)
+    files = [
+        (p.vmstat, m.memmap_engine.node_stat(p.node_id))
         for p in m.nodes.values()
+        if p.node_id in m.n_online
+    ]
+    filelru = sum(
+        base.get("nr_inactive_file", 0) + base.get("nr_active_file", 0) + stat[2] + stat[3]
+        for base, stat in files
     )
     dirtyable = max(0, free - m.totalreserve_pages) + filelru + 1
     # The kernel makes the percentages parts of a page first, which loses a few pages.

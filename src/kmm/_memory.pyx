@@ -1,0 +1,456 @@
+"""Pages of users: faulted in, let go, read and written (mm/memory.c, mm/filemap.c).
+
+A user maps an index to a page in one array.  Pages may carry a token, which stays with the page
+as its content would, so that a test can tell whether a page was lost, doubled or swapped.
+"""
+import numpy as np
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from kmm._allocator cimport PageAllocator
+from kmm._free_pages cimport free_pages, free_pages_bulk
+from kmm._freelist cimport prefetch, set_state, touch_block
+from kmm._page_alloc cimport alloc_pages, alloc_pages_bulk
+
+cdef enum:
+    ENOMEM = 12
+    CHUNK = 512                     # pages faulted in or let go before others are looked after
+    AHEAD = 16                      # records fetched ahead
+
+
+# -- one page -----------------------------------------------------------------------------------
+
+cdef inline uint16_t kind_flags(int kind) noexcept nogil:
+    """The marks that all pages of a kind bear, beside those of LRU lists."""
+    if kind == USER_SLAB_RECLAIMABLE or kind == USER_SLAB_UNRECLAIMABLE:
+        return PF_USER | PF_SLAB
+    if kind == USER_MOVABLE_OPS:
+        return PF_USER | PF_MOVABLE_OPS
+    if kind == USER_OFFLINE:
+        return PF_USER | PF_OFFLINE
+    return PF_USER
+
+
+cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint huge,
+                      uint16_t flags) noexcept nogil:
+    cdef user_t *user = mem.users[number]
+    cdef zone_t *zone = page_zone(mem, pfn)
+    cdef pageblock_t *block
+    cdef page_t *page
+    cdef uint16_t *where
+    cdef uint64_t i, slot = SLOT_PRESENT | pfn
+    if user.locked:
+        flags |= PF_MLOCKED
+    flags |= kind_flags(user.kind)
+    if huge:
+        block = block_of(mem, pfn)
+        block.next = block.prev = 0
+        set_block_user(block, number, index)
+        where = &block.flags
+    else:
+        page = &mem.pages[pfn]
+        set_page_user(page, number, index)
+        mem.states[pfn] |= STATE_MARKED
+        where = &page.flags
+    where[0] = flags
+    if huge and user.order == 0:
+        for i in range(PAGEBLOCK_PAGES):
+            user.slots[index + i] = (slot + i) | SLOT_HUGE
+        user.nr_present += PAGEBLOCK_PAGES
+        account_use(mem, zone, user, True, flags, PAGEBLOCK_PAGES)
+    else:
+        user.slots[index] = slot
+        user.nr_present += 1
+        account_use(mem, zone, user, False, flags, <int64_t> 1 << user.order)
+    if on_lru_kind(user.kind):
+        lru_add(mem, zone, pfn, user.kind, huge, where)
+
+
+cdef void detach_page(mem_t *mem, const folio_t *folio) noexcept nogil:
+    cdef user_t *user = mem.users[folio.user]
+    cdef zone_t *zone = page_zone(mem, folio.pfn)
+    cdef int64_t units = PAGEBLOCK_PAGES if folio.huge and user.order == 0 else 1
+    if folio.flags[0] & PF_LRU:
+        lru_del(mem, zone, user.kind, folio.huge, folio.flags)
+    account_use(mem, zone, user, folio.huge, folio.flags[0], -(units << user.order))
+    user.nr_present -= units
+    # A broken page and one that is held for long keep their marks.
+    folio.flags[0] &= PF_HWPOISON | PF_PINNED
+    if not folio.huge and not folio.flags[0]:
+        mem.states[folio.pfn] &= <uint8_t> ~STATE_MARKED
+
+
+cdef void split_huge_page(mem_t *mem, const folio_t *folio) noexcept nogil:
+    cdef user_t *user = mem.users[folio.user]
+    cdef zone_t *zone = page_zone(mem, folio.pfn)
+    cdef uint16_t flags = folio.flags[0]
+    cdef pfn_t pfn
+    cdef uint64_t i
+    cdef pageblock_t *block = block_of(mem, folio.pfn)
+    if flags & PF_LRU:
+        lru_del(mem, zone, user.kind, True, folio.flags)
+    account_use(mem, zone, user, True, flags, -PAGEBLOCK_PAGES)
+    account_use(mem, zone, user, False, flags, PAGEBLOCK_PAGES)
+    block.kind = KIND_NONE
+    block.order = block.mt = 0
+    block.next = block.prev = 0
+    block.flags = 0
+    block.state |= BLOCK_DIRTY
+    for i in range(PAGEBLOCK_PAGES):
+        pfn = folio.pfn + i
+        memset(&mem.pages[pfn], 0, sizeof(page_t))
+        set_page_user(&mem.pages[pfn], folio.user, folio.index + i)
+        mem.states[pfn] = STATE_ALLOCATED | STATE_MARKED
+        mem.pages[pfn].flags = flags & ~PF_LRU
+        user.slots[folio.index + i] &= ~SLOT_HUGE
+        if flags & PF_LRU:
+            lru_add(mem, zone, pfn, user.kind, False, &mem.pages[pfn].flags)
+    mem.events[THP_SPLIT_PAGE] += 1
+
+
+def page_owner(MemMap memmap, pfn_t pfn):
+    """(number of the user, index there) of a page, whichever of its block's; (0, 0) for none."""
+    cdef mem_t *mem = &memmap.mem
+    cdef pfn_t head
+    cdef int order
+    cdef folio_t folio
+    if pfn >= mem.nr_pages:
+        return 0, 0
+    for order in range(PAGEBLOCK_ORDER + 1):
+        head = pfn & ~((<pfn_t> 1 << order) - 1)
+        if not read_folio(mem, head, &folio):
+            continue
+        if folio.huge or (mem.states[head] & STATE_ORDER) >= order:
+            return folio.user, folio.index + (pfn - head if mem.users[folio.user].order == 0 else 0)
+    return 0, 0
+
+
+# -- the table of users -------------------------------------------------------------------------
+
+cdef int number_for(mem_t *mem, user_t *user) except -1:
+    """Put a user into the machine's table."""
+    cdef int i
+    if mem.users == NULL:
+        mem.users = <user_t **> calloc(MAX_USERS, sizeof(user_t *))
+        if mem.users == NULL:
+            raise MemoryError("PageUser: table of users")
+        mem.nr_users = MAX_USERS
+    for i in range(1, MAX_USERS):
+        if mem.users[i] == NULL:
+            mem.users[i] = user
+            return i
+    raise MemoryError(f"PageUser: {MAX_USERS - 1} users are as many as there can be")
+
+
+cdef class PageUser:
+    """Who uses pages: an address space, a file, or a cache of the kernel.
+
+    :param kind: a USER_* of params.
+    :param nr_slots: how many pages, or blocks of the order, it can have.
+    :param order: of each block; 0 for all whose pages can be on an LRU list.
+    :param tokens: whether its pages carry tokens.
+    """
+
+    def __cinit__(self, MemMap memmap, int kind, int64_t nr_slots, int order=0, bint tokens=False):
+        if nr_slots < 0 or not 0 <= order < 32 or not 0 < kind <= USER_HUGETLB:
+            raise ValueError(f"PageUser: kind {kind}, nr_slots {nr_slots}, order {order}")
+        memset(&self.user, 0, sizeof(user_t))
+        self.memmap = memmap
+        self.user.kind, self.user.order, self.user.tokens = kind, order, tokens
+        self.resize(nr_slots)
+        self.number = number_for(&memmap.mem, &self.user)
+
+    def __dealloc__(self):
+        if self.memmap is not None and self.number:
+            self.memmap.mem.users[self.number] = NULL
+
+    def resize(self, int64_t nr_slots):
+        """Make room for so many pages; what is above has to be gone already."""
+        cdef uint64_t[::1] view
+        old = self.slots
+        fresh = np.zeros(max(nr_slots, 1), dtype=np.uint64)
+        if old is not None:
+            keep = min(len(old), nr_slots)
+            if old[keep:].any():
+                raise ValueError(f"resize: pages above {nr_slots} are there")
+            fresh[:keep] = old[:keep]
+        view = fresh
+        self.slots, self.user.slots, self.user.nr_slots = fresh, &view[0], nr_slots
+        if self.user.tokens and self.user.kind == USER_FILE:
+            store = np.zeros(max(nr_slots, 1), dtype=np.uint64)
+            if self.store is not None:
+                keep = min(len(self.store), nr_slots)
+                store[:keep] = self.store[:keep]
+            view = store
+            self.store, self.user.store = store, &view[0]
+
+    @property
+    def kind(self):
+        """A USER_* of params."""
+        return self.user.kind
+
+    @property
+    def order(self):
+        """The order of its blocks."""
+        return self.user.order
+
+    @property
+    def tokens(self):
+        """Whether its pages carry tokens."""
+        return bool(self.user.tokens)
+
+    @property
+    def nr_slots(self):
+        """How many pages it can have."""
+        return self.user.nr_slots
+
+    @property
+    def nr_present(self):
+        """Slots with a page."""
+        return self.user.nr_present
+
+    @property
+    def nr_swapped(self):
+        """Slots whose content is on the swap device."""
+        return self.user.nr_swapped
+
+    @property
+    def mapped(self):
+        """Whether a file's pages are mapped."""
+        return bool(self.user.mapped)
+
+    @mapped.setter
+    def mapped(self, bint value):
+        self.user.mapped = value
+
+    @property
+    def locked(self):
+        """Whether pages are mlocked as they come."""
+        return bool(self.user.locked)
+
+    @locked.setter
+    def locked(self, bint value):
+        self.user.locked = value
+
+    def fault_in(self, PageAllocator m, int64_t start, int64_t n, uint32_t gfp, int nid,
+                 uint64_t nodes, int cpu, int flags=0):
+        """Give absent slots pages, upward, until a request cannot be served at once.
+
+        Runs without the GIL.
+
+        :param start: first slot; n: how many; of those that have a page nothing changes.
+        :param gfp: as for alloc_pages; nid: whose zonelist; nodes: bit k lets node k give.
+        :param flags: marks that the pages bear (PG_DIRTY, PG_REFERENCED, ...).
+        :return: slots passed: n, or fewer if there was no memory for the next, or its content
+            is on the swap device.
+        """
+        cdef mem_t *mem = self._mem(m)
+        cdef int64_t done
+        self._check(start, n)
+        with nogil:
+            done = fault_in(mem, self.number, start, n, gfp, nid, nodes, cpu, <uint16_t> flags)
+        if done < 0:
+            raise MemoryError("fault_in: LRU lists")
+        return done
+
+    def fault_in_huge(self, PageAllocator m, int64_t start, uint32_t gfp, int nid, uint64_t nodes,
+                      int cpu, int flags=0):
+        """Give 512 absent slots, from a multiple of 512 on, a block of order 9; whether it did."""
+        cdef mem_t *mem = self._mem(m)
+        cdef int64_t pfn
+        self._check(start, PAGEBLOCK_PAGES)
+        if start % PAGEBLOCK_PAGES or self.user.order:
+            raise ValueError(f"fault_in_huge: slot {start}")
+        if self.slots[start:start + PAGEBLOCK_PAGES].any():
+            return False
+        if lru_make_room(mem, nodes_of(mem), 1):
+            raise MemoryError("fault_in_huge: LRU lists")
+        pfn = alloc_pages(mem, gfp, PAGEBLOCK_ORDER, nid, nodes, cpu)
+        if pfn < 0:
+            return False
+        attach_page(mem, self.number, start, <pfn_t> pfn, True, <uint16_t> flags)
+        return True
+
+    def attach(self, PageAllocator m, int64_t index, pfn_t pfn, int flags=0):
+        """Make a block that was handed out, of the user's order, the page of an absent slot."""
+        cdef mem_t *mem = self._mem(m)
+        self._check(index, 1)
+        if self.user.slots[index] or not m.memmap_engine_.is_allocated(pfn, self.user.order):
+            raise ValueError(f"attach: slot {index}, pfn {pfn:#x}")
+        if lru_make_room(mem, nodes_of(mem), 1):
+            raise MemoryError("attach: LRU lists")
+        attach_page(mem, self.number, index, pfn, self.user.order >= PAGEBLOCK_ORDER,
+                    <uint16_t> flags)
+
+    def detach(self, PageAllocator m, int64_t index):
+        """Take a slot's page from the user, which is then the caller's; its pfn."""
+        cdef mem_t *mem = self._mem(m)
+        cdef folio_t folio
+        self._check(index, 1)
+        if not self.user.slots[index] & SLOT_PRESENT or self.user.slots[index] & SLOT_HUGE:
+            raise ValueError(f"detach: slot {index} has no single page")
+        read_folio(mem, self.user.slots[index] & SLOT_PFN, &folio)
+        detach_page(mem, &folio)
+        self.user.slots[index] = 0
+        return folio.pfn
+
+    def let_go(self, PageAllocator m, int64_t start, int64_t n, int cpu):
+        """Free the pages of a range of slots, upward, and forget what is on the swap device.
+
+        A block of order 9 that the range holds only part of is split first.  A page that is
+        pinned stays with whoever pinned it, without a user.
+
+        :return: pages freed.
+        """
+        cdef mem_t *mem = self._mem(m)
+        cdef int64_t freed
+        self._check(start, n)
+        if lru_make_room(mem, nodes_of(mem), 2 * PAGEBLOCK_PAGES):
+            raise MemoryError("let_go: LRU lists")
+        with nogil:
+            freed = let_go(mem, self.number, start, start + n, cpu)
+        return freed
+
+    def pfns(self, int64_t start, int64_t n):
+        """Return where the pages of a range of slots are: an int64 array, -1 for none."""
+        self._check(start, n)
+        slots = self.slots[start:start + n]
+        there = (slots & np.uint64(SLOT_PRESENT)) != 0
+        return np.where(there, (slots & np.uint64(SLOT_PFN)).astype(np.int64), -1)
+
+    def write_tokens(self, int64_t start, const uint64_t[::1] tokens):
+        """Write what present pages hold; all slots of the range have to have a page."""
+        cdef mem_t *mem = &self.memmap.mem
+        cdef int64_t i, missing = -1
+        self._check(start, tokens.shape[0])
+        if not self.user.tokens:
+            raise ValueError("write_tokens: pages of this user carry none")
+        with nogil:
+            for i in range(tokens.shape[0]):
+                if not self.user.slots[start + i] & SLOT_PRESENT:
+                    missing = start + i
+                    break
+                mem.tokens[self.user.slots[start + i] & SLOT_PFN] = tokens[i]
+        if missing >= 0:
+            raise ValueError(f"write_tokens: slot {missing} has no page")
+
+    def read_tokens(self, int64_t start, int64_t n):
+        """Return what each slot holds, in memory, on the swap device or the backing store."""
+        cdef mem_t *mem = &self.memmap.mem
+        cdef uint64_t[::1] out
+        cdef uint64_t slot
+        cdef int64_t i
+        self._check(start, n)
+        if not self.user.tokens:
+            raise ValueError("read_tokens: pages of this user carry none")
+        tokens = np.zeros(n, dtype=np.uint64)
+        out = tokens
+        with nogil:
+            for i in range(n):
+                slot = self.user.slots[start + i]
+                if slot & SLOT_PRESENT:
+                    out[i] = mem.tokens[slot & SLOT_PFN]
+                elif slot & SLOT_SWAPPED:
+                    out[i] = mem.swap.tokens[slot & SLOT_PFN]
+                elif self.user.store != NULL:
+                    out[i] = self.user.store[start + i]
+        return tokens
+
+    cdef mem_t *_mem(self, PageAllocator m) except NULL:
+        if m.memmap_engine_ is not self.memmap:
+            raise ValueError("PageUser: of another machine")
+        if m.mem.journal != NULL:
+            raise ValueError("PageUser: pages of users do not change inside a chain of records")
+        return m.mem
+
+    cdef int _check(self, int64_t start, int64_t n) except -1:
+        if start < 0 or n < 0 or start + n > <int64_t> self.user.nr_slots:
+            raise ValueError(f"slots {start}+{n}; allowed: 0 to {self.user.nr_slots}")
+        return 0
+
+
+# -- many pages ---------------------------------------------------------------------------------
+
+cdef uint64_t nodes_of(const mem_t *mem) noexcept nogil:
+    return (<uint64_t> 1 << mem.nr_nodes) - 1 if mem.nr_nodes < 64 else ~<uint64_t> 0
+
+
+cdef int64_t fault_in(mem_t *mem, int number, int64_t start, int64_t n, uint32_t gfp, int nid,
+                      uint64_t nodes, int cpu, uint16_t flags) noexcept nogil:
+    cdef user_t *user = mem.users[number]
+    cdef int64_t at = start, end = start + n, run, got, i
+    cdef uint64_t pfns[CHUNK]
+    while at < end:
+        if user.slots[at]:
+            if not user.slots[at] & SLOT_PRESENT:
+                break
+            at += 1
+            continue
+        run = 1
+        while run < CHUNK and at + run < end and not user.slots[at + run]:
+            run += 1
+        if lru_make_room(mem, nodes_of(mem), run):
+            return -ENOMEM
+        if user.order == 0:
+            got = alloc_pages_bulk(mem, gfp, 0, nid, nodes, cpu, pfns, run)
+        else:
+            got = alloc_pages_bulk(mem, gfp, user.order, nid, nodes, cpu, pfns, run)
+        for i in range(got):
+            if i + AHEAD < got:
+                prefetch(&mem.pages[pfns[i + AHEAD]])
+            attach_page(mem, number, at + i, pfns[i], user.order >= PAGEBLOCK_ORDER, flags)
+        at += got
+        if got < run:
+            break
+    return at - start
+
+
+cdef inline void forget_swapped(mem_t *mem, user_t *user, uint64_t slot) noexcept nogil:
+    mem.swap.owner[slot & SLOT_PFN] = 0
+    mem.swap.nr_used -= 1
+    user.nr_swapped -= 1
+
+
+cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu) noexcept nogil:
+    cdef user_t *user = mem.users[number]
+    cdef int64_t at = start, freed = 0, n = 0, failed
+    cdef uint64_t slot
+    cdef uint64_t pfns[CHUNK]
+    cdef folio_t folio
+    while at < end:
+        slot = user.slots[at]
+        if slot & SLOT_SWAPPED:
+            forget_swapped(mem, user, slot)
+        if not slot & SLOT_PRESENT:
+            user.slots[at] = 0
+            at += 1
+            continue
+        if slot & SLOT_HUGE:
+            read_folio(mem, (slot & SLOT_PFN) & ~<pfn_t> (PAGEBLOCK_PAGES - 1), &folio)
+            if at % PAGEBLOCK_PAGES or at + PAGEBLOCK_PAGES > end:
+                split_huge_page(mem, &folio)
+                continue
+            free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+            n = 0
+            detach_page(mem, &folio)
+            memset(&user.slots[at], 0, PAGEBLOCK_PAGES * sizeof(uint64_t))
+            if not folio.flags[0] & PF_PINNED:
+                free_pages(mem, folio.pfn, PAGEBLOCK_ORDER, cpu)
+                freed += PAGEBLOCK_PAGES
+            at += PAGEBLOCK_PAGES
+            continue
+        read_folio(mem, slot & SLOT_PFN, &folio)
+        detach_page(mem, &folio)
+        user.slots[at] = 0
+        at += 1
+        if folio.flags[0] & PF_PINNED:
+            continue
+        pfns[n] = folio.pfn
+        n += 1
+        freed += <int64_t> 1 << user.order
+        if n == CHUNK:
+            free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+            n = 0
+    free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+    return freed

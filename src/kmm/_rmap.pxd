@@ -1,0 +1,173 @@
+# From a page to who uses it, and back (mm/rmap.c).  Everything is inlined.
+#
+# A page in use has no links, so its record holds its user (16 bits), its index there (34 bits) and
+# the tag of its entry on an LRU list (30 bits).  A block of order 9 has them in its pageblock's
+# record, whose index counts in units of 512.
+from kmm._freelist cimport block_of
+from kmm._memmap cimport page_zone
+from kmm._types cimport *
+from kmm._vmstat cimport *
+
+cdef extern from *:
+    """
+    #define KMM_SLOT_PRESENT ((uint64_t)1 << 62)
+    #define KMM_SLOT_SWAPPED ((uint64_t)1 << 63)
+    #define KMM_SLOT_HUGE ((uint64_t)1 << 61)
+    #define KMM_SLOT_YOUNG ((uint64_t)1 << 60)
+    #define KMM_SLOT_PFN (((uint64_t)1 << 40) - 1)
+    """
+    const uint64_t SLOT_PRESENT "KMM_SLOT_PRESENT"  # the low 40 bits are its pfn
+    const uint64_t SLOT_SWAPPED "KMM_SLOT_SWAPPED"  # the low 40 bits are a slot of the swap device
+    const uint64_t SLOT_HUGE "KMM_SLOT_HUGE"        # part of a block of order 9
+    const uint64_t SLOT_YOUNG "KMM_SLOT_YOUNG"      # touched since reclaim last looked
+    const uint64_t SLOT_PFN "KMM_SLOT_PFN"
+
+cdef enum:
+    LRU_TAG_BITS = 30
+    MAX_USERS = 65536
+
+ctypedef struct folio_t:
+    pfn_t pfn
+    uint64_t index                  # at its user
+    int user
+    int huge                        # a block of order 9 or more
+    uint16_t *flags
+
+
+cdef inline bint is_block_in_use(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    """Whether a block of order 9 or more that is handed out starts at pfn."""
+    return (pfn & (PAGEBLOCK_PAGES - 1)) == 0 and block_of(mem, pfn).kind == KIND_ALLOCATED
+
+
+cdef inline uint16_t *flags_of(mem_t *mem, pfn_t pfn) noexcept nogil:
+    """The marks of what starts at pfn."""
+    if is_block_in_use(mem, pfn):
+        return &mem.blocks[pfn >> PAGEBLOCK_ORDER].flags
+    return &mem.pages[pfn].flags
+
+
+cdef inline int page_user(const page_t *page) noexcept nogil:
+    return page.prev & 0xFF | <int> page.prev_hi << 8
+
+
+cdef inline uint64_t page_index(const page_t *page) noexcept nogil:
+    return page.next | <uint64_t> (page.next_hi & 3) << 32
+
+
+cdef inline uint32_t page_tag(const page_t *page) noexcept nogil:
+    return page.next_hi >> 2 | page.prev >> 8 << 6
+
+
+cdef inline void set_page_user(page_t *page, int user, uint64_t index) noexcept nogil:
+    page.next = <uint32_t> index
+    page.next_hi = <uint8_t> (page.next_hi & ~3 | index >> 32)
+    page.prev = page.prev & ~<uint32_t> 0xFF | (user & 0xFF)
+    page.prev_hi = <uint8_t> (user >> 8)
+
+
+cdef inline void set_page_tag(page_t *page, uint32_t tag) noexcept nogil:
+    page.next_hi = <uint8_t> (page.next_hi & 3 | (tag & 0x3F) << 2)
+    page.prev = page.prev & 0xFF | tag >> 6 << 8
+
+
+cdef inline int block_user(const pageblock_t *block) noexcept nogil:
+    return block.prev & 0xFF | <int> block.mt << 8
+
+
+cdef inline uint64_t block_index(const pageblock_t *block) noexcept nogil:
+    return <uint64_t> (block.next & 0x3FFFFFF) << PAGEBLOCK_ORDER
+
+
+cdef inline uint32_t block_tag(const pageblock_t *block) noexcept nogil:
+    return block.next >> 26 | block.prev >> 8 << 6
+
+
+cdef inline void set_block_user(pageblock_t *block, int user, uint64_t index) noexcept nogil:
+    block.next = block.next & ~<uint32_t> 0x3FFFFFF | <uint32_t> (index >> PAGEBLOCK_ORDER)
+    block.prev = block.prev & ~<uint32_t> 0xFF | (user & 0xFF)
+    block.mt = <uint8_t> (user >> 8)
+
+
+cdef inline void set_block_tag(pageblock_t *block, uint32_t tag) noexcept nogil:
+    block.next = block.next & 0x3FFFFFF | (tag & 0x3F) << 26
+    block.prev = block.prev & 0xFF | tag >> 6 << 8
+
+
+cdef inline bint read_folio(mem_t *mem, pfn_t pfn, folio_t *folio) noexcept nogil:
+    """What starts at pfn, if somebody uses it and is known; False otherwise."""
+    cdef pageblock_t *block
+    folio.pfn = pfn
+    folio.huge = is_block_in_use(mem, pfn)
+    folio.flags = flags_of(mem, pfn)
+    if not folio.flags[0] & PF_USER:
+        return False
+    if folio.huge:
+        block = block_of(mem, pfn)
+        folio.user, folio.index = block_user(block), block_index(block)
+    else:
+        folio.user, folio.index = page_user(&mem.pages[pfn]), page_index(&mem.pages[pfn])
+    return True
+
+
+cdef inline uint32_t folio_tag(const mem_t *mem, const folio_t *folio) noexcept nogil:
+    if folio.huge:
+        return block_tag(block_of(mem, folio.pfn))
+    return page_tag(&mem.pages[folio.pfn])
+
+
+cdef inline bint swap_backed(int kind) noexcept nogil:
+    return kind == USER_ANON or kind == USER_SHMEM
+
+
+cdef inline bint on_lru_kind(int kind) noexcept nogil:
+    return kind == USER_ANON or kind == USER_SHMEM or kind == USER_FILE
+
+
+cdef inline int lru_of(int kind, uint16_t flags) noexcept nogil:
+    """The list of a page by its user's kind and its marks (folio_lru_list)."""
+    if flags & PF_MLOCKED:
+        return LRU_UNEVICTABLE
+    return (0 if swap_backed(kind) else 2) + ((flags & PF_ACTIVE) != 0)
+
+
+cdef inline void lru_size_add(mem_t *mem, zone_t *zone, int lru, int64_t pages) noexcept nogil:
+    zone.stat[NR_ZONE_INACTIVE_ANON + lru] += pages
+    mem.nodes[zone.nid].stat[NR_INACTIVE_ANON + lru] += pages
+
+
+cdef inline void node_stat_add(mem_t *mem, const zone_t *zone, int item,
+                               int64_t by) noexcept nogil:
+    mem.nodes[zone.nid].stat[item] += by
+
+
+cdef inline void account_use(mem_t *mem, zone_t *zone, const user_t *user, bint huge,
+                             uint16_t flags, int64_t pages) noexcept nogil:
+    """Count pages that begin to be used so, or with a minus end to; not what LRU lists count."""
+    cdef int64_t *stat = mem.nodes[zone.nid].stat
+    cdef int kind = user.kind
+    if kind == USER_ANON:
+        stat[NR_ANON_PAGES] += pages
+        if huge:
+            stat[NR_ANON_TRANSPARENT_HUGEPAGES] += pages
+    elif kind == USER_SHMEM or kind == USER_FILE:
+        stat[NR_FILE_PAGES] += pages
+        if kind == USER_SHMEM:
+            stat[NR_SHMEM] += pages
+        if user.mapped:
+            stat[NR_MAPPED] += pages
+        if flags & PF_DIRTY and kind == USER_FILE:
+            stat[NR_DIRTY] += pages
+            zone.stat[NR_ZONE_WRITE_PENDING] += pages
+        if flags & PF_WRITEBACK:
+            stat[NR_WRITEBACK] += pages
+            zone.stat[NR_ZONE_WRITE_PENDING] += pages
+    elif kind == USER_SLAB_RECLAIMABLE:
+        stat[NR_SLAB_RECLAIMABLE] += pages
+    elif kind == USER_SLAB_UNRECLAIMABLE:
+        stat[NR_SLAB_UNRECLAIMABLE] += pages
+    elif kind == USER_STACK:
+        stat[NR_KERNEL_STACK] += 4 * pages
+    elif kind == USER_PAGE_TABLE:
+        stat[NR_PAGE_TABLE_PAGES] += pages
+    if flags & PF_MLOCKED:
+        zone.stat[NR_MLOCK] += pages

@@ -1,0 +1,89 @@
+"""LRU lists: rings of entries, of which those count whose tag their page bears (mm/swap.c)."""
+from libc.stdlib cimport free, malloc
+
+cdef enum:
+    ENOMEM = 12
+    SMALLEST_ROOM = 1024
+
+cdef uint64_t PFN_MASK = (<uint64_t> 1 << (64 - LRU_TAG_BITS)) - 1
+
+
+cdef inline bint entry_counts(mem_t *mem, int nid, int lru, uint64_t entry,
+                              folio_t *folio) noexcept nogil:
+    """Whether the page of an entry is still on this list by it."""
+    if not read_folio(mem, entry & PFN_MASK, folio) or not folio.flags[0] & PF_LRU:
+        return False
+    return (folio_tag(mem, folio) == entry >> (64 - LRU_TAG_BITS)
+            and lru_of(mem.users[folio.user].kind, folio.flags[0]) == lru
+            and page_zone(mem, folio.pfn).nid == nid)
+
+
+cdef void drop_stale(mem_t *mem, int nid, int lru) noexcept nogil:
+    """Close the gaps that pages have left, and give all entries new tags in their order."""
+    cdef lru_list_t *lst = &mem.nodes[nid].lru[lru]
+    cdef uint64_t at, to = lst.tail, entry
+    cdef uint32_t tag
+    cdef folio_t folio
+    for at in range(lst.tail, lst.head):
+        entry = lst.ring[at & (lst.room - 1)]
+        if not entry_counts(mem, nid, lru, entry, &folio):
+            continue
+        tag = <uint32_t> to & ((<uint32_t> 1 << LRU_TAG_BITS) - 1)
+        lst.ring[to & (lst.room - 1)] = folio.pfn | <uint64_t> tag << (64 - LRU_TAG_BITS)
+        if folio.huge:
+            set_block_tag(block_of(mem, folio.pfn), tag)
+        else:
+            set_page_tag(&mem.pages[folio.pfn], tag)
+        to += 1
+    lst.head = to
+
+
+cdef int grow(lru_list_t *lst, uint64_t room) noexcept nogil:
+    cdef uint64_t *ring = <uint64_t *> malloc(room * sizeof(uint64_t))
+    cdef uint64_t at
+    if ring == NULL:
+        return -ENOMEM
+    for at in range(lst.tail, lst.head):
+        ring[at & (room - 1)] = lst.ring[at & (lst.room - 1)]
+    free(lst.ring)
+    lst.ring, lst.room = ring, room
+    return 0
+
+
+cdef int lru_make_room(mem_t *mem, uint64_t nodes, int64_t n) noexcept nogil:
+    cdef int nid, lru, rc
+    cdef uint64_t room
+    cdef lru_list_t *lst
+    for nid in range(mem.nr_nodes):
+        if not nodes >> nid & 1:
+            continue
+        for lru in range(NR_LRU_LISTS):
+            lst = &mem.nodes[nid].lru[lru]
+            if lst.head - lst.tail + n <= lst.room:
+                continue
+            # Half of what is there has left: closing the gaps is cheaper than more memory.
+            if lst.head - lst.tail > 2 * lst.nr_live:
+                drop_stale(mem, nid, lru)
+            room = lst.room or SMALLEST_ROOM
+            while lst.head - lst.tail + n > room:
+                room *= 2
+            if room > lst.room:
+                rc = grow(lst, room)
+                if rc:
+                    return rc
+    return 0
+
+
+cdef bint lru_pop(mem_t *mem, int nid, int lru, folio_t *folio) noexcept nogil:
+    cdef lru_list_t *lst = &mem.nodes[nid].lru[lru]
+    cdef uint64_t entry
+    cdef int user
+    while lst.tail < lst.head:
+        entry = lst.ring[lst.tail & (lst.room - 1)]
+        lst.tail += 1
+        if entry_counts(mem, nid, lru, entry, folio):
+            lru_del(mem, page_zone(mem, folio.pfn), mem.users[folio.user].kind, folio.huge,
+                    folio.flags)
+            return True
+    return False
+

@@ -1,0 +1,57 @@
+"""Loads: what the programs of a scenario or a recording do to memory, as a step's ``load`` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kmm.errors import OutOfMemory
+from kmm.memory import User
+from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, new_policy
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+
+def play_loads(m: Machine, load: Any) -> str:
+    """Do what a step's ``load`` says: one object, or a list of them, in order.
+
+    :return: what came of it, in words.
+    :raises KernelError: for nodes or a policy that the machine does not take.
+    """
+    loads = load if isinstance(load, list) else [load]
+    return "; ".join(_play(m, one) for one in loads)
+
+
+def _policy(m: Machine, load: Mapping[str, Any]) -> MemPolicy:
+    nodes = [m.pxm_to_node.get(pxm, pxm) for pxm in load.get("nodes", [])]
+    mode = load.get("policy", "bind" if nodes else "default")
+    if mode == "default":
+        return DEFAULT_POLICY
+    return new_policy(m, mode, nodes)
+
+
+def _play(m: Machine, load: Mapping[str, Any]) -> str:
+    kind = load["kind"]
+    if kind in ("anon", "shmem", "file"):
+        return _touch(m, load, kind)
+    return f"{kind}: not played"
+
+
+def _touch(m: Machine, load: Mapping[str, Any], kind: str) -> str:
+    """Let a program write so many pages, first to last."""
+    name = str(load.get("user") or load.get("file") or kind)
+    pages = load["pages"]
+    user = m.users.get(name)
+    if user is None:
+        thp = "madvise" if load.get("thp") else "never"
+        user = User(m, name, kind, pages, policy=_policy(m, load), tokens=True, thp=thp)
+        start = 0
+    else:
+        start = user.pages
+        user.engine.resize(start + pages)
+    try:
+        user.fault(start, pages)
+    except OutOfMemory as e:
+        return f"{name}: {user.nr_present} of {user.pages} pages: {e}"
+    return f"{name}: {user.nr_present} pages"

@@ -1,0 +1,263 @@
+"""Users of pages: anonymous spaces, files, caches of the kernel (mm/memory.c, mm/filemap.c).
+
+A user has a name, by which messages, ``kmm why`` and scenarios call it, and maps an index to a
+page.  What the engine can do at once it does for a whole range (``_memory``); here is what
+a request has to wait for, and what kinds of users differ in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kmm._memory import PageUser
+from kmm.errors import OutOfMemory, check_number, check_text, kernel_error
+from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, Placement, place
+from kmm.page_alloc import (
+    __GFP_COMP,
+    __GFP_RECLAIMABLE,
+    __GFP_ZERO,
+    ALL_NODES,
+    GFP_HIGHUSER_MOVABLE,
+    GFP_KERNEL,
+    GFP_TRANSHUGE,
+    GFP_TRANSHUGE_LIGHT,
+    __alloc_pages,
+)
+from kmm.params import (
+    NR_PAGES_MAX,
+    PAGEBLOCK_NR_PAGES,
+    PG_DIRTY,
+    USER_ANON,
+    USER_FILE,
+    USER_KERNEL,
+    USER_MOVABLE_OPS,
+    USER_OFFLINE,
+    USER_PAGE_TABLE,
+    USER_SHMEM,
+    USER_SLAB_RECLAIMABLE,
+    USER_SLAB_UNRECLAIMABLE,
+    USER_STACK,
+)
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+#: Names of kinds, as scenarios and messages have them.
+KIND_NAMES = {
+    USER_ANON: "anon",
+    USER_SHMEM: "shmem",
+    USER_FILE: "file",
+    USER_SLAB_RECLAIMABLE: "slab_reclaimable",
+    USER_SLAB_UNRECLAIMABLE: "slab",
+    USER_STACK: "stack",
+    USER_PAGE_TABLE: "page_table",
+    USER_KERNEL: "kernel",
+    USER_MOVABLE_OPS: "driver_movable",
+    USER_OFFLINE: "offline",
+}
+KINDS = {name: kind for kind, name in KIND_NAMES.items()}
+
+_GFP_OF_KIND = {
+    USER_ANON: GFP_HIGHUSER_MOVABLE | __GFP_COMP | __GFP_ZERO,
+    USER_SHMEM: GFP_HIGHUSER_MOVABLE | __GFP_COMP,
+    USER_FILE: GFP_HIGHUSER_MOVABLE | __GFP_COMP,
+    USER_SLAB_RECLAIMABLE: GFP_KERNEL | __GFP_RECLAIMABLE | __GFP_COMP,
+    USER_SLAB_UNRECLAIMABLE: GFP_KERNEL | __GFP_COMP,
+    USER_STACK: GFP_KERNEL | __GFP_ZERO,
+    USER_PAGE_TABLE: GFP_KERNEL | __GFP_ZERO,
+    USER_KERNEL: GFP_KERNEL,
+    USER_MOVABLE_OPS: GFP_HIGHUSER_MOVABLE,
+    USER_OFFLINE: GFP_HIGHUSER_MOVABLE,
+}
+THP_CHOICES = ("never", "always", "madvise")
+#: Kinds whose pages begin as dirty: nothing else has what they hold.
+_BORN_DIRTY = frozenset((USER_ANON, USER_SHMEM))
+
+
+class User:
+    """Something that uses pages (a task's address space, a file, a cache of the kernel).
+
+    :param name: unique on its machine; kind: one of KINDS.
+    :param pages: how many it can have; in blocks of the order, for caches of larger blocks.
+    :param policy: which nodes give it memory; cpu: which CPU touches it, ``m.this_cpu`` if None.
+    :param order: of each block: 0 for what is on LRU lists, 0 to 10 for the kernel's own.
+    :param tokens: whether pages carry a token each, as their content.
+    :param thp: whether 512 absent pages in a row get a block of order 9: ``never``, ``always``
+        if there is one at once, ``madvise`` also if it has to be waited for.
+    :raises InvalidArgument: naming the argument, its value and what is allowed.
+    """
+
+    def __init__(
+        self,
+        m: Machine,
+        name: str,
+        kind: str,
+        pages: int,
+        *,
+        policy: MemPolicy = DEFAULT_POLICY,
+        cpu: int | None = None,
+        order: int = 0,
+        tokens: bool = False,
+        thp: str = "never",
+    ) -> None:
+        check_text("name", name)
+        if not name or name in m.users:
+            raise kernel_error(-22, f"name: {name!r}; allowed: a name that no other user has")
+        if kind not in KINDS:
+            raise kernel_error(-22, f"kind: {kind!r}; allowed: {', '.join(KINDS)}")
+        if thp not in THP_CHOICES:
+            raise kernel_error(-22, f"thp: {thp!r}; allowed: {', '.join(THP_CHOICES)}")
+        check_number("pages", pages, 0, NR_PAGES_MAX)
+        check_number("order", order, 0, 10 if KINDS[kind] >= USER_SLAB_RECLAIMABLE else 0)
+        self.m, self.name, self.kind = m, name, KINDS[kind]
+        self.cpu = m.this_cpu if cpu is None else check_number("cpu", cpu, 0, m.nr_cpus - 1)
+        self.policy, self.thp = policy, thp
+        self.gfp = _GFP_OF_KIND[self.kind]
+        self.engine = PageUser(m.memmap_engine, self.kind, pages, order, tokens)
+        m.users[name] = self
+        m.users_by_number[self.engine.number] = self
+
+    def __repr__(self) -> str:
+        return f"<{KIND_NAMES[self.kind]} {self.name}: {self.nr_present} of {self.pages} pages>"
+
+    @property
+    def pages(self) -> int:
+        """How many pages, or blocks of its order, it can have."""
+        return self.engine.nr_slots
+
+    @property
+    def nr_present(self) -> int:
+        """How many pages, or blocks, are in memory."""
+        return self.engine.nr_present
+
+    # -- pages come ---------------------------------------------------------------------
+
+    def fault(self, start: int, n: int, flags: int = 0) -> int:
+        """Touch a range of pages, first to last; those that are absent are allocated.
+
+        :param start: first index; n: pages; flags: PG_* marks of new pages.
+        :return: how many were absent.
+        :raises OutOfMemory: when there is none for the next; those before it stay.
+        """
+        self._check_range(start, n)
+        if self.kind in _BORN_DIRTY:
+            flags |= PG_DIRTY
+        before = self.engine.nr_present
+        at, end = start, start + n
+        while at < end:
+            at += self._fault_some(at, end, flags)
+        return self.engine.nr_present - before
+
+    def _fault_some(self, at: int, end: int, flags: int) -> int:
+        """Touch some pages from one on; how many."""
+        huge = self._fault_huge(at, end, flags)
+        if huge:
+            return huge
+        where = place(self.m, self.policy, self.cpu, at)
+        n = 1 if self.policy.mode == "interleave" else self._run_of_small(at, end) - at
+        done = self.engine.fault_in(
+            self.m, at, n, self.gfp, where.nid, _mask(where), self.cpu, flags
+        )
+        self.m.run_kswapds()
+        if done == 0:
+            self._fault_slowly(at, where, flags)
+            done = 1
+        return done
+
+    def _fault_huge(self, at: int, end: int, flags: int) -> int:
+        """Give 512 absent pages a block of order 9, if they may have one; how many pages it has."""
+        if self.thp == "never" or at % PAGEBLOCK_NR_PAGES or at + PAGEBLOCK_NR_PAGES > end:
+            return 0
+        where = place(self.m, self.policy, self.cpu, at)
+        gfp = GFP_TRANSHUGE if self.thp == "madvise" else GFP_TRANSHUGE_LIGHT
+        got = self.engine.fault_in_huge(self.m, at, gfp, where.nid, _mask(where), self.cpu, flags)
+        return PAGEBLOCK_NR_PAGES if got else 0
+
+    def _run_of_small(self, at: int, end: int) -> int:
+        """Where the run of pages ends that are touched one by one."""
+        if self.thp == "never":
+            return end
+        return min(end, (at // PAGEBLOCK_NR_PAGES + 1) * PAGEBLOCK_NR_PAGES)
+
+    def _fault_slowly(self, index: int, where: Placement, flags: int) -> None:
+        """Bring one page in that has to be waited for, or read from the swap device."""
+        pfn = _alloc_pages_of(
+            self.m, self.gfp, self.engine.order, where.nid, where.nodemask, self.cpu
+        )
+        self.engine.attach(self.m, index, pfn, flags)
+
+    # -- pages go -----------------------------------------------------------------------
+
+    def release(self, start: int, n: int) -> int:
+        """Let the pages of a range go, first to last; returns how many were freed."""
+        self._check_range(start, n)
+        freed = self.engine.let_go(self.m, start, n, self.cpu)
+        self.m.give_back_records()
+        return freed
+
+    def grow(self, n: int) -> int:
+        """Touch n pages behind the last one there is; returns how many came.
+
+        :raises OutOfMemory: as fault.
+        """
+        start = self._behind_last()
+        return self.fault(start, min(n, self.pages - start))
+
+    def shrink(self, n: int) -> int:
+        """Let the last n pages go; returns how many were freed."""
+        end = self._behind_last()
+        return self.release(max(end - n, 0), min(n, end))
+
+    def close(self) -> None:
+        """Let everything go, and be no user any more."""
+        self.release(0, self.pages)
+        del self.m.users[self.name]
+        del self.m.users_by_number[self.engine.number]
+
+    def _behind_last(self) -> int:
+        there = np.flatnonzero(self.engine.slots)
+        return int(there[-1]) + 1 if len(there) else 0
+
+    # -- what they hold -----------------------------------------------------------------
+
+    def write_tokens(self, start: int, tokens: npt.ArrayLike) -> None:
+        """Write a token into each page of a range, which all have to be in memory."""
+        values = np.ascontiguousarray(tokens, dtype=np.uint64)
+        self._check_range(start, len(values))
+        self.engine.write_tokens(start, values)
+
+    def read_tokens(self, start: int, n: int) -> npt.NDArray[np.uint64]:
+        """Return the tokens of a range, wherever they are: memory, swap device, backing store."""
+        self._check_range(start, n)
+        return self.engine.read_tokens(start, n)
+
+    def pfns(self, start: int = 0, n: int | None = None) -> npt.NDArray[np.int64]:
+        """Return where the pages of a range are, -1 for those that are not in memory."""
+        n = self.pages - start if n is None else n
+        self._check_range(start, n)
+        return self.engine.pfns(start, n)
+
+    def _check_range(self, start: int, n: int) -> None:
+        check_number("start", start, 0, self.pages)
+        check_number("n", n, 0, self.pages - start)
+
+
+def _mask(where: Placement) -> int:
+    if where.nodemask is None:
+        return ALL_NODES
+    return sum(1 << nid for nid in where.nodemask)
+
+
+def out_of_memory_as_count(user: User, start: int, n: int) -> int:
+    """Touch pages as far as there is memory; returns how many of the range are there then."""
+    with contextlib.suppress(OutOfMemory):
+        user.fault(start, n)
+    return int(np.count_nonzero(user.pfns(start, n) >= 0))
+
+
+# A class body would mangle the leading underscores.
+_alloc_pages_of = __alloc_pages

@@ -1,0 +1,241 @@
+"""Moving used pages from a range elsewhere (mm/migrate.c; do_migrate_range of memory_hotplug.c)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from kmm import _migrate
+from kmm.errors import OutOfMemory
+from kmm.page_alloc import (
+    __GFP_COMP,
+    __GFP_HIGHMEM,
+    __GFP_MOVABLE,
+    __GFP_RECLAIM,
+    __GFP_RETRY_MAYFAIL,
+    GFP_TRANSHUGE,
+    GFP_USER,
+    __alloc_pages,
+)
+from kmm.params import (
+    MIGRATE_AGAIN,
+    MIGRATE_DONE,
+    MIGRATE_FAILED,
+    MIGRATE_GONE,
+    MIGRATE_PENDING,
+    PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+    USER_HUGETLB,
+    ZONE_MOVABLE,
+)
+from kmm.trace import note, traced
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+#: How often a page that somebody holds is tried within one call.
+MAX_PASSES = 10
+
+Pfns = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationTarget:
+    """Where pages may go: gfp flags, whose zonelist, and which nodes (migration_target_control)."""
+
+    gfp: int
+    nid: int
+    nodemask: tuple[int, ...] | None = None
+
+    @property
+    def nodes(self) -> int:
+        """The nodes as bits."""
+        if self.nodemask is None:
+            return (1 << 64) - 1
+        return sum(1 << nid for nid in self.nodemask)
+
+
+@dataclass(slots=True)
+class MigrationResult:
+    """What became of the pages of one migrate_pages call, in base pages but for the thp ones."""
+
+    nr_succeeded: int = 0
+    nr_failed: int = 0
+    nr_thp_succeeded: int = 0
+    nr_thp_failed: int = 0
+    nr_thp_split: int = 0
+    code: int = 0  # -ENOMEM if it stopped for want of a target
+    moved: list[tuple[Pfns, Pfns]] = field(default_factory=list)  # from, to
+    left: Pfns = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+
+
+def hot_remove_target(m: Machine, pfn: int) -> MigrationTarget:
+    """Where pages that leave a block go: another node that has memory, if there is one.
+
+    Only what leaves a Movable zone may go to one.
+
+    :param pfn: the first of them.
+    """
+    zone = m.page_zone(pfn)
+    nid = zone.nid if zone is not None else 0
+    gfp = GFP_USER | __GFP_MOVABLE | __GFP_RETRY_MAYFAIL
+    if zone is not None and zone.zone_idx == ZONE_MOVABLE:
+        gfp |= __GFP_HIGHMEM
+    others = tuple(sorted(m.n_memory - {nid}))
+    return MigrationTarget(gfp | __GFP_COMP, nid, others or (nid,))
+
+
+def is_huge(m: Machine, pfn: int) -> bool:
+    """Whether a block of order 9 or more in use starts at a page."""
+    return pfn % PAGEBLOCK_NR_PAGES == 0 and bool(m.memmap_engine.is_allocated(pfn, 9))
+
+
+def is_hugetlb(m: Machine, pfn: int) -> bool:
+    """Whether a page starts a hugetlb page."""
+    user = m.user_of(pfn)
+    return user is not None and user.kind == USER_HUGETLB
+
+
+@traced
+def alloc_migration_target(m: Machine, pfn: int, target: MigrationTarget) -> int:
+    """Allocate a block for one page to go to, waiting for memory if need be.
+
+    :raises OutOfMemory: when there is none.
+    """
+    if is_huge(m, pfn):
+        gfp = (target.gfp & ~__GFP_RECLAIM) | GFP_TRANSHUGE
+        return __alloc_pages(m, gfp, PAGEBLOCK_ORDER, target.nid, target.nodemask)
+    return __alloc_pages(m, target.gfp, 0, target.nid, target.nodemask)
+
+
+class _List:
+    """A list of isolated pages on its way, and what became of each."""
+
+    def __init__(self, m: Machine, pfns: Pfns, target: MigrationTarget) -> None:
+        self.m, self.target = m, target
+        self.pfns = pfns
+        self.status = np.zeros(len(pfns), dtype=np.uint8)
+        self.to = np.zeros(len(pfns), dtype=np.uint64)
+        self.code = 0
+        self.splits = 0
+
+    def one_pass(self) -> None:
+        """Try each pending page once; stop for good when a small one has nowhere to go."""
+        at, t = 0, self.target
+        while self.code == 0:
+            at = _migrate.migrate_pages_once(
+                self.m, self.pfns, self.status, at, t.gfp, t.nid, t.nodes, self.m.this_cpu, self.to
+            )
+            if at == len(self.pfns):
+                return
+            self._slowly(at)
+
+    def _slowly(self, at: int) -> None:
+        """Give one page a target that has to be waited for; a huge one without is split."""
+        pfn = int(self.pfns[at])
+        try:
+            to = alloc_migration_target(self.m, pfn, self.target)
+        except OutOfMemory:
+            if is_huge(self.m, pfn):
+                self._split(at, pfn)
+            else:
+                self.code = -12
+            return
+        _migrate.migrate_to(self.m, pfn, to, self.m.this_cpu)
+        self.status[at], self.to[at] = MIGRATE_DONE, to
+
+    def _split(self, at: int, pfn: int) -> None:
+        """Let the parts of a huge page go on as pages of their own, behind the others."""
+        _migrate.split_isolated(self.m, pfn)
+        self.splits += 1
+        parts = np.arange(pfn, pfn + PAGEBLOCK_NR_PAGES, dtype=np.uint64)
+        self.pfns = np.concatenate([self.pfns[:at], self.pfns[at + 1 :], parts])
+        self.status = np.concatenate(
+            [self.status[:at], self.status[at + 1 :], np.zeros(len(parts), dtype=np.uint8)]
+        )
+        self.to = np.concatenate(
+            [self.to[:at], self.to[at + 1 :], np.zeros(len(parts), dtype=np.uint64)]
+        )
+
+
+@traced
+def migrate_pages(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationResult:
+    """Move isolated pages, first to last; those that cannot be moved go back to their lists.
+
+    A page that somebody holds is tried ten times; one that has nowhere to go ends the call, but
+    a huge page is split first.
+
+    :param pfns: isolated pages, a uint64 array.
+    :return: what became of them.
+    """
+    work = _List(m, pfns, target)
+    note(m, "alloc_migration_target", len(pfns))
+    for _ in range(MAX_PASSES):
+        work.one_pass()
+        again = work.status == MIGRATE_AGAIN
+        if work.code or not again.any():
+            break
+        work.status[again] = MIGRATE_PENDING
+    return _finish(m, work)
+
+
+def _finish(m: Machine, work: _List) -> MigrationResult:
+    done = work.status == MIGRATE_DONE
+    left = ~done & (work.status != MIGRATE_GONE)
+    thps = np.array([is_huge(m, int(p)) for p in work.pfns[left]], dtype=bool)
+    huge_done = sum(is_huge(m, int(p)) for p in work.to[done & (work.to % 512 == 0)])
+    result = MigrationResult(
+        nr_succeeded=int(done.sum()) + 511 * huge_done,
+        nr_failed=int(left.sum()) + 511 * int(thps.sum()),
+        nr_thp_succeeded=huge_done,
+        nr_thp_failed=int(thps.sum()),
+        nr_thp_split=work.splits,
+        code=work.code,
+        left=work.pfns[left],
+    )
+    result.moved.append((work.pfns[done], work.to[done]))
+    work.status[left] = MIGRATE_FAILED
+    m.count_vm_event("pgmigrate_fail", result.nr_failed)
+    m.count_vm_event("thp_migration_fail", result.nr_thp_failed)
+    _migrate.putback_movable_pages(m.memmap_engine, result.left)
+    return result
+
+
+def split_by(m: Machine, pfns: Pfns, test: Callable[[Machine, int], bool]) -> tuple[Pfns, Pfns]:
+    """Part a list into pages that pass a test and others, the order kept."""
+    which = np.array([test(m, int(p)) for p in pfns], dtype=bool)
+    return pfns[which], pfns[~which]
+
+
+def _warn(m: Machine, line: str, pfn: int, reason: str) -> None:
+    """Log a line and the page it is about, if there were not too many just now."""
+    if m.migrate_ratelimit.allows(m.clock.now):
+        m.printk(line)
+        m.dump_page(pfn, reason)
+
+
+@traced
+def do_migrate_range(m: Machine, start_pfn: int, end_pfn: int) -> MigrationResult:
+    """Isolate what can move in a range, and move it elsewhere.
+
+    :param start_pfn: a page that can move; end_pfn: pfn behind the range.
+    :return: what became of the pages; the caller looks again for what is left.
+    """
+    out = np.zeros(end_pfn - start_pfn, dtype=np.uint64)
+    refused = np.zeros(10, dtype=np.uint64)
+    n, bad = _migrate.isolate_range(m.memmap_engine, start_pfn, end_pfn, out, refused)
+    note(m, "isolate_lru_page", n)
+    for pfn in refused[: min(bad, len(refused))]:
+        _warn(m, f"failed to isolate pfn {int(pfn):x}", int(pfn), "isolation failed")
+    if n == 0:
+        return MigrationResult()
+    target = hot_remove_target(m, int(out[0]))
+    result = migrate_pages(m, out[:n], target)
+    code = result.code or len(result.left)
+    for pfn in result.left[:10]:
+        _warn(m, f"migrating pfn {int(pfn):x} failed ret:{code}", int(pfn), "migration failure")
+    return result
