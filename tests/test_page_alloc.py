@@ -20,6 +20,7 @@ from kmm import (
     Machine,
     MachineConfig,
 )
+from kmm.compaction import COMPACT_SKIPPED
 from kmm.mmzone import Zone
 from kmm.page_alloc import __GFP_DMA, __GFP_DMA32, __GFP_RECLAIMABLE, __GFP_THISNODE
 from kmm.snapshot import dump, dump_zone
@@ -325,11 +326,11 @@ def test_who_waits_asks_compaction_and_reclaim_in_that_order() -> None:
     kept = m.alloc_pages_bulk(40, 10, GFP_KERNEL | __GFP_THISNODE, 1)
     asked: list[str] = []
 
-    def compact(m: Machine, nid: int, order: int, gfp: int) -> int:
+    def compact(m: Machine, nid: int, order: int, *others: int) -> tuple[int, int]:
         asked.append(f"compact {order}")
-        return 0
+        return COMPACT_SKIPPED, -1
 
-    def reclaim(m: Machine, nid: int, order: int, gfp: int) -> int:
+    def reclaim(m: Machine, nid: int, order: int, *others: int) -> int:
         asked.append(f"reclaim {order}")
         m.free_pages_bulk(kept[:1], 10)
         return 1024
@@ -340,7 +341,7 @@ def test_who_waits_asks_compaction_and_reclaim_in_that_order() -> None:
         pass
     assert asked == ["compact 3", "reclaim 3"]
     asked.clear()
-    m.ops.try_to_free_pages = lambda m, nid, order, gfp: 0
+    m.ops.try_to_free_pages = lambda *request: 0
     with pytest.raises(KernelError):
         while True:
             m.alloc_pages(0, want, 1)

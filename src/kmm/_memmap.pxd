@@ -66,5 +66,6 @@ cdef inline void wakeup_kswapd(mem_t *mem, const zone_t *zone, int order,
     if not zone.managed_pages:
         return
     node.kswapd_wakeups += 1
+    node.kswapd_pending = 1
     node.kswapd_order = max(node.kswapd_order, order)
     node.kswapd_highest_zoneidx = max(node.kswapd_highest_zoneidx, highest)
