@@ -105,7 +105,7 @@ cdef class SwapDevice:
         cdef uint16_t[::1] cluster
         if nr_pages < 2 or memmap.mem.swap.nr_slots:
             raise ValueError(f"SwapDevice: nr_pages {nr_pages}, or there is one already")
-        nr_clusters = -(-nr_pages // SWAPFILE_CLUSTER)
+        nr_clusters = (nr_pages + SWAPFILE_CLUSTER - 1) // SWAPFILE_CLUSTER
         self.owner = np.zeros(nr_clusters * SWAPFILE_CLUSTER, dtype=np.uint64)
         self.tokens = np.zeros(nr_clusters * SWAPFILE_CLUSTER, dtype=np.uint64)
         self.cluster = np.zeros(nr_clusters, dtype=np.uint16)

@@ -72,6 +72,8 @@ def boot(m: Machine) -> None:
     writeback_set_ratelimit(m)
     register_boot_blocks(m)
     register_boot_notifiers(m)
+    if m.config.swap:
+        m.swapon(m.config.swap)
 
 
 def e820(low: int, high: int) -> list[tuple[int, int, str]]:

@@ -100,6 +100,7 @@ def _run(m: Machine, pgdat: PgData, daemon: Kswapd, order: int, highest_zoneidx:
     with memalloc(m):
         reclaimed_for = balance_pgdat(m, pgdat, order, highest_zoneidx)
         while not _may_sleep(m, pgdat, reclaimed_for, highest_zoneidx):
+            m.count_vm_event("kswapd_high_wmark_hit_quickly")
             reclaimed_for = balance_pgdat(m, pgdat, order, highest_zoneidx)
     daemon.dozing_for = (order, highest_zoneidx)
     daemon.naps += 1
@@ -137,9 +138,7 @@ def balance_pgdat(m: Machine, pgdat: PgData, order: int, highest_zoneidx: int) -
     m.count_vm_event("pageoutrun")
     zones = managed_zones(pgdat, highest_zoneidx)
     boosts = {z.index: z.watermark_boost for z in zones}
-    sc = ScanControl(
-        0, GFP_KERNEL, highest_zoneidx, order, _cpu_of(m, pgdat), True, swappiness(m)
-    )
+    sc = ScanControl(0, GFP_KERNEL, highest_zoneidx, order, _cpu_of(m, pgdat), True, swappiness(m))
     _vmscan.set_reclaim_active(m, pgdat.node_id, highest_zoneidx, True)
     try:
         hopeless = not _reclaim_until_balanced(m, pgdat, sc, sum(boosts.values()))

@@ -39,8 +39,8 @@ from kmm.kswapd import Kswapd, run_kswapds
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
-from kmm.page_alloc import __alloc_pages, __free_pages, gfp_zone
 from kmm.oom_kill import out_of_memory
+from kmm.page_alloc import __alloc_pages, __free_pages, gfp_zone
 from kmm.page_writeback import sync
 from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,
@@ -59,8 +59,8 @@ from kmm.params import (
 from kmm.records import Records
 from kmm.resource import ResourceTree
 from kmm.rules import LINUX_6_1, Rules
-from kmm.trace import Kprobes
 from kmm.swapfile import SwapInfo, swapon
+from kmm.trace import Kprobes
 from kmm.vmscan import try_to_free_pages
 
 if TYPE_CHECKING:

@@ -45,7 +45,6 @@ from kmm.params import (
     USER_SLAB_UNRECLAIMABLE,
     USER_STACK,
 )
-
 from kmm.shrinker import Shrinker
 
 if TYPE_CHECKING:

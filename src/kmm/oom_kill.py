@@ -86,9 +86,7 @@ def _dump_header(m: Machine, gfp: int, order: int, nodes: int) -> None:
     )
     show_mem(m, nodes)
     m.printk("Tasks state (memory values in pages):")
-    m.printk(
-        "[  pid  ]   uid  tgid total_vm      rss pgtables_bytes swapents oom_score_adj name"
-    )
+    m.printk("[  pid  ]   uid  tgid total_vm      rss pgtables_bytes swapents oom_score_adj name")
     for user in m.users.values():
         if user.kind == USER_ANON and user.nr_present + user.engine.nr_swapped:
             pid = user.engine.number
@@ -116,8 +114,9 @@ def _oom_kill_process(m: Machine, victim: User) -> None:
     )
     victim.killed = True
     victim.release(0, victim.pages)
+    if victim is m.current:
+        return  # it takes its memory along itself
     m.printk(
         f"oom_reaper: reaped process {pid} ({name}), now anon-rss:{victim.nr_present * 4}kB, "
         "file-rss:0kB, shmem-rss:0kB"
     )
-

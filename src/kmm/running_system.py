@@ -14,6 +14,7 @@ from kmm.errors import OutOfMemory
 from kmm.mmzone import Zone
 from kmm.page_alloc import (
     __GFP_DIRECT_RECLAIM,
+    __GFP_NOWARN,
     GFP_HIGHUSER_MOVABLE,
     GFP_NOWAIT,
     __alloc_pages,
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
 
 # Nothing here waits for memory: a task that finds none near goes elsewhere.
-_SLAB, _USER = GFP_NOWAIT, GFP_HIGHUSER_MOVABLE & ~__GFP_DIRECT_RECLAIM
+_SLAB = GFP_NOWAIT | __GFP_NOWARN
+_USER = GFP_HIGHUSER_MOVABLE & ~__GFP_DIRECT_RECLAIM | __GFP_NOWARN
 
 
 class RunningSystem:

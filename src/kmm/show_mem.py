@@ -66,11 +66,10 @@ def show_mem(m: Machine, nodes: int) -> None:
     for zone in zones:
         m.printk(_free_line(zone))
     for pgdat in shown:
-        for size in (1048576, 2048):
-            m.printk(
-                f"Node {pgdat.node_id} hugepages_total=0 hugepages_free=0 hugepages_surp=0 "
-                f"hugepages_size={size}kB"
-            )
+        m.printk(
+            f"Node {pgdat.node_id} hugepages_total=0 hugepages_free=0 hugepages_surp=0 "
+            "hugepages_size=2048kB"
+        )
     m.printk(f"{all_node_items(m)['nr_file_pages']} total pagecache pages")
     m.printk("0 pages in swap cache")
     free, total = (m.swap.nr_free, m.swap.pages) if m.swap is not None else (0, 0)

@@ -8,14 +8,13 @@ import numpy as np
 
 from kmm._swapfile import SwapDevice
 from kmm.errors import ValidationError, check_number, kernel_error
-from kmm.params import PAGE_SIZE, SLOT_PFN, SLOT_SWAPPED
+from kmm.params import PAGE_SIZE, PHYSMEM_END, SLOT_PFN, SLOT_SWAPPED
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
 PATH = "/dev/pmem0"
 PRIORITY = -2
-MAX_PAGES = 1 << 34
 _OWNER_SHIFT = 40
 
 
@@ -42,16 +41,12 @@ def swapon(m: Machine, size: int) -> None:
     :param size: bytes, rounded down to pages.
     :raises InvalidArgument: for a size without room; KernelError: EBUSY if there is one.
     """
-    check_number("size", size, 0, MAX_PAGES * PAGE_SIZE)
+    check_number("size", size, 2 * PAGE_SIZE, PHYSMEM_END + 1)
     if m.swap is not None:
         raise kernel_error(-16, f"size: {size}; there is a swap device already")
-    if size < 2 * PAGE_SIZE:
-        raise kernel_error(-22, f"size: {size}; allowed: {2 * PAGE_SIZE} bytes and more")
     m.swap = SwapInfo(m, size // PAGE_SIZE)
     kib = m.swap.pages * 4
-    m.printk(
-        f"Adding {kib}k swap on {PATH}.  Priority:{PRIORITY} extents:1 across:{kib}k SSFS"
-    )
+    m.printk(f"Adding {kib}k swap on {PATH}.  Priority:{PRIORITY} extents:1 across:{kib}k SSFS")
 
 
 def swaps(m: Machine) -> str:

@@ -30,6 +30,8 @@ from kmm.sparse import (
     VMEMMAP_NOT_OURS,
     vmemmap_chunks,
 )
+from kmm.swapfile import check_swap
+from kmm.validate_lru import check_lru
 from kmm.validate_zone import _equal, _true, check_recomputed, check_zone
 
 if TYPE_CHECKING:
@@ -377,4 +379,6 @@ def validate(m: Machine) -> None:
     check_vmemmap(m)
     check_zonelists(m)
     check_totals(m)
+    check_lru(m)
+    check_swap(m)
     check_sysfs(m)

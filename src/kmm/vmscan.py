@@ -182,7 +182,7 @@ def should_continue_reclaim(m: Machine, pgdat: PgData, reclaimed: int, sc: ScanC
 def compaction_ready(m: Machine, zone: Zone, sc: ScanControl) -> bool:
     """Whether a zone serves a request of an order, or has enough free pages to compact for it."""
     suitable = compaction_suitable(m, zone, sc.order, 0, sc.reclaim_idx)
-    if suitable == COMPACT_SUCCESS or suitable == COMPACT_SKIPPED or not sc.gfp & _GFP_IO:
+    if suitable in (COMPACT_SUCCESS, COMPACT_SKIPPED) or not sc.gfp & _GFP_IO:
         return suitable == COMPACT_SUCCESS and bool(sc.gfp & _GFP_IO)
     mark = zone.high_wmark_pages() + compact_gap(sc.order)
     return zone.nr_free_pages > mark + zone.lowmem_reserve[sc.reclaim_idx]
@@ -244,9 +244,7 @@ def try_to_free_pages(m: Machine, nid: int, order: int, gfp: int, nodes: int, cp
 
     zones = zones_of(m, nid, gfp, nodes)
     throttle_direct_reclaim(m, zones, gfp)
-    sc = ScanControl(
-        SWAP_CLUSTER_MAX, gfp, gfp_zone(gfp), order, cpu, swappiness=swappiness(m)
-    )
+    sc = ScanControl(SWAP_CLUSTER_MAX, gfp, gfp_zone(gfp), order, cpu, swappiness=swappiness(m))
     with memalloc(m):
         return _do_try_to_free_pages(m, zones, sc)
 
