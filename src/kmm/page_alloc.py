@@ -57,7 +57,7 @@ COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT, COMPACT_PRIO_ASYNC = 0, 1, 2
 MAX_COMPACT_RETRIES = 16
 #: How often a request is tried that the kernel would try for ever: without progress in sight, or
 #: because it must not fail.
-NOFAIL_LOOPS = 1000
+NOFAIL_LOOPS = 100
 
 
 def gfp_zone(gfp: int) -> int:
