@@ -158,7 +158,9 @@ def test_swapped_tokens_read_back_after_many_rounds() -> None:
         a.write(start, 10_000)
         values = rng.integers(1, 1 << 60, 10_000).astype(np.uint64)
         at = a.pfns(start, 10_000) >= 0
-        for run in np.split(np.flatnonzero(at), np.flatnonzero(np.diff(np.flatnonzero(at)) != 1) + 1):
+        for run in np.split(
+            np.flatnonzero(at), np.flatnonzero(np.diff(np.flatnonzero(at)) != 1) + 1
+        ):
             if len(run):
                 a.write_tokens(start + int(run[0]), values[run])
                 want[start + run] = values[run]

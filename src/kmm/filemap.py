@@ -9,6 +9,7 @@ from kmm.mempolicy import place
 from kmm.page_alloc import ALL_NODES
 from kmm.page_writeback import balance_dirty_pages
 from kmm.params import USER_FILE, USER_SHMEM
+from kmm.trace import note
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -48,8 +49,6 @@ def _access_at_once(user: User, at: int, end: int, write: bool) -> int:
 def drop_pagecache(m: Machine) -> int:
     """Drop all pages of files that nobody needs to write or has mapped; returns how many."""
     m.count_vm_event("drop_pagecache")
-    return sum(
-        _filemap.invalidate_mapping_pages(u.engine, m, 0, u.pages, u.cpu)
-        for u in list(m.users.values())
-        if u.kind in (USER_FILE, USER_SHMEM)
-    )
+    files = [u for u in m.users.values() if u.kind in (USER_FILE, USER_SHMEM)]
+    note(m, "invalidate_mapping_pages", len(files))
+    return sum(_filemap.invalidate_mapping_pages(u.engine, m, 0, u.pages, u.cpu) for u in files)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kmm import _vmscan
 from kmm.clock import SECOND
-from kmm.mmzone import PgData
+from kmm.mmzone import PgData, Zone
 from kmm.page_alloc import GFP_KERNEL
 from kmm.trace import traced
 from kmm.vmscan import (
@@ -48,6 +48,7 @@ class Kswapd:
     naps: int = 0
 
 
+@traced
 def pgdat_balanced(m: Machine, pgdat: PgData, order: int, highest_zoneidx: int) -> bool:
     """Whether some zone of a node serves a request of an order above its high watermark.
 
@@ -77,8 +78,21 @@ def run_kswapds(m: Machine) -> None:
                 _wake_up(m, pgdat, *heard)
 
 
+@traced
+def wakeup_kswapd(m: Machine, zone: Zone, order: int, highest_zoneidx: int) -> None:
+    """Wake the kswapd of a zone's node if there is something to do for it.
+
+    The allocator's own wake-ups leave word inside the engine; kswapd hears it when the allocating
+    task next lets it run.
+
+    :param order: of the allocation; highest_zoneidx: the highest zone that may serve it.
+    """
+    m.memmap_engine.wakeup_kswapd(zone.index, order, highest_zoneidx)
+    run_kswapds(m)
+
+
 def _wake_up(m: Machine, pgdat: PgData, order: int, highest_zoneidx: int) -> None:
-    """Start a kswapd if there is something to do for it (wakeup_kswapd)."""
+    """Start a kswapd if its node is short of something and there is hope."""
     nid = pgdat.node_id
     if kswapd_failures(m, nid) >= MAX_RECLAIM_RETRIES:
         return  # hopeless: whoever needs memory reclaims by himself

@@ -18,6 +18,7 @@ _GFP_FS, _GFP_THISNODE = 0x80, 0x200000
 _ALL_NODES = (1 << 64) - 1
 
 
+@traced
 def oom_badness(m: Machine, user: User, totalpages: int) -> int | None:
     """Return how much killing a task would free, and how much it asks for it; None if it must not.
 
@@ -31,6 +32,7 @@ def oom_badness(m: Machine, user: User, totalpages: int) -> int | None:
     return points + user.oom_score_adj * (totalpages // 1000)
 
 
+@traced
 def constrained_alloc(m: Machine, gfp: int, nodes: int) -> tuple[str, int]:
     """Return which constraint a request has, and how many pages it could have had at most."""
     swap = m.swap.pages if m.swap is not None else 0
@@ -41,6 +43,7 @@ def constrained_alloc(m: Machine, gfp: int, nodes: int) -> tuple[str, int]:
     return "CONSTRAINT_NONE", m.totalram_pages + swap
 
 
+@traced
 def select_bad_process(m: Machine, nodes: int, totalpages: int) -> User | None:
     """Return the task whose end helps most, the later one of equals.
 

@@ -139,6 +139,7 @@ class _Waiting:
         )
 
 
+@traced
 def __alloc_pages_slowpath(m: Machine, gfp: int, order: int, nid: int, nodes: int, cpu: int) -> int:
     """Wait for memory: kswapd, compaction, direct reclaim, and somebody's end; a pfn or -ENOMEM.
 
@@ -197,11 +198,11 @@ def _retry(w: _Waiting) -> int:
             return -1
         if w.costly and not (w.can_compact and w.gfp & __GFP_RETRY_MAYFAIL):
             return -1
-        if should_reclaim_retry(w, progress):
+        if should_reclaim_retry(m, w, progress):
             continue
-        if progress and w.can_compact and should_compact_retry(w):
+        if progress and w.can_compact and should_compact_retry(m, w):
             continue
-        killed, pfn = __alloc_pages_may_oom(w)
+        killed, pfn = __alloc_pages_may_oom(m, w)
         if pfn >= 0 or not killed:
             return pfn
         w.no_progress_loops = 0
@@ -239,12 +240,12 @@ def _direct_compact(w: _Waiting, priority: int) -> int:
     return pfn
 
 
-def should_reclaim_retry(w: _Waiting, progress: bool) -> bool:
+@traced
+def should_reclaim_retry(m: Machine, w: _Waiting, progress: bool) -> bool:
     """Whether reclaiming all that could be reclaimed would serve a request.
 
     :param progress: whether the last time freed anything.
     """
-    m = w.m
     w.no_progress_loops = 0 if progress and not w.costly else w.no_progress_loops + 1
     if w.no_progress_loops <= MAX_RECLAIM_RETRIES:
         for zone in zones_of(m, w.nid, w.gfp, w.nodes):
@@ -254,7 +255,8 @@ def should_reclaim_retry(w: _Waiting, progress: bool) -> bool:
     return m._unreserve_highatomic(w.gfp, w.nid, w.nodes)
 
 
-def should_compact_retry(w: _Waiting) -> bool:
+@traced
+def should_compact_retry(m: Machine, w: _Waiting) -> bool:
     """Whether compacting once more, or harder, may serve a request of an order."""
     if not w.order:
         return False
@@ -284,9 +286,10 @@ def _compaction_zonelist_suitable(w: _Waiting) -> bool:
     return False
 
 
-def __alloc_pages_may_oom(w: _Waiting) -> tuple[bool, int]:
+@traced
+def __alloc_pages_may_oom(m: Machine, w: _Waiting) -> tuple[bool, int]:
     """Kill somebody for a request; whether trying again makes sense, and its block."""
-    m, gfp = w.m, w.gfp
+    gfp = w.gfp
     pfn = w.try_freelist(ALLOC_WMARK_HIGH | ALLOC_CPUSET)
     if pfn >= 0:
         return False, pfn

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kmm import _filemap
 from kmm.clock import SECOND
 from kmm.params import USER_FILE
+from kmm.trace import note, traced
 from kmm.watermarks import global_dirty_limits
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def write_file(m: Machine, user: User, nr_to_write: int) -> int:
     for first, end in ((start, user.pages), (0, start)):
         if written >= nr_to_write or first == end:
             continue
+        note(m, "write_cache_pages")
         n, at = _filemap.write_cache_pages(
             user.engine, m, first, end - first, nr_to_write - written, waits
         )
@@ -67,6 +69,7 @@ def _end_writeback(m: Machine, user: User, start: int, end: int) -> None:
         _filemap.end_writeback(user.engine, m, start, end - start)
 
 
+@traced
 def wb_writeback(m: Machine, nr_pages: int) -> int:
     """Write dirty pages, a chunk of each file in turn; returns how many.
 
@@ -83,6 +86,7 @@ def wb_writeback(m: Machine, nr_pages: int) -> int:
     return written
 
 
+@traced
 def wakeup_flusher_threads(m: Machine) -> None:
     """Write what is dirty, as reclaim asks for when it finds nothing else."""
     wb_writeback(m, nr_dirty(m))
@@ -95,6 +99,7 @@ def sync(m: Machine) -> None:
         m.clock.wait_until(m.clock.now + max(m.writeback_delay, 1))
 
 
+@traced
 def balance_dirty_pages(m: Machine, user: User) -> None:
     """Start the writing back above the background limit; wait while there are too many.
 

@@ -8,6 +8,7 @@ from kmm.mmflags import gfp_flag_names
 from kmm.mmzone import PgData, Zone
 from kmm.page_writeback import nr_dirty
 from kmm.params import MAX_ORDER, format_list
+from kmm.trace import traced
 from kmm.vmscan import MAX_RECLAIM_RETRIES, kswapd_failures
 from kmm.vmstat import all_node_items, node_items, zone_items
 
@@ -30,6 +31,7 @@ def mems_allowed(m: Machine) -> str:
     return f"cpuset=/,mems_allowed={format_list(sorted(m.top_cpuset_mems or m.n_memory))}"
 
 
+@traced
 def warn_alloc(m: Machine, gfp: int, order: int, nodes: int) -> None:
     """Log that a request failed, and what memory is like, unless it was done just now.
 
@@ -51,6 +53,7 @@ def comm(m: Machine) -> str:
     return m.current.name[:15] if m.current is not None else "kmm"
 
 
+@traced
 def show_mem(m: Machine, nodes: int) -> None:
     """Log what memory there is on the nodes of a mask."""
     m.printk("Mem-Info:")

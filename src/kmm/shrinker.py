@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from kmm.errors import check_number
 from kmm.params import SLOT_PRESENT
+from kmm.trace import traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -69,6 +70,7 @@ class Shrinker:
         return freed
 
 
+@traced
 def shrink_slab(m: Machine, nid: int, priority: int) -> int:
     """Let all caches give back what a priority asks for; returns pages freed.
 
@@ -77,6 +79,7 @@ def shrink_slab(m: Machine, nid: int, priority: int) -> int:
     return sum(do_shrink_slab(m, user, priority) for user in list(m.shrinkers.values()))
 
 
+@traced
 def do_shrink_slab(m: Machine, user: User, priority: int) -> int:
     """Let one cache give back what a priority asks for; returns pages freed."""
     shrinker = user.shrinker
@@ -98,6 +101,7 @@ def do_shrink_slab(m: Machine, user: User, priority: int) -> int:
     return (before - user.nr_present) << user.engine.order
 
 
+@traced
 def drop_slab(m: Machine) -> None:
     """Let all caches give back all they can (drop_caches 2)."""
     shift = 0

@@ -9,6 +9,7 @@ import numpy as np
 from kmm._swapfile import SwapDevice
 from kmm.errors import ValidationError, check_number, kernel_error
 from kmm.params import PAGE_SIZE, PHYSMEM_END, SLOT_PFN, SLOT_SWAPPED
+from kmm.trace import traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -35,6 +36,7 @@ class SwapInfo:
         return self.device.nr_slots - self.device.nr_used
 
 
+@traced
 def swapon(m: Machine, size: int) -> None:
     """Give a machine a swap device; its first page is a header.
 

@@ -99,6 +99,7 @@ def managed_zones(pgdat: PgData, highest_zoneidx: int) -> list[Zone]:
     return [z for z in pgdat.zones[: highest_zoneidx + 1] if z.managed_pages]
 
 
+@traced
 def zone_reclaimable_pages(m: Machine, zone: Zone) -> int:
     """Return how many pages of a zone reclaim could free; its free pages if there are none."""
     return _vmscan.zone_reclaimable_pages(m, zone.index)
@@ -159,6 +160,7 @@ def _note_node(m: Machine, nid: int, sc: ScanControl) -> None:
         reclaim_throttle(m, JIFFY)
 
 
+@traced
 def should_continue_reclaim(m: Machine, pgdat: PgData, reclaimed: int, sc: ScanControl) -> bool:
     """Whether a request of an order needs more pages of a node before compaction can help.
 
@@ -206,6 +208,7 @@ def zones_of(m: Machine, nid: int, gfp: int, nodes: int) -> list[Zone]:
     return [z for z in zonelist if z.zone_idx <= highest and nodes >> z.nid & 1]
 
 
+@traced
 def allow_direct_reclaim(m: Machine, nid: int) -> bool:
     """Whether a node has enough of its reserves left for others to reclaim for themselves."""
     if kswapd_failures(m, nid) >= MAX_RECLAIM_RETRIES:
@@ -218,6 +221,7 @@ def allow_direct_reclaim(m: Machine, nid: int) -> bool:
     return not reserve or free > reserve // 2
 
 
+@traced
 def throttle_direct_reclaim(m: Machine, zones: list[Zone], gfp: int) -> None:
     """Let a node's kswapd work while its reserves are nearly used up."""
     zone = next((z for z in zones if z.zone_idx <= ZONE_NORMAL), None)

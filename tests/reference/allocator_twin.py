@@ -21,8 +21,8 @@ from tests.reference.watermark_twin import (
     NOFRAGMENT,
     NON_BLOCK,
     NORMAL,
-    WMARK_LOW,
     WMARK_HIGH,
+    WMARK_LOW,
     WMARK_MIN,
     Tunables,
 )
