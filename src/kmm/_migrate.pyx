@@ -177,7 +177,8 @@ cdef void move_folio(mem_t *mem, const folio_t *folio, pfn_t to) noexcept nogil:
     cdef uint16_t flags = folio.flags[0] & ~(PF_ISOLATED | PF_LRU)
     cdef uint16_t *where = &mem.blocks[to >> PAGEBLOCK_ORDER].flags
     cdef int64_t pages = <int64_t> pages_of(mem, folio)
-    cdef uint64_t i, slot
+    cdef int64_t i
+    cdef uint64_t slot
     count_isolated(mem, folio, -pages)
     if folio.huge:
         block_of(mem, to).next = block_of(mem, to).prev = 0

@@ -173,13 +173,14 @@ class Machine(PageAllocator):
             nid: config.nodes[pxm].cpus for pxm, nid in self.pxm_to_node.items()
         }
         node_of_cpu = {cpu: nid for nid, cpus in self._cpus_of_node.items() for cpu in cpus}
+        self._node_of_cpu = [node_of_cpu.get(cpu, 0) for cpu in range(self.nr_cpus)]
         self.memmap_engine = _memmap.MemMap(
             self.memmap,
             self.page_states,
             self.pageblocks,
             self.sections,
             nr_nodes * MAX_NR_ZONES,
-            [node_of_cpu.get(cpu, 0) for cpu in range(self.nr_cpus)],
+            self._node_of_cpu,
             {nid: len(cpus) for nid, cpus in self._cpus_of_node.items()},
             self.records.page_tokens,
         )
@@ -269,7 +270,7 @@ class Machine(PageAllocator):
 
     def node_of_cpu(self, cpu: int) -> int:
         """The node of a CPU."""
-        return next((nid for nid, cpus in self._cpus_of_node.items() if cpu in cpus), 0)
+        return self._node_of_cpu[cpu]
 
     def node_distance(self, a: int, b: int) -> int:
         """The SLIT distance of two nodes."""

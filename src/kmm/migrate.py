@@ -187,7 +187,7 @@ def _finish(m: Machine, work: _List) -> MigrationResult:
     done = work.status == MIGRATE_DONE
     left = ~done & (work.status != MIGRATE_GONE)
     thps = np.array([is_huge(m, int(p)) for p in work.pfns[left]], dtype=bool)
-    huge_done = sum(is_huge(m, int(p)) for p in work.to[done & (work.to % 512 == 0)])
+    huge_done = sum(is_huge(m, int(p)) for p in work.to[done & (work.to & 511 == 0)])
     result = MigrationResult(
         nr_succeeded=int(done.sum()) + 511 * huge_done,
         nr_failed=int(left.sum()) + 511 * int(thps.sum()),
