@@ -37,6 +37,7 @@ from kmm.errors import (
 from kmm.firmware import Dimm, check_crs, check_modules, check_plug, pxm_to_node_map
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
+from kmm.migrate import Scratch
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
 from kmm.page_alloc import __alloc_pages, __free_pages, gfp_zone
 from kmm.params import (
@@ -253,6 +254,7 @@ class Machine(PageAllocator):
         self.offline_patience = 60 * SECOND
         self.signal_pending = False  # for whoever waits for an offline
         self.migrate_ratelimit = Ratelimit()
+        self.scratch = Scratch()
 
     # -- what everybody asks ----------------------------------------------------------
 
