@@ -221,9 +221,7 @@ def test_removing_sections_of_several_page_tables_around_a_hole() -> None:
 
 def test_a_range_larger_than_the_address_space_ends_at_once(m: Machine) -> None:
     mh.add_memory(m, 1, DIMM, BLOCK)
-    error = unchanged(
-        m, lambda: mh.offline_and_remove_memory(m, 1 << 62, 1 << 62), ImpossibleState
-    )
+    error = unchanged(m, lambda: mh.offline_and_remove_memory(m, 1 << 62, 1 << 62), ImpossibleState)
     assert str(error).startswith("offline_and_remove_memory: 0x4000000000000000+")
     m.validate()
 
