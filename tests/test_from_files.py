@@ -80,6 +80,20 @@ def test_bad_files_are_named(change: dict[str, str], message: str) -> None:
         Machine.from_files(files)
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "files: None; allowed: paths and their texts, as .*read_tree\\('/'\\) collects"),
+        (5, "files: 5; allowed: paths and their texts"),
+        ("saved", "files: 'saved'; allowed: .*read_tree\\('saved'\\)"),
+        ([("/proc/iomem", "")], "files: \\[\\('/proc/iomem', ''\\)\\]; allowed"),
+    ],
+)
+def test_what_is_no_mapping_of_files(files, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Machine.from_files(files)
+
+
 def test_an_empty_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no /proc and /sys files"):
         read_tree(tmp_path)

@@ -177,6 +177,11 @@ def boot_from_files(
     :param files, config: see Machine.from_files.
     :raises ConfigError: naming the file, what is wrong in it and what is allowed.
     """
+    if not isinstance(files, Mapping):
+        raise ConfigError(
+            f"files: {shown(files)}; allowed: paths and their texts, as "
+            f"kmm.from_files.read_tree({files if isinstance(files, str) else '/'!r}) collects them"
+        )
     if config is not None and not isinstance(config, MachineConfig):
         config = config_from_dict(config)
     elif config is not None and config.srat != "numbered":
