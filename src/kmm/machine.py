@@ -213,6 +213,7 @@ class Machine(PageAllocator):
         self.recomputed: set[str] = set()
         self.ratelimit_pages = 32
         self.max_pfn = 0
+        self.direct_map_splits = 0  # by the kernel itself, in pieces of 2 MiB; files tell
         self.num_poisoned_pages = 0
         self.hwpoison: set[int] = set()
         self.numa_meminfo: list[tuple[int, int, int]] = [(0, 0, 0)]
