@@ -91,6 +91,23 @@ def test_ranges_that_are_not_there_are_refused(start: int, end: int) -> None:
     assert dump(m) == before
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "words"),
+    [
+        (5, 4, "end: 4; allowed: a number from 6 to 17179869184"),
+        (0, 0, "end: 0; allowed: a number from 1 to"),
+        (-1, 4, "start: -1; allowed: a number from 0 to 17179869183"),
+        (1 << 34, 5, "start: 17179869184; allowed: a number from 0 to"),
+        (0, 1 << 40, "end: 1099511627776; allowed: a number from 1 to 17179869184"),
+        (0, "x", "end: 'x'; allowed"),
+    ],
+)
+def test_the_end_of_a_range_lies_behind_its_start(start: int, end: int, words: str) -> None:
+    m, _ = kernel_zone()
+    with pytest.raises(KernelError, match=words):
+        m.alloc_contig_range(start, end)
+
+
 def test_pages_in_a_row_are_found_behind_what_is_used() -> None:
     m, _zone = kernel_zone()
     m.alloc_pages_bulk(3, 10, GFP_KERNEL, 1)

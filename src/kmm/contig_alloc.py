@@ -47,8 +47,8 @@ def alloc_contig_range(
         Busy: if a page of the range is in use; the range is as before then, but its pageblocks
         are Movable and its free blocks at the ends of their lists.
     """
-    check_number("end", end, 1, NR_PAGES_MAX)
-    check_number("start", start, 0, end - 1)
+    start = check_number("start", start, 0, NR_PAGES_MAX - 1)
+    end = check_number("end", end, start + 1, NR_PAGES_MAX)
     check_number("migratetype", migratetype, 0, MIGRATE_RECLAIMABLE)
     zone = _zone_of_range(m, start, end)
     first = start // PAGEBLOCK_NR_PAGES * PAGEBLOCK_NR_PAGES

@@ -140,7 +140,12 @@ class FirmwareRefused(Exception):
 
 
 class ImpossibleState(AssertionError):
-    """The modelled kernel would BUG here; the message starts with the function's name."""
+    """The modelled kernel would BUG here; the message starts with the function's name.
+
+    Raised before anything is changed wherever what is given tells it.  What an operation had done
+    before (blocks that an ejection took offline) stays: the kernel would be dead, so a machine
+    that stopped inside an operation is to be looked at, not used any more.
+    """
 
 
 class ValidationError(AssertionError):

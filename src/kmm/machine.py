@@ -33,6 +33,7 @@ from kmm.errors import (
     check_number,
     check_text,
     kernel_error,
+    shown,
 )
 from kmm.firmware import Dimm, check_crs, check_modules, check_plug, pxm_to_node_map
 from kmm.memory_block import MemoryBlock, MemoryNotifier
@@ -218,6 +219,7 @@ class Machine(PageAllocator):
         self.recomputed: set[str] = set()
         self.ratelimit_pages = 32
         self.max_pfn = 0
+        self.direct_map_splits = 0  # by the kernel itself, in pieces of 2 MiB; files tell
         self.num_poisoned_pages = 0
         self.hwpoison: set[int] = set()
         self.numa_meminfo: list[tuple[int, int, int]] = [(0, 0, 0)]
@@ -546,13 +548,18 @@ class Machine(PageAllocator):
                 # NumPy makes floats of a list that mixes its own integers with Python's.
                 mixed = cast("Sequence[SupportsIndex]", pfns)
                 given = np.array([operator.index(p) for p in mixed], dtype=np.uint64)
-            if given.size and given.dtype.kind not in "iu":
+            if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
                 raise TypeError
             if given.dtype.kind == "i" and given.size and given.min() < 0:
                 raise OverflowError
-            return np.ascontiguousarray(given, dtype=np.uint64).reshape(-1)
+            return np.ascontiguousarray(given, dtype=np.uint64)
         except (ValueError, TypeError, OverflowError):
-            raise kernel_error(-22, "pfns: allowed: numbers from 0 to 2^64 - 1") from None
+            what = shown(pfns)
+            if isinstance(pfns, np.ndarray):
+                what = f"an array of shape {pfns.shape} and dtype {pfns.dtype}"
+            raise kernel_error(
+                -22, f"pfns: {what}; allowed: a list of numbers from 0 to 2^64 - 1"
+            ) from None
 
     def _before_large_request(self, pages: int, gfp: int, nid: int) -> None:
         """Make the host ready for records that a request is about to write densely.

@@ -1049,11 +1049,13 @@ def offline_and_remove_memory(m: Machine, start: int, size: int) -> None:
     A failure brings the blocks back online in their zones; one that a notifier then refuses
     stays offline, as in the kernel.
 
-    :raises InvalidArgument: for a misaligned range; KernelError: what an offline failed with.
+    :raises InvalidArgument: for a misaligned range; KernelError: what an offline failed with;
+        ImpossibleState: for a range that ends beyond 64 TiB.
     """
     start, size = check_bytes(start, size)
     if not is_whole_blocks(m, start, size):
         raise kernel_error(-22, f"{start:#x}+{size:#x} is not whole blocks")
+    check_addressable("offline_and_remove_memory", start, size)
     offlined: list[tuple[MemoryBlock, int]] = []
 
     def offline(block: MemoryBlock) -> None:
