@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from kmm import KernelError, Machine
+from kmm import GFP_HIGHUSER_MOVABLE, KernelError, Machine
 from kmm.errors import EHWPOISON
+from kmm.page_alloc import drain_all_pages
 from kmm.params import KPF_HWPOISON, KPF_RESERVED
 from kmm.snapshot import differences, dump
 from tests.conftest import DIMM, two_nodes
@@ -155,3 +156,51 @@ def test_memmap_of_its_own_block_is_in_use() -> None:
     assert m.unplug("a") == 0
     assert corrupted(m) == 0
     m.validate()
+
+
+def test_a_marked_page_of_a_split_block_comes_back_to_nobody(online: Machine) -> None:
+    first = online.alloc_pages(3, nid=0)
+    for pfn in (first, first + 5):
+        assert refused(hard, online, pfn) == errno.EBUSY
+    online.split_page(first, 3)
+    zone = online.page_zone(first)
+    assert zone is not None
+    freed = zone.vm_events["pgfree"]
+    online.free_pages(online.alloc_pages(nid=0))
+    for pfn in range(first, first + 8):
+        online.free_pages(pfn)
+    assert zone.vm_events["pgfree"] == freed + 1 + 6
+    again = {online.alloc_pages(nid=0) for _ in range(20)}
+    assert set(range(first, first + 8)) - again == {first, first + 5}
+    online.validate()
+
+
+def test_a_used_page_that_went_offline_with_a_mark_cannot_be_freed(online: Machine) -> None:
+    pfn = online.alloc_pages(0, GFP_HIGHUSER_MOVABLE, nid=1)
+    assert refused(hard, online, pfn) == errno.EBUSY
+    online.write(f"{MEMORY}/memory32/state", "offline")
+    for act in (online.free_pages, lambda p: online.free_pages_bulk([p])):
+        with pytest.raises(KernelError) as e:
+            act(pfn)
+        assert e.value.errno == errno.EFAULT
+    online.write(f"{MEMORY}/memory32/state", "online_movable")
+    online.validate()
+
+
+def test_the_host_keeps_the_record_of_a_marked_page_that_is_free(online: Machine) -> None:
+    first = online.alloc_pages(9, nid=0)
+    assert refused(hard, online, first + 5) == errno.EBUSY
+    online.free_pages(first, 9)
+    online._attach(online.memmap_engine, 0)
+    drain_all_pages(online)
+    assert online.memmap["flags"][first + 5]
+    online.validate()
+
+
+def test_a_block_of_two_types_is_broken_up_as_its_first_pageblock(online: Machine) -> None:
+    first = PFN + 1024
+    online.memmap_engine.set_pageblock_migratetype(first + 512, 2)
+    soft(online, first + 600)
+    assert first in online.nodes[1].zone(3).free_list(9, 1)
+    assert first + 512 in online.nodes[1].zone(3).free_list(6, 1)
+    online.validate()
