@@ -215,9 +215,10 @@ cdef void wake_all_kswapds(mem_t *mem, const request_t *r) noexcept nogil:
             wakeup_kswapd(mem, r.zonelist.zones[i], r.order, r.highest)
 
 
-cdef int64_t alloc_slowpath(mem_t *mem, request_t *r) noexcept nogil:
+cdef int64_t alloc_slowpath(mem_t *mem, const request_t *r) noexcept nogil:
     """What can be had without waiting for anybody: reserves as the request's rights go."""
     cdef int flags = slowpath_flags(r.gfp, r.order)
+    cdef request_t unmasked
     cdef int64_t pfn
     if flags & ALLOC_KSWAPD:
         wake_all_kswapds(mem, r)
@@ -229,9 +230,10 @@ cdef int64_t alloc_slowpath(mem_t *mem, request_t *r) noexcept nogil:
         wake_all_kswapds(mem, r)
     if r.gfp & GFP_BIT_MEMALLOC and not r.gfp & GFP_BIT_NOMEMALLOC:
         flags = ALLOC_NO_WATERMARKS | (flags & ALLOC_KSWAPD)
-    if not flags & ALLOC_CPUSET:
-        prepare_request(mem, r, r.gfp, r.order, r.nid, ALL_NODES, r.cpu)
-    return get_page_from_freelist(mem, r, flags)
+    if flags & ALLOC_CPUSET:
+        return get_page_from_freelist(mem, r, flags)
+    prepare_request(mem, &unmasked, r.gfp, r.order, r.nid, ALL_NODES, r.cpu)
+    return get_page_from_freelist(mem, &unmasked, flags)
 
 
 cdef inline int64_t alloc_from_pcp(mem_t *mem, uint32_t gfp, int order, int nid,
