@@ -1,6 +1,7 @@
 """Taking pages back: what may be freed, and where it goes (mm/page_alloc.c)."""
-from kmm._freelist cimport (block_of, clear_block_record, mark_allocated, mark_dirty, pcp_state,
-                            prefetch, set_page_next, set_page_prev, set_state)
+from kmm._freelist cimport (block_of, clear_block_record, mark_allocated, mark_dirty,
+                            mark_page_allocated, pcp_state, prefetch, set_page_next,
+                            set_page_prev, set_state)
 from kmm._memmap cimport get_pageblock_migratetype, journal_add, page_zone, section_online
 from kmm._pcp cimport free_unref_page, free_unref_pages, pcp_overflow
 
@@ -123,7 +124,7 @@ cdef int64_t claim_plain(uint8_t *states, uint64_t nr_pages, const uint64_t *pfn
 
 
 cdef void take_back(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
-    """Make a block somebody's that may bear marks: undo let_go."""
+    """Undo let_go."""
     mark_allocated(mem, pfn, order)
     if order < PAGEBLOCK_ORDER and mem.pages[pfn].flags:
         set_state(mem.states, mem.journal, pfn, STATE_ALLOCATED | STATE_MARKED | order)
@@ -163,5 +164,5 @@ cdef int split_page(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
         for p in range(pfn, pfn + (<pfn_t> 1 << order), 512):
             mark_dirty(mem, p)
     for p in range(pfn, pfn + (<pfn_t> 1 << order)):
-        take_back(mem, p, 0)
+        mark_page_allocated(mem, p)
     return 0

@@ -183,6 +183,9 @@ cdef class MemMap:
         # Whoever frees the page has to see that there is more to do.
         if self.mem.states[pfn] & ~(STATE_MARKED | STATE_ORDER) == STATE_ALLOCATED:
             self.mem.states[pfn] |= STATE_MARKED
+        # A single page is swallowed when it is freed; a larger block is, when it is next taken.
+        if flags & PF_HWPOISON and self.mem.states[pfn] & ~STATE_MARKED != STATE_ALLOCATED:
+            self.mem.poisoned = 1
 
     def shrink_search(self, pfn_t start, pfn_t end, int zone_index, bint upward):
         """Find where a zone's span ends after a range left it.

@@ -1,5 +1,5 @@
 """Allocating and freeing: zonelists, watermarks, the slow path's order (mm/page_alloc.c)."""
-from kmm._fallback cimport (reserve_highatomic_pageblock, rmqueue_buddy,
+from kmm._fallback cimport (is_bad, reserve_highatomic_pageblock, rmqueue_buddy,
                             unreserve_highatomic_pageblock)
 from kmm._freelist cimport mark_allocated, page_next, prefetch, rmqueue_smallest
 from kmm._memmap cimport wakeup_kswapd
@@ -153,16 +153,21 @@ cdef inline void zone_statistics(const mem_t *mem, const request_t *r, zone_t *z
 
 cdef int64_t rmqueue_direct(mem_t *mem, zone_t *zone, int order, int mt, int flags) noexcept nogil:
     """Take a block past the per-CPU lists; -1 if there is none (rmqueue_buddy)."""
-    cdef int64_t pfn = -1
-    if flags & ALLOC_HIGHATOMIC:
-        pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
-    if pfn < 0:
-        pfn = rmqueue_buddy(mem, zone, order, mt, flags)
-    if pfn < 0 and flags & (ALLOC_OOM | ALLOC_NON_BLOCK):
-        pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
-    if pfn >= 0:
+    cdef int64_t pfn
+    while True:
+        pfn = -1
+        if flags & ALLOC_HIGHATOMIC:
+            pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
+        if pfn < 0:
+            pfn = rmqueue_buddy(mem, zone, order, mt, flags)
+        if pfn < 0 and flags & (ALLOC_OOM | ALLOC_NON_BLOCK):
+            pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
+        if pfn < 0:
+            return -1
         zone.nr_free_pages -= <int64_t> 1 << order
-        mark_allocated(mem, <pfn_t> pfn, order)
+        if not is_bad(mem, <pfn_t> pfn, order):
+            break
+    mark_allocated(mem, <pfn_t> pfn, order)
     return pfn
 
 

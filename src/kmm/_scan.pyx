@@ -1,7 +1,7 @@
 """Scanners over ranges of pages: isolation, and what stands in its way (mm/page_isolation.c)."""
 from kmm._buddy cimport BuddyZone
 from kmm._freelist cimport (del_page_from_free_list, free_one_page, is_free_head,
-                            mark_allocated, mark_dirty, move_freepages)
+                            mark_dirty, mark_page_allocated, move_freepages)
 from kmm._memmap cimport (MemMap, get_pageblock_migratetype, section_online,
                           set_pageblock_migratetype)
 from kmm._types cimport *
@@ -199,6 +199,6 @@ def take_isolated_range(BuddyZone zone, pfn_t start, pfn_t end):
             del_page_from_free_list(mem, &zone.z, pfn, order)
             for page in range(pfn, pfn + (<pfn_t> 1 << order)):
                 mark_dirty(mem, page)
-                mark_allocated(mem, page, 0)
+                mark_page_allocated(mem, page)
             pfn += <pfn_t> 1 << order
     return pfn

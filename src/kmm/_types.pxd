@@ -49,7 +49,7 @@ cdef enum:
     PF_HWPOISON = 1 << 4
     PF_OFFLINE = 1 << 5
     PF_MOVABLE_OPS = 1 << 6
-    PF_TAKEN = 1 << 7               # broken, and so in nobody's hands
+    PF_TAKEN = 1 << 7               # broken, or dropped with one that is: in nobody's hands
 
 # pageblock_t.state: page records below this block were written; the host keeps them.
 cdef enum:
@@ -223,4 +223,5 @@ cdef struct mem_t:
     int32_t nr_cpus
     int32_t nr_online_nodes
     int32_t grouping_disabled       # page_group_by_mobility_disabled
+    int32_t poisoned                # blocks that are freed may hold poisoned pages
     journal_t *journal              # NULL while nothing has to be undone
