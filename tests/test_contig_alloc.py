@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, KernelError, Machine
 from kmm.contig_alloc import alloc_contig_pages, alloc_contig_range
 from kmm.mmzone import Zone
+from kmm.params import FILL_RESERVED
 from kmm.snapshot import dump
 from tests.conftest import DIMM, two_nodes
 
@@ -126,4 +127,42 @@ def test_the_range_keeps_the_type_that_was_asked_for() -> None:
     types = [m.memmap_engine.get_pageblock_migratetype(START + i * 512) for i in range(3)]
     assert types == [0, 0, 1]
     m.free_pages_bulk(np.arange(START, START + 700, dtype=np.uint64))
+    m.validate()
+
+
+def test_a_refusal_leaves_pageblocks_of_the_type_asked_for() -> None:
+    m, _zone = kernel_zone()
+    first, used = m.alloc_pages(10, nid=1), m.alloc_pages(10, nid=1)
+    m.free_pages(first, 10)
+    with pytest.raises(KernelError) as e:
+        alloc_contig_range(m, first + 5, used + 2048 - 5, 2)
+    assert e.value.errno == errno.EBUSY
+    # The first and the last pageblock were isolated before one between them refused.
+    types = [m.memmap_engine.get_pageblock_migratetype(first + i * 512) for i in range(6)]
+    assert [types[0], types[5]] == [2, 2]
+    m.validate()
+
+
+def test_ranges_with_reserved_pages_are_not_tried() -> None:
+    m = two_nodes()
+    zone = m.nodes[0].zone(1)
+    free = zone.free_list(10, 1)
+    reserved = np.flatnonzero(m.pageblocks["state"] & 0x7F == FILL_RESERVED) * 512
+    size = 1 << 14
+    candidate = int(reserved[reserved > free[-1]][0]) // size * size
+    assert candidate < free[-1]
+    m.alloc_pages_bulk(sum(pfn < candidate for pfn in free), 10)
+    before = dump(m)
+    with pytest.raises(KernelError) as e:
+        alloc_contig_pages(m, size, GFP_KERNEL, 0)
+    assert e.value.errno == errno.ENOMEM
+    assert dump(m) == before
+
+
+def test_the_last_page_of_all_can_be_in_the_range() -> None:
+    m = two_nodes("memhp_default_state=online_kernel", maxmem="64T")
+    end = (1 << 46) - (1 << 27)
+    m.plug("top", 1, end, 1 << 27)
+    m.alloc_contig_range((1 << 34) - 100, 1 << 34)
+    m.free_contig_range((1 << 34) - 100, 100)
     m.validate()

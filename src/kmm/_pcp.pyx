@@ -7,7 +7,7 @@ be needed are fetched ahead.
 """
 from libc.string cimport memset
 
-from kmm._fallback cimport rmqueue_buddy
+from kmm._fallback cimport is_bad, rmqueue_buddy
 from kmm._freelist cimport (add_to_free_list, block_mt, buddy_state, ctz,
                             del_page_from_free_list, list_add_pcp, list_del, mark_dirty,
                             merge_pages, page_prev)
@@ -28,9 +28,11 @@ cdef bint pcp_refill(mem_t *mem, zone_t *zone, int order, int mt, int flags,
         pfn = rmqueue_buddy(mem, zone, order, mt, flags)
         if pfn < 0:
             break
+        zone.nr_free_pages -= <int64_t> 1 << order
+        if is_bad(mem, <pfn_t> pfn, order):
+            continue
         list_add_pcp(mem, lst, pfn, order, mt, True)
         pcp.count += 1 << order
-        zone.nr_free_pages -= <int64_t> 1 << order
     return lst.count != 0
 
 
@@ -200,7 +202,7 @@ cdef int64_t take_batches(mem_t *mem, zone_t *zone, int order, int mt, int cpu, 
     cdef int64_t left, run, i, done = 0
     cdef int o
     cdef pfn_t pfn, at
-    if order > PAGEBLOCK_ORDER or batch < 1:
+    if order > PAGEBLOCK_ORDER or batch < 1 or mem.poisoned:
         return 0
     # A request above order 0 also needs a block to be left on the lists.
     left = min(n, have - (order > 0), spare >> order)

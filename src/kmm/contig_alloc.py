@@ -9,8 +9,16 @@ import numpy as np
 from kmm import _scan
 from kmm.errors import Busy, bug, check_number, kernel_error
 from kmm.mmzone import Zone
-from kmm.page_alloc import __drain_all_pages, gfp_zone
-from kmm.params import MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, NR_PAGES_MAX, PAGEBLOCK_NR_PAGES
+from kmm.page_alloc import __drain_all_pages, check_gfp, gfp_zone
+from kmm.params import (
+    FILL_RESERVED,
+    FILL_VMEMMAP,
+    MIGRATE_MOVABLE,
+    MIGRATE_RECLAIMABLE,
+    NR_PAGES_MAX,
+    PAGEBLOCK_NR_PAGES,
+    PG_RESERVED,
+)
 from kmm.trace import fallible, traced
 
 if TYPE_CHECKING:
@@ -44,8 +52,8 @@ def alloc_contig_range(
     :param start: first pfn; end: pfn behind the last.
     :param migratetype: what the pageblocks of the range are afterwards (0, 1 or 2).
     :raises InvalidArgument: if the pages are not online or not in one zone;
-        Busy: if a page of the range is in use; the range is as before then, but its pageblocks
-        are Movable and its free blocks at the ends of their lists.
+        Busy: if a page of the range is in use; the range is as before then, but pageblocks of it
+        may be of the migratetype and their free blocks at the ends of their lists.
     """
     start = check_number("start", start, 0, NR_PAGES_MAX - 1)
     end = check_number("end", end, start + 1, NR_PAGES_MAX)
@@ -53,7 +61,7 @@ def alloc_contig_range(
     zone = _zone_of_range(m, start, end)
     first = start // PAGEBLOCK_NR_PAGES * PAGEBLOCK_NR_PAGES
     last = -(-end // PAGEBLOCK_NR_PAGES) * PAGEBLOCK_NR_PAGES
-    blocked = _scan.start_isolate_page_range(zone, start, end, False)
+    blocked = _scan.start_isolate_page_range(zone, start, end, False, migratetype)
     if blocked >= 0:
         raise kernel_error(-16, f"pfn {blocked:#x} is unmovable")
     try:
@@ -63,8 +71,10 @@ def alloc_contig_range(
         if found >= 0:
             raise kernel_error(-16, f"pfn {found:#x} is in use")
         behind = _scan.take_isolated_range(zone, outer, end)
-        free_contig_range(m, outer, start - outer)
-        free_contig_range(m, end, behind - end)
+        if outer < start:
+            free_contig_range(m, outer, start - outer)
+        if behind > end:
+            free_contig_range(m, end, behind - end)
     finally:
         _scan.undo_isolate_page_range(zone, first, last, migratetype)
 
@@ -87,7 +97,17 @@ def _is_candidate(m: Machine, zone: Zone, pfn: int, nr_pages: int) -> bool:
     blocks = np.arange(pfn // PAGEBLOCK_NR_PAGES, -(-(pfn + nr_pages) // PAGEBLOCK_NR_PAGES))
     if (m.pageblocks["zone"][blocks] != zone.index + 1).any():
         return False
-    return bool((m.sections["flags"][blocks >> 6] & SECTION_IS_ONLINE != 0).all())
+    if not (m.sections["flags"][blocks >> 6] & SECTION_IS_ONLINE != 0).all():
+        return False
+    state = m.pageblocks["state"][blocks]
+    if np.isin(state & 0x7F, (FILL_RESERVED, FILL_VMEMMAP)).any():
+        return False
+    for block in blocks[state & 0x80 != 0].tolist():
+        first = max(pfn, block * PAGEBLOCK_NR_PAGES)
+        end = min(pfn + nr_pages, (block + 1) * PAGEBLOCK_NR_PAGES)
+        if (m.memmap["flags"][first:end] & PG_RESERVED).any():
+            return False
+    return True
 
 
 @fallible
@@ -97,10 +117,11 @@ def alloc_contig_pages(m: Machine, nr_pages: int, gfp: int, nid: int) -> int:
     :param nr_pages: pages; a range starts at a multiple of the next power of two.
     :param gfp: says which zones may give; nid: node whose zonelist is used.
     :return: the first pfn.
-    :raises OutOfMemory: if there is no such range.
+    :raises OutOfMemory: if there is no such range; InvalidArgument: naming the argument.
     """
-    check_number("nr_pages", nr_pages, 1, NR_PAGES_MAX)
-    check_number("nid", nid, 0, len(m.nodes) - 1)
+    nr_pages = check_number("nr_pages", nr_pages, 1, NR_PAGES_MAX)
+    gfp = check_gfp(gfp)
+    nid = check_number("nid", nid, 0, len(m.nodes) - 1)
     step = 1 << (nr_pages - 1).bit_length()
     for zone in m.nodes[nid].zonelist:
         if zone.zone_idx > gfp_zone(gfp):

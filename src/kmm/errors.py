@@ -215,7 +215,7 @@ def check_number(name: str, value: object, low: int, high: int) -> int:
     except TypeError:
         number = low - 1
     if isinstance(value, bool) or not low <= number <= high:
-        raise kernel_error(-22, f"{name}: {value!r}; allowed: a number from {low} to {high}")
+        raise kernel_error(-22, f"{name}: {shown(value)}; allowed: a number from {low} to {high}")
     return number
 
 
@@ -225,5 +225,5 @@ def check_text(name: str, value: object) -> str:
     :raises InvalidArgument: naming the argument and its value.
     """
     if not isinstance(value, str):
-        raise kernel_error(-22, f"{name}: {value!r}; allowed: text")
+        raise kernel_error(-22, f"{name}: {shown(value)}; allowed: text")
     return value

@@ -29,7 +29,6 @@ from kmm.contig_alloc import alloc_contig_range, free_contig_range
 from kmm.errors import (
     FirmwareRefused,
     KernelError,
-    OutOfMemory,
     check_number,
     check_text,
     kernel_error,
@@ -531,7 +530,7 @@ class Machine(PageAllocator):
         """One more block for a bulk request; None when there is none."""
         try:
             return _alloc_pages_of(self, gfp, order, nid, None, cpu)
-        except OutOfMemory:
+        except KernelError:  # a failure that was ordered may bear any errno
             return None
 
     def _free_slowly(self, pfn: int, order: int, cpu: int) -> None:
@@ -580,11 +579,14 @@ class Machine(PageAllocator):
     def give_back_records(self) -> None:
         """Let the host have the memory of page records whose pages are free in large blocks.
 
-        Happens by itself once a zone has many of them.
+        Happens by itself once a zone has many of them, but not while a chain may have to be undone:
+        what its records said has to be there to come back to.
         """
+        if self.memmap_engine.journaling:
+            return
         for zone in self._zones:
             if zone.nr_dirty_free > self.free_records_kept:
-                self.records.give_back(zone, self.free_records_kept)
+                self.records.give_back(zone, self.free_records_kept, self.hwpoison)
 
     def alloc_contig_range(self, start: int, end: int) -> None:
         """Take exactly the pages from start to end - 1 (pfns), as pages of order 0.
