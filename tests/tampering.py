@@ -1,4 +1,4 @@
-"""Which checks a module of recounts has, which of them stopped, and records out of Python's reach."""
+"""Which checks a module has, which of them stopped, and records that are out of Python's reach."""
 
 from __future__ import annotations
 

@@ -121,6 +121,15 @@ cdef void split_huge_page(mem_t *mem, const folio_t *folio) noexcept nogil:
     mem.events[THP_SPLIT_PAGE] += 1
 
 
+cdef void stop_isolation(mem_t *mem, const folio_t *folio) noexcept nogil:
+    """Put a page back that somebody meant to move, who then finds that there is nothing to do."""
+    if folio.flags[0] & PF_ISOLATED:
+        folio.flags[0] &= ~PF_ISOLATED
+        count_isolated(mem, folio, -folio_nr_pages(mem, folio))
+        lru_add(mem, page_zone(mem, folio.pfn), folio.pfn, mem.users[folio.user].kind, folio.huge,
+                folio.flags)
+
+
 def page_owner(MemMap memmap, pfn_t pfn):
     """(number of the user, index there) of a page, whichever of its block's; (0, 0) for none."""
     cdef mem_t *mem = &memmap.mem
@@ -329,10 +338,11 @@ cdef class PageUser:
         self._check(index, 1)
         if not self.user.slots[index] & SLOT_HUGE:
             return False
-        if lru_make_room(mem, nodes_of(mem), PAGEBLOCK_PAGES):
+        if lru_make_room(mem, nodes_of(mem), PAGEBLOCK_PAGES + 1):
             raise MemoryError("split: LRU lists")
         read_folio(mem, (self.user.slots[index] & SLOT_PFN) & ~<pfn_t> (PAGEBLOCK_PAGES - 1),
                    &folio)
+        stop_isolation(mem, &folio)
         split_huge_page(mem, &folio)
         return True
 
@@ -347,7 +357,7 @@ cdef class PageUser:
         cdef mem_t *mem = self._mem(m)
         cdef int64_t freed
         self._check(start, n)
-        if lru_make_room(mem, nodes_of(mem), 2 * PAGEBLOCK_PAGES):
+        if lru_make_room(mem, nodes_of(mem), 2 * (PAGEBLOCK_PAGES + 1)):
             raise MemoryError("let_go: LRU lists")
         with nogil:
             freed = let_go(mem, self.number, start, start + n, cpu)
@@ -472,6 +482,7 @@ cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu)
         if slot & SLOT_HUGE:
             read_folio(mem, (slot & SLOT_PFN) & ~<pfn_t> (PAGEBLOCK_PAGES - 1), &folio)
             if at % PAGEBLOCK_PAGES or at + PAGEBLOCK_PAGES > end:
+                stop_isolation(mem, &folio)
                 split_huge_page(mem, &folio)
                 continue
             free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
