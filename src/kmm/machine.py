@@ -26,6 +26,7 @@ from kmm.clock import SECOND, Clock, Ratelimit
 from kmm.compaction import try_to_compact_pages
 from kmm.config import check_config
 from kmm.contig_alloc import alloc_contig_range, free_contig_range
+from kmm.debug import dump_page
 from kmm.errors import (
     FirmwareRefused,
     KernelError,
@@ -43,7 +44,6 @@ from kmm.page_alloc import __alloc_pages, __free_pages, gfp_zone
 from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,
     FREE_RECORDS_KEPT,
-    KPF_RESERVED,
     LOCAL_DISTANCE,
     MAX_NR_ZONES,
     NR_PAGES_MAX,
@@ -332,18 +332,7 @@ class Machine(PageAllocator):
 
     def dump_page(self, pfn: int, reason: str) -> None:
         """Log the page that stands in the way, as dump_page does."""
-        zone = self.page_zone(pfn)
-        node, idx = (zone.nid, zone.zone_idx) if zone is not None else (0, 0)
-        reserved = bool(int(self.kpageflags(pfn, 1)[0]) & KPF_RESERVED)
-        name, bit = ("reserved", 12) if reserved else ("slab", 9)
-        flags = node << 54 | idx << 51 | 0x1FFFFF << 30 | 1 << bit
-        names = f"{name}|node={node}|zone={idx}|lastcpupid=0x1fffff"
-        self.printk(
-            "page:(____ptrval____) refcount:1 mapcount:0 mapping:0000000000000000 "
-            f"index:0x0 pfn:{pfn:#x}"
-        )
-        self.printk(f"flags: {flags:#x}({names})")
-        self.printk(f"page dumped because: {reason}")
+        dump_page(self, pfn, reason)
 
     def ost(self, device: AcpiDevice, source: int, status: int) -> None:
         """Give firmware an _OST answer."""

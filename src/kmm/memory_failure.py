@@ -11,6 +11,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from kmm import _buddy
+from kmm._memory import page_owner
 from kmm.errors import EHWPOISON, kernel_error
 from kmm.page_alloc import drain_all_pages, zone_pcp_disable, zone_pcp_enable
 from kmm.params import (
@@ -19,9 +20,13 @@ from kmm.params import (
     KPF_BUDDY,
     NR_PAGES_MAX,
     PAGE_SHIFT,
+    PG_DIRTY,
     PG_HWPOISON,
     PG_OWNER_PRIV,
     PG_RESERVED,
+    USER_ANON,
+    USER_FILE,
+    USER_SHMEM,
 )
 from kmm.sparse import SECTION_HAS_MEM_MAP, SECTION_IS_ONLINE
 from kmm.trace import traced
@@ -58,6 +63,24 @@ def _take_page_off_buddy(m: Machine, pfn: int) -> None:
     _buddy.take_page_off_buddy(m.memmap_engine, pfn)
 
 
+def _take_from_user(m: Machine, pfn: int) -> str | None:
+    """Take a page on an LRU list from its user; what it was in words, None if there is no such.
+
+    A huge page is split before, and the other pages of it stay with the user.
+    """
+    number, index = page_owner(m.memmap_engine, pfn)
+    user = m.users_by_number.get(number)
+    if user is None or user.kind not in (USER_ANON, USER_SHMEM, USER_FILE):
+        return None
+    user.engine.split(m, index)
+    flags = int(m.memmap["flags"][pfn])
+    # An anonymous page that was mapped is written to as soon as it comes.
+    dirty = user.kind == USER_ANON or flags & PG_DIRTY
+    user.engine.detach(m, index)
+    _mark(m, pfn)
+    return "dirty LRU page" if dirty else "clean LRU page"
+
+
 @traced
 def soft_offline_page(m: Machine, pfn: int) -> None:
     """Retire a page that may break soon; one that is marked already is done with.
@@ -85,7 +108,8 @@ def memory_failure(m: Machine, pfn: int) -> None:
     """Treat a page as broken: it is marked and counted, whether or not it can be taken away.
 
     :raises NoSuchDeviceOrAddress: no online memory there; HardwarePoisoned: marked already;
-        Busy: it is in use, and keeps the mark.
+        Busy: it is in use, and keeps the mark.  What is on an LRU list is taken from its user, to
+        whom it is as if it had never been there (a task dies as soon as it touches it).
     """
     if pfn >= NR_PAGES_MAX or not m.section_flags(pfn) & SECTION_IS_ONLINE:
         m.printk(f"Memory failure: {pfn:#x}: memory outside kernel control")
@@ -95,6 +119,10 @@ def memory_failure(m: Machine, pfn: int) -> None:
         raise kernel_error(-EHWPOISON, f"pfn {pfn:#x}")
     m.hwpoison.add(pfn)
     m.num_poisoned_pages += 1
+    what = _take_from_user(m, pfn)
+    if what is not None:
+        m.printk(f"Memory failure: {pfn:#x}: recovery action for {what}: Recovered")
+        return
     if not get_hwpoison_page(m, pfn):
         _mark(m, pfn)
         m.printk(f"Memory failure: {pfn:#x}: recovery action for unknown page: Ignored")
