@@ -17,6 +17,7 @@ cdef enum:
     ENOMEM = 12
     CHUNK = 512                     # pages faulted in or let go before others are looked after
     AHEAD = 16                      # records fetched ahead
+    MAX_FOLIO_ORDER = 18            # of a gigantic huge page
 
 
 # -- one page -----------------------------------------------------------------------------------
@@ -46,7 +47,7 @@ cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint hu
     if huge:
         block = block_of(mem, pfn)
         block.next = block.prev = 0
-        set_block_user(block, number, index)
+        set_block_user(mem, block, number, index)
         where = &block.flags
     else:
         page = &mem.pages[pfn]
@@ -117,11 +118,11 @@ def page_owner(MemMap memmap, pfn_t pfn):
     cdef folio_t folio
     if pfn >= mem.nr_pages:
         return 0, 0
-    for order in range(PAGEBLOCK_ORDER + 1):
+    for order in range(MAX_FOLIO_ORDER + 1):
         head = pfn & ~((<pfn_t> 1 << order) - 1)
         if not read_folio(mem, head, &folio):
             continue
-        if folio.huge or (mem.states[head] & STATE_ORDER) >= order:
+        if (block_of(mem, head).order if folio.huge else mem.states[head] & STATE_ORDER) >= order:
             return folio.user, folio.index + (pfn - head if mem.users[folio.user].order == 0 else 0)
     return 0, 0
 

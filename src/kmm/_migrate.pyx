@@ -181,7 +181,7 @@ cdef void move_folio(mem_t *mem, const folio_t *folio, pfn_t to) noexcept nogil:
     count_isolated(mem, folio, -pages)
     if folio.huge:
         block_of(mem, to).next = block_of(mem, to).prev = 0
-        set_block_user(block_of(mem, to), folio.user, folio.index)
+        set_block_user(mem, block_of(mem, to), folio.user, folio.index)
     else:
         where = &mem.pages[to].flags
         set_page_user(&mem.pages[to], folio.user, folio.index)

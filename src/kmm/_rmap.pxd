@@ -2,7 +2,7 @@
 #
 # A page in use has no links, so its record holds its user (16 bits), its index there (34 bits) and
 # the tag of its entry on an LRU list (30 bits).  A block of order 9 has them in its pageblock's
-# record, whose index counts in units of 512.
+# record, whose index counts in units of 512 where its user has single pages.
 from kmm._freelist cimport block_of
 from kmm._memmap cimport page_zone
 from kmm._types cimport *
@@ -74,16 +74,22 @@ cdef inline int block_user(const pageblock_t *block) noexcept nogil:
     return block.prev & 0xFF | <int> block.mt << 8
 
 
-cdef inline uint64_t block_index(const pageblock_t *block) noexcept nogil:
-    return <uint64_t> (block.next & 0x3FFFFFF) << PAGEBLOCK_ORDER
+cdef inline int index_shift(const mem_t *mem, int user) noexcept nogil:
+    """How many bits of an index a pageblock's record leaves out."""
+    return PAGEBLOCK_ORDER if mem.users[user].order == 0 else 0
+
+
+cdef inline uint64_t block_index(const mem_t *mem, const pageblock_t *block) noexcept nogil:
+    return <uint64_t> (block.next & 0x3FFFFFF) << index_shift(mem, block_user(block))
 
 
 cdef inline uint32_t block_tag(const pageblock_t *block) noexcept nogil:
     return block.next >> 26 | block.prev >> 8 << 6
 
 
-cdef inline void set_block_user(pageblock_t *block, int user, uint64_t index) noexcept nogil:
-    block.next = block.next & ~<uint32_t> 0x3FFFFFF | <uint32_t> (index >> PAGEBLOCK_ORDER)
+cdef inline void set_block_user(const mem_t *mem, pageblock_t *block, int user,
+                                uint64_t index) noexcept nogil:
+    block.next = block.next & ~<uint32_t> 0x3FFFFFF | <uint32_t> (index >> index_shift(mem, user))
     block.prev = block.prev & ~<uint32_t> 0xFF | (user & 0xFF)
     block.mt = <uint8_t> (user >> 8)
 
@@ -103,7 +109,7 @@ cdef inline bint read_folio(mem_t *mem, pfn_t pfn, folio_t *folio) noexcept nogi
         return False
     if folio.huge:
         block = block_of(mem, pfn)
-        folio.user, folio.index = block_user(block), block_index(block)
+        folio.user, folio.index = block_user(block), block_index(mem, block)
     else:
         folio.user, folio.index = page_user(&mem.pages[pfn]), page_index(&mem.pages[pfn])
     return True

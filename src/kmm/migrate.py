@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kmm import _migrate
 from kmm.errors import OutOfMemory
+from kmm.hugetlb_move import mark_huge_pages, migrate_hugetlbs
 from kmm.page_alloc import (
     __GFP_COMP,
     __GFP_HIGHMEM,
@@ -172,8 +173,26 @@ def migrate_pages(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationR
     :param pfns: isolated pages, a uint64 array.
     :return: what became of them.
     """
-    work = _List(m, pfns, target)
     note(m, "alloc_migration_target", len(pfns))
+    huge = mark_huge_pages(m, pfns)
+    if not huge.any():
+        return _migrate_others(m, pfns, target)
+    first = migrate_hugetlbs(m, pfns[huge], target.gfp, target.nid, target.nodemask)
+    if first.code:
+        result = MigrationResult(code=first.code, left=pfns[~huge])
+        _migrate.putback_movable_pages(m.memmap_engine, result.left)
+    else:
+        result = _migrate_others(m, pfns[~huge], target)
+    result.nr_succeeded += first.nr_succeeded
+    result.nr_failed += first.nr_failed
+    result.left = np.concatenate([first.left, result.left])
+    result.moved.insert(0, (first.moved, first.to))
+    return result
+
+
+def _migrate_others(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationResult:
+    """Move what is no huge page of a pool."""
+    work = _List(m, pfns, target)
     for _ in range(MAX_PASSES):
         work.one_pass()
         again = work.status == MIGRATE_AGAIN
