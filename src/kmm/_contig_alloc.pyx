@@ -8,25 +8,22 @@ from kmm._migrate cimport isolate_folio
 from kmm._rmap cimport *
 from kmm._types cimport *
 
-cdef enum:
-    COMPACT_CLUSTER_MAX = 32        # pages that are isolated before some are moved
-
-
 cdef inline pfn_t size_at(const mem_t *mem, const folio_t *folio) noexcept nogil:
     if folio.huge:
         return <pfn_t> 1 << block_of(mem, folio.pfn).order
     return <pfn_t> 1 << (mem.states[folio.pfn] & STATE_ORDER)
 
 
-def isolate_migratepages_range(MemMap memmap, pfn_t start, pfn_t end, uint64_t[::1] out):
-    """Isolate used pages that can move, upward, until there are 32.
+def isolate_migratepages_range(MemMap memmap, pfn_t start, pfn_t end, int64_t want,
+                               uint64_t[::1] out):
+    """Isolate used pages that can move, upward, until there are as many as wanted.
 
     What cannot be isolated is passed over: whoever wants the range finds it in the way.  A huge
     page of a pool is left to the caller.
 
-    :param out: room for the pfns of 32.
-    :return: (how many entries are isolated; the pfn to go on from; whether a huge page of a pool
-        starts there).
+    :param want: pages; the last entry may bring more.  out: room for so many pfns.
+    :return: (how many entries are isolated; of how many pages; the pfn to go on from; whether a
+        huge page of a pool starts there).
     """
     cdef mem_t *mem = &memmap.mem
     cdef pfn_t pfn = start
@@ -34,10 +31,10 @@ def isolate_migratepages_range(MemMap memmap, pfn_t start, pfn_t end, uint64_t[:
     cdef int order = 0
     cdef bint hugetlb = False
     cdef folio_t folio
-    if out.shape[0] < COMPACT_CLUSTER_MAX:
-        raise ValueError("isolate_migratepages_range: room for 32 needed")
+    if out.shape[0] < want:
+        raise ValueError(f"isolate_migratepages_range: room for {want} needed")
     with nogil:
-        while pfn < end and pages < COMPACT_CLUSTER_MAX:
+        while pfn < end and pages < want:
             if is_free_head(mem, pfn, &order):
                 pfn += <pfn_t> 1 << order
                 continue
@@ -54,7 +51,7 @@ def isolate_migratepages_range(MemMap memmap, pfn_t start, pfn_t end, uint64_t[:
                 n += 1
                 pages += <int64_t> size_at(mem, &folio)
             pfn += size_at(mem, &folio)
-    return n, min(pfn, end) if not hugetlb else pfn, hugetlb
+    return n, pages, min(pfn, end), hugetlb
 
 
 def reclaim_clean_pages_from_list(PageAllocator m, const uint64_t[::1] pfns, uint8_t[::1] dropped,

@@ -1,4 +1,4 @@
-"""Huge pages of pools leave a range: used ones move, free ones dissolve (mm/hugetlb.c, mm/migrate.c)."""
+"""Huge pages of pools leave a range: used ones move, free ones dissolve (mm/hugetlb.c)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def flags_of(m: Machine, pfn: int) -> int:
 
 
 def used_huge_page_across(m: Machine, start_pfn: int) -> int | None:
-    """Return the huge page in use that begins below a pfn and reaches beyond it, if there is one."""
+    """Return the huge page in use that begins below a pfn and holds it, if there is one."""
     for head in huge_pages_in(m, start_pfn, start_pfn + 1):
         if head < start_pfn and flags_of(m, head) & PG_ACTIVE:
             return head
@@ -80,7 +80,7 @@ def mark_huge_pages(m: Machine, pfns: Pfns) -> npt.NDArray[np.bool_]:
     which = np.zeros(len(pfns), dtype=np.uint8)
     if any(h.nr_huge_pages for h in m.hstates):
         _hugetlb.mark_hugetlb(m.memmap_engine, pfns, which)
-    return which != 0
+    return which.astype(np.bool_)
 
 
 # -- moving -----------------------------------------------------------------------------
