@@ -69,13 +69,13 @@ def isolate_hugetlb(MemMap memmap, pfn_t pfn):
 def prep_compound_gigantic_page(PageAllocator m, pfn_t pfn, int order):
     """Make one block of single pages in a row that were handed out, each by itself.
 
-    :param order: above 10; pfn: a multiple of its size.
+    :param order: 9 and up; pfn: a multiple of its size.
     :raises ValueError: if one of the pages is not in the caller's hands; nothing has changed.
     """
     cdef mem_t *mem = m.mem
     cdef pfn_t p, end = pfn + (<pfn_t> 1 << order)
     cdef int64_t bad = -1
-    if not MAX_ORDER <= order < 32 or pfn & (end - pfn - 1) or end > mem.nr_pages:
+    if not PAGEBLOCK_ORDER <= order < 32 or pfn & (end - pfn - 1) or end > mem.nr_pages:
         raise ValueError(f"prep_compound_gigantic_page: pfn {pfn:#x}, order {order}")
     with nogil:
         for p in range(pfn, end):

@@ -23,6 +23,7 @@ from kmm.page_alloc import (
     __drain_all_pages,
     gfp_zone,
 )
+from kmm.page_isolation import page_across
 from kmm.params import (
     KPF_RESERVED,
     MIGRATE_MOVABLE,
@@ -125,6 +126,8 @@ def __alloc_contig_migrate_range(m: Machine, zone: Zone, start: int, end: int) -
     if zone.zone_idx == ZONE_MOVABLE:
         gfp |= __GFP_HIGHMEM
     target = MigrationTarget(gfp, zone.nid)
+    if page_across(m, start) is not None:
+        raise kernel_error(-12, f"pfn {start:#x} is part of a gigantic page")
     work, tries = _Range(m, start, end), 0
     while work.at < end or len(work.pfns):
         if m.signal_pending:
@@ -176,7 +179,9 @@ def alloc_contig_range(
     zone = _zone_of_range(m, start, end)
     first = start // PAGEBLOCK_NR_PAGES * PAGEBLOCK_NR_PAGES
     last = -(-end // PAGEBLOCK_NR_PAGES) * PAGEBLOCK_NR_PAGES
-    blocked = _scan.start_isolate_page_range(zone, start, end, False)
+    blocked = page_across(m, last)
+    if blocked is None:
+        blocked = _scan.start_isolate_page_range(zone, start, end, False)
     if blocked >= 0:
         raise kernel_error(-16, f"pfn {blocked:#x} is unmovable")
     try:

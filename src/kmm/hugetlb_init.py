@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from kmm.config import parse_cmdline
 from kmm.hugetlb import (
@@ -12,15 +15,18 @@ from kmm.hugetlb import (
     PUD_ORDER,
     HState,
     alloc_fresh_huge_page,
+    enqueue_huge_page,
     free_huge_page,
 )
 from kmm.hugetlb_pool import alloc_pool_huge_page
+from kmm.hugetlbfs import HugetlbUser
 from kmm.page_alloc import __GFP_THISNODE
-from kmm.params import PAGE_SHIFT
+from kmm.params import FILL_KERNEL, PAGE_SHIFT, PAGEBLOCK_ORDER, PG_ACTIVE
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
+_KIND_ALLOCATED = 3
 _SUFFIX = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50, "E": 60}
 
 
@@ -160,6 +166,55 @@ def _alloc_pages(m: Machine, h: HState, wish: _Wish) -> None:
             break
         got += 1
     h.max_huge_pages = got
+
+
+def _whole_blocks(m: Machine, nid: int) -> list[int]:
+    """Return a node's pageblocks that somebody unknown uses in whole, the highest first."""
+    index = np.array([z.index + 1 for z in m.nodes[nid].zones])
+    first = min((z.zone_start_pfn for z in m.nodes[nid].zones if z.populated), default=0)
+    last = max((z.zone_end_pfn for z in m.nodes[nid].zones if z.populated), default=0)
+    blocks = m.pageblocks[first >> PAGEBLOCK_ORDER : last >> PAGEBLOCK_ORDER]
+    whole = (blocks["state"] == FILL_KERNEL) & np.isin(blocks["zone"], index)
+    found: list[int] = (np.flatnonzero(whole) + (first >> PAGEBLOCK_ORDER)).tolist()
+    return found[::-1]
+
+
+def load_pools(m: Machine, files: Mapping[str, str]) -> None:
+    """Give the default pool what a real machine's files show, in pages that somebody unknown has.
+
+    Its pages in use, and reservations, belong to a user of that pool.
+
+    :param files: path to text; of /proc/meminfo and those of nodes the huge pages are read.
+    """
+    h = m.default_hstate
+    if h.is_gigantic:
+        return
+    used: list[int] = []
+    for nid in sorted(m.n_memory):
+        text = files.get(f"/sys/devices/system/node/node{nid}/meminfo", "")
+        counts = dict(re.findall(r"HugePages_(\w+): +([0-9]{1,12})$", text, re.M))
+        total, free = int(counts.get("Total", 0)), int(counts.get("Free", 0))
+        for i, block in enumerate(_whole_blocks(m, nid)[:total]):
+            m.pageblocks["state"][block] = 0
+            m.pageblocks["kind"][block] = _KIND_ALLOCATED
+            m.pageblocks["order"][block] = h.order
+            h.nr_huge_pages_node[nid] += 1
+            if i < free:
+                enqueue_huge_page(m, h, block << PAGEBLOCK_ORDER)
+            else:
+                used.append(block << PAGEBLOCK_ORDER)
+        surplus = int(counts.get("Surp", 0))
+        h.surplus_huge_pages_node[nid] = min(surplus, h.nr_huge_pages_node[nid])
+    text = files.get("/proc/meminfo", "")
+    match = re.search(r"^HugePages_Rsvd: +([0-9]{1,12})$", text, re.M)
+    reserved = min(int(match[1]) if match else 0, h.free_huge_pages)
+    if used or reserved:
+        user = HugetlbUser(m, "hugetlb since before", len(used) + reserved, reserve=False)
+        for index, pfn in enumerate(used):
+            user.engine.attach(m, index, pfn, PG_ACTIVE)
+        user.reserved[len(used) :] = True
+        h.resv_huge_pages = reserved
+    h.max_huge_pages = h.persistent_huge_pages
 
 
 def hugetlb_init(m: Machine, fill: bool = True) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
+from kmm import _hugetlb
 from kmm.errors import kernel_error
 from kmm.hugetlb import (
+    PMD_ORDER,
     ULONG_MAX,
     HState,
     alloc_fresh_huge_page,
@@ -157,6 +159,44 @@ def set_max_huge_pages(
         if not adjust_pool_surplus(m, h, nodes, 1):
             break
     h.max_huge_pages = h.persistent_huge_pages
+
+
+@fallible
+def demote_pool_huge_page(m: Machine, h: HState, nodes: Collection[int]) -> None:
+    """Make smaller huge pages of a free one, from the next node that has one.
+
+    :raises Busy: if no node has a sound one.
+    """
+    target = m.hstates[[other.order for other in m.hstates].index(PMD_ORDER)]
+    for nid in _turns(h, nodes, True):
+        pfn = next((p for p in reversed(h.free[nid]) if p not in m.hwpoison), None)
+        if pfn is None:
+            continue
+        remove_hugetlb_page(m, h, pfn, False)
+        end = pfn + _hugetlb.destroy_compound_gigantic_page(m, pfn)
+        for part in range(pfn, end, 1 << target.order):
+            _hugetlb.prep_compound_gigantic_page(m, part, target.order)
+            target.nr_huge_pages_node[nid] += 1
+            free_huge_page(m, target, part)
+        h.max_huge_pages -= 1
+        target.max_huge_pages += 1 << (h.order - target.order)
+        return
+    raise kernel_error(-16, f"{h.name}: no free page to make smaller ones of")
+
+
+def demote(m: Machine, h: HState, count: int, nid: int | None) -> None:
+    """Make smaller huge pages of free ones that nobody has reserved, as far as there are some.
+
+    :param count: how many; nid: of which node, None for any.
+    :raises Busy: if those there are are broken.
+    """
+    nodes = sorted(m.n_memory) if nid is None else [nid]
+    for _ in range(min(count, h.nr_huge_pages)):
+        free = h.free_huge_pages if nid is None else len(h.free[nid])
+        # A difference of unsigned numbers: below 0 it is no reason to stop.
+        if free == h.resv_huge_pages:
+            return
+        demote_pool_huge_page(m, h, nodes)
 
 
 # -- surplus and reservations ------------------------------------------------------------

@@ -15,6 +15,7 @@ from kmm.vmstat import node_items, zone_items
 
 if TYPE_CHECKING:
     from kmm.acpi_memhotplug import AcpiDevice
+    from kmm.hugetlb import HState
     from kmm.machine import Machine
     from kmm.memory_block import MemoryBlock
 
@@ -183,6 +184,17 @@ def _totals(m: Machine) -> dict[str, Any]:
     }
 
 
+def _pool(h: HState) -> dict[str, Any]:
+    """A pool's counts, and its free pages by node in their order."""
+    names = ("resv_huge_pages", "max_huge_pages", "nr_overcommit_huge_pages")
+    turns = ("next_nid_to_alloc", "next_nid_to_free")
+    out: dict[str, Any] = {name: getattr(h, name) for name in (*names, *turns)}
+    out["nr"] = dict(h.nr_huge_pages_node)
+    out["surplus"] = dict(h.surplus_huge_pages_node)
+    out["free"] = {nid: list(pages) for nid, pages in h.free.items()}
+    return out
+
+
 def dump(m: Machine) -> dict[str, Any]:
     """Return everything that a refused operation has to leave as it was.
 
@@ -212,6 +224,7 @@ def dump(m: Machine) -> dict[str, Any]:
         "records": _records(m),
         "vmemmap": _vmemmap(m),
         "totals": _totals(m),
+        "hugetlb": {h.name: _pool(h) for h in m.hstates},
         "policy": _policy(m),
     }
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from kmm.errors import kernel_error, shown
 from kmm.hugetlb import ULONG_MAX, HState
-from kmm.hugetlb_pool import set_max_huge_pages
+from kmm.hugetlb_init import memparse
+from kmm.hugetlb_pool import demote, set_max_huge_pages
 from kmm.mempolicy import DEFAULT_POLICY, MemPolicy
 from kmm.procfs import parse_long
 from kmm.sysfs_entry import NUMBER, Entry, directory, readonly, word
@@ -81,8 +82,32 @@ def _pool(m: Machine, size_kb: str) -> HState | None:
     return next((h for h in m.hstates if h.size >> 10 == int(size_kb)), None)
 
 
+#: What a pool whose pages can be made smaller ones of has besides.
+_DEMOTE = ("demote", "demote_size")
+
+
+def _can_demote(m: Machine, h: HState) -> bool:
+    return any(other.order < h.order for other in m.hstates)
+
+
+def _demote_size_store(m: Machine, h: HState, text: str) -> None:
+    if memparse(text) not in {other.size for other in m.hstates if other.order < h.order}:
+        raise kernel_error(-errno.EINVAL, f"demote_size: {shown(word(text))}; allowed: 2M")
+
+
+def _demote_file(m: Machine, h: HState, name: str, nid: int | None) -> Entry | None:
+    if not _can_demote(m, h):
+        return None
+    if name == "demote":
+        return Entry(0o200, None, lambda m, t: demote(m, h, kstrtoul_decimal(name, t), nid))
+    # There is one smaller size, and so nothing to choose from.
+    return Entry(0o644, lambda m: "2048kB\n", lambda m, t: _demote_size_store(m, h, t))
+
+
 def _file(m: Machine, match: re.Match[str]) -> Entry | None:
     h, name = _pool(m, match[1]), match[2]
+    if h is not None and name in _DEMOTE:
+        return _demote_file(m, h, name, None)
     if h is None or name not in _OF_ALL:
         return None
 
@@ -102,7 +127,11 @@ def _file(m: Machine, match: re.Match[str]) -> Entry | None:
 
 def _node_file(m: Machine, match: re.Match[str]) -> Entry | None:
     nid, h, name = int(match[1]), _pool(m, match[2]), match[3]
-    if h is None or nid not in m.node_devices or name not in _OF_NODE:
+    if h is None or nid not in m.node_devices:
+        return None
+    if name in _DEMOTE:
+        return _demote_file(m, h, name, nid)
+    if name not in _OF_NODE:
         return None
 
     def show(m: Machine) -> str:
@@ -115,7 +144,8 @@ def _node_file(m: Machine, match: re.Match[str]) -> Entry | None:
 
 
 def _dir(m: Machine, match: re.Match[str]) -> Entry | None:
-    return directory(_OF_ALL) if _pool(m, match[1]) else None
+    h = _pool(m, match[1])
+    return directory([*_OF_ALL, *(_DEMOTE if _can_demote(m, h) else ())]) if h else None
 
 
 def _node_pools(m: Machine, match: re.Match[str]) -> Entry | None:
@@ -123,8 +153,10 @@ def _node_pools(m: Machine, match: re.Match[str]) -> Entry | None:
 
 
 def _node_dir(m: Machine, match: re.Match[str]) -> Entry | None:
-    there = int(match[1]) in m.node_devices and _pool(m, match[2])
-    return directory(_OF_NODE) if there else None
+    h = _pool(m, match[2])
+    if h is None or int(match[1]) not in m.node_devices:
+        return None
+    return directory([*_OF_NODE, *(_DEMOTE if _can_demote(m, h) else ())])
 
 
 _NODE = rf"/sys/devices/system/node/node{NUMBER}/hugepages"
