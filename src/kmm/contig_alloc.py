@@ -11,7 +11,7 @@ from kmm import _contig_alloc, _migrate, _scan
 from kmm.errors import Busy, Interrupted, OutOfMemory, bug, check_number, kernel_error
 from kmm.hugetlb import hstate_of
 from kmm.hugetlb_move import huge_pages_in, isolate_or_dissolve_huge_page
-from kmm.migrate import MigrationTarget, migrate_pages
+from kmm.migrate import MigrationTarget, is_huge, migrate_pages
 from kmm.mmzone import Zone
 from kmm.page_alloc import (
     __GFP_COMP,
@@ -60,7 +60,9 @@ class _Range:
     """A range that is being emptied: where the search is, and what is isolated."""
 
     def __init__(self, m: Machine, start: int, end: int) -> None:
-        self.m, self.at, self.end = m, start, end
+        block = start // PAGEBLOCK_NR_PAGES * PAGEBLOCK_NR_PAGES
+        # A huge page that the range has only a part of moves as a whole.
+        self.m, self.at, self.end = m, block if is_huge(m, block) else start, end
         self.pfns = np.zeros(0, dtype=np.uint64)
 
     def isolate(self) -> None:
