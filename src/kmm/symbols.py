@@ -342,6 +342,8 @@ LEFT_BEHIND: dict[str, str] = {
     "another zone",
     "failed offline": "isolated pageblocks are typed Movable; their free blocks come back "
     "at the tails of the lists; the zone's per-CPU lists are drained",
+    "failed offline of a block with huge pages": "those that moved stay where they went, and those "
+    "that were dissolved are gone from their pool",
     "failed online_movable": "of a block that is online already: the wish stays for the next 1 "
     "written to online",
     "failed hard_offline_page": "of a page in use: it is marked and counts as HardwareCorrupted; "
