@@ -4,6 +4,7 @@ from kmm._freelist cimport (del_page_from_free_list, free_one_page, is_free_head
                             mark_dirty, mark_page_allocated, move_freepages)
 from kmm._memmap cimport (MemMap, get_pageblock_migratetype, section_online,
                           set_pageblock_migratetype)
+from kmm._rmap cimport block_user
 from kmm._types cimport *
 
 cdef enum:
@@ -14,6 +15,17 @@ cdef inline bint is_used(const mem_t *mem, pfn_t pfn) noexcept nogil:
     """Whether somebody holds a page, as its reference count would say."""
     return (mem.states[pfn] & ~(STATE_MARKED | STATE_ORDER) == STATE_ALLOCATED
             or mem.pages[pfn].flags & PF_SLAB)
+
+
+cdef inline bint compound_moves(const mem_t *mem, const pageblock_t *block) noexcept nogil:
+    """Whether a block of order 9 and more in use can move: a pool's huge page, or one on an LRU list.
+
+    A huge page that is on its way between lists is refused, as the kernel refuses it.
+    """
+    if not block.flags & PF_USER:
+        return False
+    return (mem.users[block_user(block)].kind == USER_HUGETLB
+            or block.flags & (PF_LRU | PF_MOVABLE_OPS) != 0)
 
 
 cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
@@ -34,7 +46,7 @@ cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
             pfn += <pfn_t> 1 << order
             continue
         if (pfn & (PAGEBLOCK_PAGES - 1)) == 0 and (kind == KIND_PCP or kind == KIND_ALLOCATED):
-            if kind == KIND_ALLOCATED and not zone_movable:
+            if kind == KIND_ALLOCATED and not zone_movable and not compound_moves(mem, block):
                 return <int64_t> pfn
             pfn += <pfn_t> 1 << block.order
             continue

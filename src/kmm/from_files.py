@@ -19,6 +19,7 @@ from kmm.boot_ram import RAM, Entry, added_later, firmware_map, parse_memmap
 from kmm.config import MAX_DISTANCE, check_config, config_from_dict
 from kmm.errors import ConfigError, ValidationError, shown
 from kmm.firmware import pxm_to_node_map, ram_layout
+from kmm.hugetlb_init import hugetlb_init, load_pools
 from kmm.memory_block import MemoryBlock
 from kmm.memory_hotplug import update_pgdat_span
 from kmm.mmzone import Zone
@@ -373,6 +374,8 @@ def _finish(m: Machine, files: Mapping[str, str]) -> None:
         build_zonelists(m, m.nodes[nid])
     m.vm_total_pages = nr_free_zone_pages(m, ZONE_MOVABLE)
     register_boot_notifiers(m)
+    hugetlb_init(m, fill=False)
+    load_pools(m, files)
     load_tunables(m, files, VM)
     load_vm_events(m, files.get("/proc/vmstat", ""))
     load_numa_events(m, files)

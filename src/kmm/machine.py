@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
@@ -25,7 +25,7 @@ from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
 from kmm.clock import SECOND, Clock, Ratelimit
 from kmm.compaction import try_to_compact_pages
 from kmm.config import check_config
-from kmm.contig_alloc import alloc_contig_range, free_contig_range
+from kmm.contig_alloc import alloc_contig_pages, alloc_contig_range, free_contig_range
 from kmm.debug import dump_page
 from kmm.errors import (
     FirmwareRefused,
@@ -61,6 +61,7 @@ from kmm.trace import Kprobes
 from kmm.vmscan import try_to_free_pages
 
 if TYPE_CHECKING:
+    from kmm.hugetlb import HState
     from kmm.memory import User
     from kmm.sparse import VmemAltmap
 
@@ -97,6 +98,8 @@ class Ops:
     device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
     try_to_compact_pages: Callable[[Machine, int, int, int], int]
     try_to_free_pages: Callable[[Machine, int, int, int], int]
+    alloc_contig_pages: Callable[[Machine, int, int, int, Collection[int] | None], int]
+    free_contig_range: Callable[[Machine, int, int], None]
 
 
 class Machine(PageAllocator):
@@ -140,6 +143,8 @@ class Machine(PageAllocator):
             acpi_unbind_one,
             try_to_compact_pages,
             try_to_free_pages,
+            alloc_contig_pages,
+            free_contig_range,
         )
         self.nr_cpus = config.cpus
         self.log: list[str] = []
@@ -250,6 +255,9 @@ class Machine(PageAllocator):
     def _prepare_users(self) -> None:
         self.users: dict[str, User] = {}
         self.users_by_number: dict[int, User] = {}
+        self.hstates: list[HState] = []  # the pools of huge pages
+        self.default_hstate_idx = 0
+        self.hugetlb_shm_group = 0
         self.clock = Clock()
         #: How long an offline that does not get on is tried, ns of the clock.
         self.offline_patience = 60 * SECOND
@@ -300,6 +308,11 @@ class Machine(PageAllocator):
         """Who uses a page, if that is known; of a large block any of its pages."""
         number, _ = page_owner(self.memmap_engine, pfn)
         return self.users_by_number.get(number)
+
+    @property
+    def default_hstate(self) -> HState:
+        """The pool of huge pages that /proc shows."""
+        return self.hstates[self.default_hstate_idx]
 
     def describe_page(self, pfn: int) -> str:
         """Who uses a page, in words."""

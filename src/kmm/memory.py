@@ -38,6 +38,7 @@ from kmm.params import (
     PG_WRITEBACK,
     USER_ANON,
     USER_FILE,
+    USER_HUGETLB,
     USER_KERNEL,
     USER_MOVABLE_OPS,
     USER_OFFLINE,
@@ -63,8 +64,10 @@ KIND_NAMES = {
     USER_KERNEL: "kernel",
     USER_MOVABLE_OPS: "driver_movable",
     USER_OFFLINE: "offline",
+    USER_HUGETLB: "hugetlb",
 }
-KINDS = {name: kind for kind, name in KIND_NAMES.items()}
+#: Those that a User can be of; huge pages of a pool have users of their own (hugetlbfs).
+KINDS = {name: kind for kind, name in KIND_NAMES.items() if kind != USER_HUGETLB}
 
 _GFP_OF_KIND = {
     USER_ANON: GFP_HIGHUSER_MOVABLE | __GFP_COMP | __GFP_ZERO,

@@ -25,6 +25,7 @@ from kmm.arguments import (
 )
 from kmm.clock import SECOND
 from kmm.errors import Busy, KernelError, bug, check_number, check_text, kernel_error
+from kmm.hugetlb_move import dissolve_free_huge_pages, used_huge_page_across
 from kmm.memory_block import (
     MEM_CANCEL_OFFLINE,
     MEM_CANCEL_ONLINE,
@@ -727,11 +728,6 @@ def lru_cache_disable(m: Machine) -> None:
     """Keep pages from hiding in per-CPU LRU batches; kmm has none."""
 
 
-@fallible
-def dissolve_free_huge_pages(m: Machine, start_pfn: int, end_pfn: int) -> None:
-    """Give free hugetlb pages of a range back to the allocator; kmm has no pools yet."""
-
-
 @traced
 def __offline_isolated_pages(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> int:
     """Take the free blocks of a range off the lists; the sections go offline.
@@ -821,6 +817,8 @@ def scan_movable_pages(m: Machine, start_pfn: int, end_pfn: int) -> int | None:
 
     :raises Busy: if a driver holds an offline page (PageOffline) before that.
     """
+    if used_huge_page_across(m, start_pfn) is not None:
+        return start_pfn
     found, blocked = _migrate.scan_movable_pages(m.memmap_engine, start_pfn, end_pfn)
     if found == -16:
         m.dump_page(blocked, "unmovable page")

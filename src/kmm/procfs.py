@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm import _page_flags
+from kmm.hugetlb import hugetlb_report_meminfo, hugetlb_report_node_meminfo
 from kmm.mmzone import PgData, Zone
 from kmm.params import (
     MAX_ORDER,
@@ -243,8 +244,7 @@ def load_direct_map(m: Machine, text: str) -> None:
 def meminfo(m: Machine) -> str:
     """/proc/meminfo; values in KiB."""
     out = [f"{name + ':':<16}{value:8} kB" for name, value in _meminfo_rows(m)]
-    out += [f"HugePages_{k + ':':<9}{0:5}" for k in ("Total", "Free", "Rsvd", "Surp")]
-    out += ["Hugepagesize:       2048 kB", "Hugetlb:               0 kB"]
+    out += hugetlb_report_meminfo(m)
     small, large = direct_map(m)
     out += [f"DirectMap4k: {small:11} kB", f"DirectMap2M: {large:11} kB"]
     return "\n".join(out) + "\n"
@@ -277,8 +277,7 @@ def node_meminfo(m: Machine, nid: int) -> str:
     rows = _node_meminfo_rows(m, m.nodes[nid])
     out = [f"Node {nid} {name + ':':<16}{value:8} kB" for name, value in rows]
     out += [f"Node {nid} {name:<15}{0:8} kB" for name in ("FileHugePages:", "FilePmdMapped:")]
-    out.append(f"Node {nid} HugePages_Total: {0:5}")
-    out += [f"Node {nid} HugePages_{k}:  {0:5}" for k in ("Free", "Surp")]
+    out += hugetlb_report_node_meminfo(m, nid)
     return "\n".join(out) + "\n"
 
 

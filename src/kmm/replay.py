@@ -146,6 +146,9 @@ def boot_machine(recording: Mapping[str, Any]) -> Machine:
     if "struct_page_size" not in recording["machine"]:
         size = _struct_page_size(files.get("/proc/zoneinfo", ""), boot.get("log", []))
         config = replace(config, struct_page_size=size)
+    if "pdpe1gb" not in recording["machine"]:
+        lines = " ".join(boot.get("log", []))
+        config = replace(config, pdpe1gb="HugeTLB: registered 1.00 GiB page size" in lines)
     m = Machine.from_files(files, config)
     m.dimm_backends = set()
     return m

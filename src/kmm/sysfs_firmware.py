@@ -142,7 +142,7 @@ DIRECTORIES: dict[str, tuple[str, ...]] = {
     "/sys/firmware/acpi/hotplug": ("memory",),
     "/sys/firmware/acpi/hotplug/memory": ("enabled",),
     "/sys/kernel": ("debug", "mm"),
-    "/sys/kernel/mm": ("transparent_hugepage",),
+    "/sys/kernel/mm": ("hugepages", "transparent_hugepage"),
     THP: ("enabled",),
     "/sys/kernel/debug": ("notifier-error-inject",),
     "/sys/kernel/debug/notifier-error-inject": ("memory",),
