@@ -54,8 +54,9 @@ def alloc_contig_range(
     first = start // PAGEBLOCK_NR_PAGES * PAGEBLOCK_NR_PAGES
     last = -(-end // PAGEBLOCK_NR_PAGES) * PAGEBLOCK_NR_PAGES
     blocked = _scan.start_isolate_page_range(zone, start, end, False)
-    if blocked >= 0:
-        raise kernel_error(-16, f"pfn {blocked:#x} is unmovable")
+    if blocked != -1:
+        pfn = blocked if blocked >= 0 else -2 - blocked
+        raise kernel_error(-16, f"pfn {pfn:#x} is unmovable")
     try:
         __drain_all_pages(m, zone)
         outer = _scan.isolated_head(m.memmap_engine, start)

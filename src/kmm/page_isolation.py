@@ -22,8 +22,11 @@ def start_isolate_page_range(m: Machine, zone: Zone, start_pfn: int, end_pfn: in
     :raises Busy: a page can neither move nor go; what was isolated comes back as Movable.
     """
     blocked = _scan.start_isolate_page_range(zone, start_pfn, end_pfn)
-    if blocked < 0:
+    if blocked == -1:
         note(m, "isolate_single_pageblock", 2)
+    elif blocked < -1:
+        note(m, "isolate_single_pageblock", 2)
+        raise kernel_error(-16, f"the gigantic page at pfn {-2 - blocked:#x} reaches beyond")
     else:
         _note_refusal(m, zone, start_pfn, end_pfn, blocked)
         m.dump_page(blocked, "unmovable page")
