@@ -1,3 +1,6 @@
+import numpy as np
+import numpy.typing as npt
+
 from kmm._buddy import BuddyZone
 from kmm._memmap import MemMap
 
@@ -8,3 +11,6 @@ def undo_isolate_page_range(zone: BuddyZone, start: int, end: int, mt: int) -> N
 def test_pages_isolated(memmap: MemMap, start: int, end: int, offline: bool = True) -> int: ...
 def isolated_head(memmap: MemMap, pfn: int) -> int: ...
 def take_isolated_range(zone: BuddyZone, start: int, end: int) -> int: ...
+def unmovable_pages(
+    zone: BuddyZone, start: int, end: int, out: npt.NDArray[np.uint64]
+) -> int: ...
