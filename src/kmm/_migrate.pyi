@@ -27,4 +27,10 @@ def migrate_pages_once(
 def migrate_to(
     m: PageAllocator, pfn: int, to: int, cpu: int, poison: bool = False
 ) -> None: ...
+def count_outcome(
+    memmap: MemMap,
+    pfns: npt.NDArray[np.uint64],
+    status: npt.NDArray[np.uint8],
+    to: npt.NDArray[np.uint64],
+) -> tuple[int, int, int, int, int]: ...
 def split_isolated(m: PageAllocator, pfn: int) -> None: ...
