@@ -84,7 +84,7 @@ cdef void detach_page(mem_t *mem, const folio_t *folio) noexcept nogil:
 cdef void split_huge_page(mem_t *mem, const folio_t *folio) noexcept nogil:
     cdef user_t *user = mem.users[folio.user]
     cdef zone_t *zone = page_zone(mem, folio.pfn)
-    cdef uint16_t flags = folio.flags[0]
+    cdef uint16_t flags = folio.flags[0], broken
     cdef pfn_t pfn
     cdef uint64_t i
     cdef pageblock_t *block = block_of(mem, folio.pfn)
@@ -99,10 +99,11 @@ cdef void split_huge_page(mem_t *mem, const folio_t *folio) noexcept nogil:
     block.state |= BLOCK_DIRTY
     for i in range(PAGEBLOCK_PAGES):
         pfn = folio.pfn + i
+        broken = mem.pages[pfn].flags & PF_HWPOISON
         memset(&mem.pages[pfn], 0, sizeof(page_t))
         set_page_user(&mem.pages[pfn], folio.user, folio.index + i)
         mem.states[pfn] = STATE_ALLOCATED | STATE_MARKED
-        mem.pages[pfn].flags = flags & ~PF_LRU
+        mem.pages[pfn].flags = flags & ~PF_LRU | broken
         user.slots[folio.index + i] &= ~SLOT_HUGE
         if flags & PF_LRU:
             lru_add(mem, zone, pfn, user.kind, False, &mem.pages[pfn].flags)

@@ -71,7 +71,7 @@ def forget_users(MemMap memmap, pfn_t start, pfn_t end):
     with nogil:
         while pfn < end:
             pfn = next_in_use(mem, pfn, &row)
-            if not row.user or not read_folio(mem, row.pfn, &folio):
+            if not row.nr_pages or not row.user or not read_folio(mem, row.pfn, &folio):
                 continue
             user = mem.users[folio.user]
             if folio.flags[0] & PF_LRU:
@@ -85,3 +85,12 @@ def forget_users(MemMap memmap, pfn_t start, pfn_t end):
             folio.flags[0] &= ~PF_USER
             n += row.nr_pages
     return n
+
+
+def delete_from_lru(MemMap memmap, pfn_t pfn):
+    """Take a single page off its LRU list for good; its user keeps it."""
+    cdef folio_t folio
+    if read_folio(&memmap.mem, pfn, &folio) and folio.flags[0] & PF_LRU:
+        lru_del(&memmap.mem, page_zone(&memmap.mem, pfn), memmap.mem.users[folio.user].kind,
+                folio.huge, folio.flags)
+        folio.flags[0] &= ~(PF_ACTIVE | PF_MLOCKED)

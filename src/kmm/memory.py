@@ -112,7 +112,8 @@ class User:
         if thp not in THP_CHOICES:
             raise kernel_error(-22, f"thp: {thp!r}; allowed: {', '.join(THP_CHOICES)}")
         check_number("pages", pages, 0, NR_PAGES_MAX)
-        check_number("order", order, 0, 10 if KINDS[kind] >= USER_SLAB_RECLAIMABLE else 0)
+        single = KINDS[kind] < USER_SLAB_RECLAIMABLE or KINDS[kind] == USER_MOVABLE_OPS
+        check_number("order", order, 0, 0 if single else 10)
         self.m, self.name, self.kind = m, name, KINDS[kind]
         self.cpu = m.this_cpu if cpu is None else check_number("cpu", cpu, 0, m.nr_cpus - 1)
         self.policy, self.thp = policy, thp
