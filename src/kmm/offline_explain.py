@@ -253,13 +253,21 @@ class _Look:
         room = np.zeros(max(len(self.rows), 1), dtype=np.uint64)
         n = _scan.unmovable_pages(self.zone, self.start, self.end, room)
         self.refused = set(room[: min(n, len(room))].tolist())
-        for row in self.rows[np.isin(self.rows["pfn"], room[:n])]:
+        found = self.rows[np.isin(self.rows["pfn"], room[:n])]
+        for row in sorted(found, key=self._when_isolated):
             if int(row["fill"]) == FILL_KERNEL and self._known_as_movable():
                 self.refused.discard(int(row["pfn"]))
                 continue
             kind, helps = self._why_unmovable(row)
             rule = "has_unmovable_pages: unmovable page"
             self._add(kind, rule, errno.EBUSY, helps, row)
+
+    def _when_isolated(self, row: Any) -> tuple[int, int]:
+        """In which order pageblocks are isolated: the first, the last, the others upward."""
+        pfn = int(row["pfn"])
+        block = pfn // PAGEBLOCK_NR_PAGES
+        ends = (self.start // PAGEBLOCK_NR_PAGES, self.end // PAGEBLOCK_NR_PAGES - 1)
+        return ends.index(block) if block in ends else 2, pfn
 
     def _why_unmovable(self, row: Any) -> tuple[str, str]:
         if int(row["flags"]) & PG_RESERVED:
