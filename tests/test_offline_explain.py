@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kmm import KernelError, Machine
 from kmm.balloon_compaction import Balloon
+from kmm.cli import main
 from kmm.gup import Pin
 from kmm.memory import User
 from kmm.memory_block import MemoryNotifier, register_memory_notifier
 from kmm.mempolicy import new_policy
+from kmm.offline_why import why_lines
+from kmm.page_alloc import drain_all_pages
+from kmm.replay import snapshot_files
 from kmm.snapshot import differences, dump
 from kmm.virtio_mem import VirtioMem
-from tests.conftest import DIMM, two_nodes
+from tests.conftest import DIMM, RECORDINGS, two_nodes
 
 BLOCK = 128 << 20
 PFN = DIMM >> 12
 STATE = "/sys/devices/system/memory/memory%d/state"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 ERRNOS = (-errno.EBUSY, -errno.EPERM, -errno.ENOMEM)
 
 
@@ -33,10 +42,8 @@ def machine(kind: str = "movable", blocks: int = 2, node: int = 1, **more: Any) 
 
 def user(m: Machine, name: str, kind: str, pages: int, node: int, **more: Any) -> User:
     made = User(m, name, kind, pages, policy=new_policy(m, "bind", [node]), **more)
-    try:
+    with contextlib.suppress(KernelError):
         made.fault(0, pages)
-    except KernelError:
-        pass
     return made
 
 
@@ -79,7 +86,18 @@ USERS = st.lists(
 DEEDS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["pin", "short", "hard", "soft", "balloon", "held", "virtio", "release", "raw", "signal"]
+            [
+                "pin",
+                "short",
+                "hard",
+                "soft",
+                "balloon",
+                "held",
+                "virtio",
+                "release",
+                "raw",
+                "signal",
+            ]
         ),
         st.integers(0, 1 << 20),
         st.integers(1, 2000),
@@ -118,10 +136,8 @@ class Life:
             self.users.append(made)
 
     def try_(self, act: Any, *args: Any) -> None:
-        try:
+        with contextlib.suppress(KernelError):  # it may well be refused
             act(*args)
-        except KernelError:
-            pass  # what was asked for could not be: that too may happen
 
     def do(self, deed: str, where: int, n: int) -> None:
         m = self.m
@@ -157,10 +173,8 @@ class Life:
         can = [u for u in self.users if u.kind <= 3 and u.pages]
         if can:
             chosen = can[where % len(can)]
-            try:
+            with contextlib.suppress(KernelError):
                 self.pins.append(self.m.pin(chosen, where % chosen.pages, long_term))
-            except KernelError:
-                pass
 
 
 def ask_and_try(m: Machine, block: int) -> tuple[bool, bool]:
@@ -210,3 +224,167 @@ def test_the_verdict_and_the_attempt_agree(
     for pin in life.pins:
         life.m.unpin(pin)
     life.m.validate()
+
+
+# -- where it would fit -----------------------------------------------------------------------
+
+
+def test_what_leaves_a_kernel_zone_cannot_go_to_a_movable_one() -> None:
+    m = two_nodes("memhp_default_state=offline")
+    m.plug("a", 1, DIMM, 2 * BLOCK)
+    m.write(STATE % 32, "online_kernel")
+    made = user(m, "hog", "anon", 3000, 1)
+    m.write(STATE % 33, "online_movable")
+    said = m.explain_offline(32)
+    assert said.room is not None
+    assert [(t.nid, t.zone) for t in said.room.targets] == [(0, "DMA32"), (0, "DMA")]
+    assert said.moves == {("hog", "anon"): 3000}
+    leave_free(m, 0, 2999)
+    said = m.explain_offline(32)
+    assert said.room is not None
+    assert said.room.most == 2999
+    assert said.obstacles[0].kind == "nowhere to go"
+    assert ask_and_try(m, 32) == (False, True)
+    assert len(set(made.pfns().tolist())) == 3000
+    m.validate()
+
+
+def test_a_single_node_takes_its_own_pages_but_not_in_the_block() -> None:
+    m = two_nodes("memhp_default_state=offline")
+    m.plug("a", 0, DIMM, 2 * BLOCK)
+    for block in (32, 33):
+        m.write(STATE % block, "online_movable")
+    user(m, "hog", "anon", 1000, 0)
+    block = int(m.users["hog"].pfns()[0]) // 32768
+    said = m.explain_offline(block)
+    assert said.room is not None
+    assert said.room.nodemask == (0,)
+    free = {t.zone: t.free for t in said.room.targets}
+    assert free["Movable"] == 32768
+    assert ask_and_try(m, block) == (True, True)
+    m.validate()
+
+
+def test_notifiers_that_cannot_be_asked_are_assumed_to_agree() -> None:
+    m = machine()
+    register_memory_notifier(m, MemoryNotifier("driver", lambda m, action, arg: 0))
+    said = m.explain_offline(32)
+    assert said.can_go
+    assert any("driver" in text for text in said.assumptions)
+    m.notifier_errors["MEM_GOING_OFFLINE"] = -errno.ENOMEM
+    said = m.explain_offline(32)
+    assert (said.errno, said.obstacles[0].kind) == (errno.ENOMEM, "notifier")
+    assert m.log == machine().log  # asking leaves no word in the log
+    m.validate()
+
+
+# -- machines from files ----------------------------------------------------------------------
+
+
+def test_of_a_machine_from_files_it_says_what_it_assumed() -> None:
+    live = two_nodes("memhp_default_state=offline")
+    live.plug("a", 1, DIMM, 2 * BLOCK)
+    live.write(STATE % 32, "online_kernel")
+    live.write(STATE % 33, "online_movable")
+    user(live, "hog", "anon", 5000, 1)
+    user(live, "tables", "page_table", 700, 1)
+    drain_all_pages(live)
+    m = Machine.from_files(snapshot_files(live))
+    before = dump(m)
+    movable, kernel = m.explain_offline(33), m.explain_offline(32)
+    assert differences(before, dump(m)) == []
+    assert movable.can_go
+    assert movable.nr_to_move == 5000
+    assert movable.moves == {("unknown", "unknown"): 5000}
+    assert any("none of them to be pinned" in text for text in movable.assumptions)
+    assert kernel.errno == errno.EBUSY
+    assert {o.user for o in kernel.obstacles} == {None}
+    assert any("700 pages in use 0 are on LRU lists" in text for text in kernel.assumptions)
+    m.validate()
+
+
+def test_pages_that_all_are_on_lru_lists_can_leave_a_kernel_zone() -> None:
+    live = two_nodes("memhp_default_state=online_kernel")
+    live.plug("a", 1, DIMM, BLOCK)
+    user(live, "hog", "anon", 5000, 1)
+    drain_all_pages(live)
+    m = Machine.from_files(snapshot_files(live))
+    said = m.explain_offline(32)
+    assert said.can_go
+    assert said.nr_to_move == 5000
+    m.validate()
+
+
+# -- the command line -------------------------------------------------------------------------
+
+
+def kmm(*args: object) -> Result:
+    return CliRunner().invoke(main, ["why", *(str(a) for a in args)])
+
+
+def test_why_tells_in_words_and_by_its_exit_code() -> None:
+    first = EXAMPLES / "first_dimm.toml"
+    out = kmm("memory33", "--scenario", first, "--steps", 2)
+    assert out.exit_code == 0
+    assert out.output.splitlines()[0] == "memory33 could go offline now"
+    out = kmm(32, "--scenario", first, "--steps", 2)
+    assert out.exit_code == 1
+    assert "could not go offline now: EINVAL (Invalid argument)" in out.output
+    out = kmm(3, "--from", RECORDINGS / "migrate.json")
+    assert out.exit_code in (0, 1)
+    assert "assumed:" in out.output or "could go" in out.output
+
+
+def test_why_as_json() -> None:
+    out = kmm(32, "--from", RECORDINGS / "migrate.json", "--steps", 2, "--json")
+    assert out.exit_code == 0
+    said = json.loads(out.output)
+    assert said["can_go"] is True
+    assert said["moves"][0]["kind"] == "shmem"
+    assert said["room"]["zones"][0]["zone"] == "DMA32"
+    out = kmm(32, "--from", RECORDINGS / "kernel_pages.json", "--json")
+    assert out.exit_code == 2  # it has not come yet
+
+
+def test_why_of_saved_files(tmp_path: Path) -> None:
+    live = machine()
+    user(live, "hog", "anon", 500, 1)
+    drain_all_pages(live)
+    for path, text in snapshot_files(live).items():
+        if path.startswith("/"):
+            file = tmp_path / path[1:]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+    out = kmm(32, "--from", tmp_path)
+    assert out.exit_code == 0, out.output
+    assert "500 of 'unknown' (unknown)" in out.output
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        ((5,), "--scenario"),
+        ((5, "--from", "/x", "--scenario", "/y"), "--scenario"),
+        (("x", "--from", "/tmp"), "BLOCK"),
+        ((5, "--from", "/nowhere"), "/nowhere"),
+        ((5, "--scenario", "/nowhere"), "/nowhere"),
+        ((4711, "--from", RECORDINGS / "migrate.json"), "4711"),
+        ((32, "--from", RECORDINGS / "migrate.json", "--steps", 99), "--steps"),
+        ((32, "--from", RECORDINGS, "--steps", 1), "--steps"),
+    ],
+)
+def test_mistakes_are_told_in_a_line_and_exit_with_2(args: tuple[object, ...], word: str) -> None:
+    out = kmm(*args)
+    assert out.exit_code == 2
+    assert word in out.output
+    assert "Traceback" not in out.output
+
+
+def test_words_name_the_pages_in_the_way() -> None:
+    m = machine("kernel")
+    slab = user(m, "dentry", "slab", 6, 1)
+    lines = why_lines(m.explain_offline(32))
+    first = " ".join(f"{p:#x}" for p in sorted(slab.pfns().tolist())[:4])
+    assert f"  slab: 6 pages, pfn {first} ..., of 'dentry' (slab), pageblock Unmovable" in lines
+    assert "    has_unmovable_pages: unmovable page" in lines
+    m.validate()

@@ -24,9 +24,7 @@ def migrate_pages_once(
     cpu: int,
     to: npt.NDArray[np.uint64],
 ) -> int: ...
-def migrate_to(
-    m: PageAllocator, pfn: int, to: int, cpu: int, poison: bool = False
-) -> None: ...
+def migrate_to(m: PageAllocator, pfn: int, to: int, cpu: int, poison: bool = False) -> None: ...
 def count_outcome(
     memmap: MemMap,
     pfns: npt.NDArray[np.uint64],

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from kmm.balloon_compaction import Balloon
     from kmm.gup import Pin
     from kmm.memory import User
-    from kmm.offline_explain import Explanation
+    from kmm.offline_explanation import Explanation
     from kmm.sparse import VmemAltmap
 
 

@@ -72,7 +72,9 @@ def register_boot_notifiers(m: Machine) -> None:
     free = _free_kbytes(m)
     m.vm.user_reserve_kbytes = min(free // 32, 1 << 17)
     m.vm.admin_reserve_kbytes = min(free // 32, 1 << 13)
-    register_memory_notifier(m, MemoryNotifier("cpuset", cpuset_track_online_nodes, 10, asks=_agrees))
+    register_memory_notifier(
+        m, MemoryNotifier("cpuset", cpuset_track_online_nodes, 10, asks=_agrees)
+    )
     register_memory_notifier(m, MemoryNotifier("reserve", reserve_mem_notifier, 0, asks=_agrees))
     inject = MemoryNotifier("notifier-error-inject", notifier_err_inject, 0, asks=_injected)
     register_memory_notifier(m, inject)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from kmm.errors import kernel_error
 from kmm.memory import KIND_NAMES
 from kmm.memory_block import MemoryBlock, MemoryNotify
 from kmm.mmzone import Zone
+from kmm.offline_explanation import Explanation, Obstacle
 from kmm.offline_room import Room, find_room
 from kmm.params import (
     FILL_KERNEL,
@@ -34,92 +34,17 @@ from kmm.params import (
     PG_OFFLINE,
     PG_PINNED,
     PG_RESERVED,
+    PG_SLAB,
     PG_USER,
     USER_HUGETLB,
     ZONE_MOVABLE,
 )
+from kmm.vmstat import zone_items
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
 Rows = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Obstacle:
-    """One thing that keeps a block from going.
-
-    ``kind`` in a word; ``pfn`` and ``nr_pages`` if it is pages; ``user`` and ``user_kind`` who has
-    them, as far as is known; ``migratetype`` of their pageblock; ``rule`` what the kernel does and
-    where; ``errno`` what the attempt ends with; ``helps`` what would take it out of the way.
-    """
-
-    kind: str
-    rule: str
-    errno: int
-    helps: str
-    pfn: int | None = None
-    nr_pages: int = 0
-    user: str | None = None
-    user_kind: str | None = None
-    migratetype: str | None = None
-
-
-@dataclass(slots=True)
-class Explanation:
-    """What an attempt to take a block offline would meet.
-
-    ``moves`` has pages by (user, its kind) that would move, ``goes_along`` pages that need not:
-    ``free``, ``poisoned``, ``offered`` by their driver, ``dissolved``.  ``room`` is where what moves
-    would fit.  ``assumptions`` is what could not be known.
-    """
-
-    block_id: int
-    start_pfn: int
-    nr_pages: int
-    zone: str | None
-    node: int
-    goes_along: dict[str, int] = field(default_factory=dict)
-    moves: dict[tuple[str, str], int] = field(default_factory=dict)
-    room: Room | None = None
-    obstacles: list[Obstacle] = field(default_factory=list)
-    assumptions: list[str] = field(default_factory=list)
-
-    @property
-    def can_go(self) -> bool:
-        """Whether nothing is in the way."""
-        return not self.obstacles
-
-    @property
-    def errno(self) -> int:
-        """What the attempt would end with: the errno of the obstacle that is met first, or 0."""
-        return self.obstacles[0].errno if self.obstacles else 0
-
-    @property
-    def nr_to_move(self) -> int:
-        """How many pages would have to move."""
-        return sum(self.moves.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values, for JSON."""
-        return {
-            "block": self.block_id,
-            "start_pfn": self.start_pfn,
-            "nr_pages": self.nr_pages,
-            "node": self.node,
-            "zone": self.zone,
-            "can_go": self.can_go,
-            "errno": errno.errorcode.get(self.errno) if self.errno else None,
-            "goes_along": self.goes_along,
-            "moves": [
-                {"user": user, "kind": kind, "pages": n} for (user, kind), n in self.moves.items()
-            ],
-            "room": self.room.as_dict() if self.room is not None else None,
-            "obstacles": [
-                {name: getattr(o, name) for name in Obstacle.__slots__} for o in self.obstacles
-            ],
-            "assumptions": self.assumptions,
-        }
 
 
 def explain_offline(m: Machine, block_id: int) -> Explanation:
@@ -190,6 +115,7 @@ _KERNEL_USES = {
     "offline": ("offline page", "its driver has to give it back"),
     "hugetlb": ("hugetlb", "its pool has to shrink"),
 }
+_LRU_ITEMS = ("nr_zone_inactive", "nr_zone_active", "nr_zone_unevictable")
 _NEXT_TIME = "; bring the block online as online_movable next time"
 
 
@@ -203,6 +129,7 @@ class _Look:
         self.rows = pages_in_use(m.memmap_engine, self.start, self.end)
         self.refused: set[int] = set()
         self.unknown = 0
+        self.guessed = False  # where pages are in use, from what files count
 
     def all(self) -> None:
         """Go through what offline_pages does, in its order."""
@@ -211,7 +138,9 @@ class _Look:
         self._isolation()
         self._notifiers()
         if self.m.signal_pending:
-            self._add("signal", "offline_pages: a signal is pending", errno.EINTR, "handle it first")
+            self._add(
+                "signal", "offline_pages: a signal is pending", errno.EINTR, "handle it first"
+            )
         movable = self._pages()
         self._room(movable)
         self._what_is_not_known()
@@ -255,9 +184,11 @@ class _Look:
         self.refused = set(room[: min(n, len(room))].tolist())
         found = self.rows[np.isin(self.rows["pfn"], room[:n])]
         for row in sorted(found, key=self._when_isolated):
-            if int(row["fill"]) == FILL_KERNEL and self._known_as_movable():
-                self.refused.discard(int(row["pfn"]))
-                continue
+            if _laid_out(row):
+                self.guessed = True
+                if self._known_as_movable():
+                    self.refused.discard(int(row["pfn"]))
+                    continue
             kind, helps = self._why_unmovable(row)
             rule = "has_unmovable_pages: unmovable page"
             self._add(kind, rule, errno.EBUSY, helps, row)
@@ -282,10 +213,12 @@ class _Look:
 
     def _known_as_movable(self) -> bool:
         """Whether as many pages of the zone are on LRU lists as are in use at all."""
-        stat = self.zone.vmstat
-        lru = sum(n for name, n in stat.items() if name.startswith(("nr_zone_in", "nr_zone_ac")))
-        lru += stat.get("nr_zone_unevictable", 0)
-        return 0 < self.zone.managed_pages - self.zone.nr_free_pages <= lru
+        used = self.zone.managed_pages - self.zone.nr_free_pages - self.zone.pcp_pages()
+        return 0 < used <= self._on_lru()
+
+    def _on_lru(self) -> int:
+        items = zone_items(self.zone)
+        return sum(n for name, n in items.items() if name.startswith(_LRU_ITEMS))
 
     # -- notifiers ------------------------------------------------------------------------
 
@@ -294,7 +227,7 @@ class _Look:
         for notifier in self.m.memory_notifiers:
             if notifier.asks is None:
                 self.out.assumptions.append(
-                    f"the notifier {notifier.name} is assumed to agree: it cannot be asked beforehand"
+                    f"the notifier {notifier.name} agrees: it cannot be asked beforehand"
                 )
                 continue
             code = notifier.asks(self.m, arg)
@@ -329,8 +262,8 @@ class _Look:
         movable: Rows = self.rows[keep]
         found: Counter[tuple[str, str]] = Counter()
         for row in movable:
-            user, kind = self._user(row)
-            found[user or "unknown", kind or "unknown"] += int(row["nr_pages"])
+            user, user_kind = self._user(row)
+            found[user or "unknown", user_kind or "unknown"] += int(row["nr_pages"])
         self.out.moves = dict(found)
         return movable
 
@@ -351,8 +284,9 @@ class _Look:
             return self._held(row, "") if flags & PG_PINNED else "moves"
         if flags & PG_OFFLINE:
             return self._offline_page(row)
-        if int(row["fill"]) == FILL_KERNEL:
+        if _laid_out(row):
             self.unknown += nr
+            self.guessed = True
             return "moves"
         rule = "test_pages_isolated: in use and on no list; offline_pages tries again for ever"
         return "in use", rule, errno.EINTR, "whoever allocated it has to free it"
@@ -404,13 +338,26 @@ class _Look:
         return hint
 
     def _what_is_not_known(self) -> None:
+        if self.guessed:
+            self.out.assumptions.append(
+                "which pages of the zone are in use was laid out from counts, as boot hands them "
+                "out; who uses them is not known"
+            )
         if self.unknown:
             self.out.assumptions.append(
-                f"{self.unknown} pages are in use whose users are not known; in a zone "
-                f"{self.zone.name} they are assumed to be movable, and none of them to be pinned"
+                f"{self.unknown} of them are assumed to be on LRU lists, as in a zone "
+                f"{self.zone.name} with these counts, and none of them to be pinned"
             )
-        if any(o.kind == "kernel page" and o.user is None for o in self.out.obstacles):
+        elif self.guessed:
+            used = self.zone.managed_pages - self.zone.nr_free_pages
             self.out.assumptions.append(
-                "pages whose users are not known are assumed to be the kernel's where the "
-                "zone's counts do not say that they are on LRU lists"
+                f"of the zone's {used} pages in use {self._on_lru()} are on LRU lists; the others, "
+                "slab, page tables, stacks, cannot move, and any of them may lie in the block"
             )
+
+
+def _laid_out(row: Any) -> bool:
+    """Whether a page is in use because files count so many, or since before the story began."""
+    if int(row["fill"]) == FILL_KERNEL:
+        return True
+    return int(row["flags"]) & (PG_SLAB | PG_USER) == PG_SLAB

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,6 @@ from kmm.params import (
     USER_FILE,
     USER_HUGETLB,
 )
-
 from kmm.sparse import SECTION_IS_ONLINE
 
 if TYPE_CHECKING:
@@ -51,7 +50,8 @@ FATES = (
 _STAYS, _MIGRATED, _SWAPPED, _WRITTEN, _DROPPED, _FREED, _DISSOLVED, _POISONED, _OFFERED = range(9)
 
 
-class PageFate(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class PageFate:
     """What became of one page: its user (None if unknown) and index there, and where it is now."""
 
     pfn: int
@@ -123,7 +123,7 @@ class OfflineAttempt:
             "reason": self.reason,
             "blocked": self.blocked,
             "log": self.log,
-            "pages": [page._asdict() for page in self.pages()],
+            "pages": [asdict(page) for page in self.pages()],
         }
 
 
@@ -157,7 +157,9 @@ class _Before:
     def __init__(self, m: Machine, start_pfn: int, nr_pages: int) -> None:
         self.m = m
         # Of pages that are not online the records say nothing.
-        flags = m.sections["flags"][start_pfn // PAGES_PER_SECTION : -(-(start_pfn + nr_pages) // PAGES_PER_SECTION)]
+        flags = m.sections["flags"][
+            start_pfn // PAGES_PER_SECTION : -(-(start_pfn + nr_pages) // PAGES_PER_SECTION)
+        ]
         whole = bool((flags & SECTION_IS_ONLINE != 0).all())
         end = start_pfn + nr_pages if whole else start_pfn
         rows = pages_in_use(m.memmap_engine, start_pfn, end)

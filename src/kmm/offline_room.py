@@ -61,7 +61,7 @@ class Room:
 
 def _boost_limit(m: Machine, zone: Zone) -> int:
     """How far the marks of a zone can rise while pageblocks are stolen (boost_watermark)."""
-    if not m.vm.watermark_boost_factor or 4 * PAGEBLOCK_NR_PAGES > zone.managed_pages:
+    if not m.vm.watermark_boost_factor or zone.managed_pages < 4 * PAGEBLOCK_NR_PAGES:
         return zone.watermark_boost
     limit = zone.watermark_high * m.vm.watermark_boost_factor // 10000
     return max(limit, PAGEBLOCK_NR_PAGES, zone.watermark_boost)

@@ -9,7 +9,7 @@ from pathlib import Path
 from kmm.errors import ConfigError, shown
 from kmm.from_files import read_tree
 from kmm.machine import Machine
-from kmm.offline_explain import Explanation, Obstacle
+from kmm.offline_explanation import Explanation, Obstacle
 from kmm.replay import boot_machine, check_recording, play_step
 from kmm.scenario import Player, load_data, load_scenario
 
@@ -133,4 +133,3 @@ def _room_lines(said: Explanation) -> list[str]:
         f"  node {t.nid} zone {t.zone}: {t.free} free, {t.sure} to {t.most} above the marks"
         for t in room.targets
     ]
-

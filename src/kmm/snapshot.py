@@ -183,6 +183,14 @@ def _totals(m: Machine) -> dict[str, Any]:
     }
 
 
+def _users(m: Machine) -> dict[str, Any]:
+    """Who has which pages, and what holds them."""
+    return {
+        "slots": {name: user.engine.slots.tobytes() for name, user in m.users.items()},
+        "pins": {repr(pin) for pins in m.pins.values() for pin in pins},
+    }
+
+
 def dump(m: Machine) -> dict[str, Any]:
     """Return everything that a refused operation has to leave as it was.
 
@@ -213,6 +221,7 @@ def dump(m: Machine) -> dict[str, Any]:
         "vmemmap": _vmemmap(m),
         "totals": _totals(m),
         "policy": _policy(m),
+        "users": _users(m),
     }
 
 
