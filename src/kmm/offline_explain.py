@@ -7,7 +7,6 @@ looking where that gives up, so that every obstacle has its line.
 from __future__ import annotations
 
 import errno
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -240,14 +239,17 @@ class _Look:
 
     def _pages(self) -> Rows:
         """Sort what is in use; what would move."""
-        keep = []
+        flags, pfns = self.rows["flags"], self.rows["pfn"]
+        plain = flags & (PG_LRU | PG_MOVABLE_OPS) != 0
+        plain &= flags & (PG_PINNED | PG_HWPOISON) == 0
+        refused = np.isin(pfns, np.array(sorted(self.refused), dtype=np.uint64))
+        moves = plain & ~refused & (self.rows["kind"] != USER_HUGETLB)
         later: list[tuple[str, str, int, str, Any]] = []
-        for i, row in enumerate(self.rows):
-            if int(row["pfn"]) in self.refused:
-                continue
+        for i in np.flatnonzero(~moves & ~refused).tolist():
+            row = self.rows[i]
             what = self._page(row)
             if what == "moves":
-                keep.append(i)
+                moves[i] = True
             elif isinstance(what, str):
                 along = self.out.goes_along
                 along[what] = along.get(what, 0) + int(row["nr_pages"])
@@ -259,13 +261,18 @@ class _Look:
         later.sort(key=lambda o: not (o[2] == errno.EBUSY and int(o[4]["pfn"]) < first))
         for kind, rule, code, helps, row in later:
             self._add(kind, rule, code, helps, row)
-        movable: Rows = self.rows[keep]
-        found: Counter[tuple[str, str]] = Counter()
-        for row in movable:
-            user, user_kind = self._user(row)
-            found[user or "unknown", user_kind or "unknown"] += int(row["nr_pages"])
-        self.out.moves = dict(found)
+        movable: Rows = self.rows[moves]
+        self._count_moves(movable)
         return movable
+
+    def _count_moves(self, movable: Rows) -> None:
+        """Add up by user what would move."""
+        for number in np.unique(movable["user"]).tolist():
+            mine = movable[movable["user"] == number]
+            user, kind = self._user(mine[0])
+            name = (user or "unknown", kind or "unknown")
+            pages = int(mine["nr_pages"].astype(np.int64).sum())
+            self.out.moves[name] = self.out.moves.get(name, 0) + pages
 
     def _page(self, row: Any) -> str | tuple[str, str, int, str]:
         """What becomes of one page: ``moves``, how it goes along, or the obstacle that it is."""
