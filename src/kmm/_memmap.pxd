@@ -5,6 +5,7 @@ cdef class MemMap:
     cdef mem_t mem
     cdef journal_t journal
     cdef zone_t **zonerefs
+    cdef object user_objects        # by number: those with pages are kept
     cdef object pages_buffer, states_buffer, blocks_buffer, sections_buffer, tokens_buffer
     cdef void fill_zonelist(self, zonelist_t *zonelist, indices)
     cdef void set_zone(self, int index, zone_t *zone) noexcept

@@ -1,24 +1,36 @@
-"""What the kernel prints of a page (mm/debug.c, ``%pGp`` of lib/vsprintf.c)."""
+"""Dumps of pages that stand in somebody's way, for the log (mm/debug.c)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kmm import _page_ref
+from kmm._memory import page_owner
 from kmm.params import (
+    KPF_ACTIVE,
+    KPF_COMPOUND_HEAD,
+    KPF_DIRTY,
+    KPF_HWPOISON,
+    KPF_LRU,
+    KPF_MAPPEDTODISK,
+    KPF_MLOCKED,
+    KPF_OWNER_PRIVATE,
+    KPF_PRIVATE,
+    KPF_REFERENCED,
     KPF_RESERVED,
+    KPF_SLAB,
+    KPF_SWAPBACKED,
+    KPF_UNEVICTABLE,
+    KPF_UPTODATE,
+    KPF_WRITEBACK,
     PAGEBLOCK_NR_PAGES,
-    PG_ACTIVE,
-    PG_DIRTY,
-    PG_HWPOISON,
-    PG_LRU,
-    PG_MLOCKED,
-    PG_OFFLINE,
-    PG_REFERENCED,
-    PG_USER,
-    PG_WRITEBACK,
+    PG_PINNED,
+    SLOT_HUGE,
     USER_ANON,
     USER_FILE,
+    USER_HUGETLB,
+    USER_OFFLINE,
+    USER_PAGE_TABLE,
     USER_SHMEM,
     USER_SLAB_RECLAIMABLE,
     USER_SLAB_UNRECLAIMABLE,
@@ -27,63 +39,72 @@ from kmm.params import (
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
-#: Bits of page->flags by what the model knows of them, in ascending order.
-_BITS = (
-    ("referenced", 1),
-    ("uptodate", 2),
-    ("dirty", 3),
-    ("lru", 4),
-    ("active", 5),
-    ("slab", 9),
-    ("reserved", 12),
-    ("writeback", 15),
-    ("mappedtodisk", 17),
-    ("swapbacked", 19),
-    ("unevictable", 20),
-    ("mlocked", 21),
-    ("hwpoison", 23),
+# A word of /proc/kpageflags, the bit in struct page's flags and its name, in the order of printing.
+_NAMES = (
+    (KPF_REFERENCED, 1, "referenced"),
+    (KPF_UPTODATE, 2, "uptodate"),
+    (KPF_DIRTY, 3, "dirty"),
+    (KPF_LRU, 4, "lru"),
+    (KPF_ACTIVE, 5, "active"),
+    (KPF_SLAB, 9, "slab"),
+    (KPF_OWNER_PRIVATE, 10, "owner_priv_1"),
+    (KPF_RESERVED, 12, "reserved"),
+    (KPF_PRIVATE, 13, "private"),
+    (KPF_WRITEBACK, 15, "writeback"),
+    (KPF_COMPOUND_HEAD, 16, "head"),
+    (KPF_MAPPEDTODISK, 17, "mappedtodisk"),
+    (KPF_SWAPBACKED, 19, "swapbacked"),
+    (KPF_UNEVICTABLE, 20, "unevictable"),
+    (KPF_MLOCKED, 21, "mlocked"),
+    (KPF_HWPOISON, 23, "hwpoison"),
 )
-_OF_MARK = (
-    (PG_REFERENCED, "referenced"),
-    (PG_DIRTY, "dirty"),
-    (PG_LRU, "lru"),
-    (PG_ACTIVE, "active"),
-    (PG_WRITEBACK, "writeback"),
-    (PG_MLOCKED, "mlocked"),
-    (PG_HWPOISON, "hwpoison"),
-)
-_LAST_CPUPID = 0x1FFFFF
+_COMPOUND_KINDS = (USER_SLAB_RECLAIMABLE, USER_SLAB_UNRECLAIMABLE, USER_HUGETLB)
+_AOPS = {USER_SHMEM: "shmem_aops", USER_FILE: "ext4_da_aops"}
+_HIDDEN = "(____ptrval____)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What a dump says of a page: its compound page's first one and order, its user's view."""
+
+    head: int
+    order: int = 0
+    kind: int = 0
+    index: int = 0
+    number: int = 0
+    name: str = ""
+    mapcount: int = 0
+    references: int = 1
+
+
+def _look_at(m: Machine, pfn: int) -> _Page:
+    number, index = page_owner(m.memmap_engine, pfn)
+    user = m.users_by_number.get(number)
+    if user is None:
+        return _Page(pfn)
+    order, slots = user.engine.order, user.engine.slots
+    if order == 0 and int(slots[index]) & SLOT_HUGE:
+        order = 9
+    compound = order if order == 9 and user.engine.order == 0 else 0
+    if user.kind in _COMPOUND_KINDS:
+        compound = order
+    head = pfn & ~((1 << compound) - 1)
+    cache = user.kind in _AOPS
+    mapped = int(user.kind == USER_ANON or (cache and user.engine.mapped))
+    # The type of these lies where others count who maps them.
+    mapcount = {USER_OFFLINE: -256, USER_PAGE_TABLE: -512}.get(user.kind, mapped)
+    records = m.pageblocks["flags"][head // PAGEBLOCK_NR_PAGES] if compound >= 9 else None
+    flags = int(m.memmap["flags"][head] if records is None else records)
+    references = cache + mapped if cache or mapped else 1
+    references += flags & PG_PINNED != 0
+    # The kernel's own pages have no index.
+    shown = index if cache or user.kind == USER_ANON else 0
+    return _Page(head, compound, user.kind, shown, number, user.name, mapcount, references)
 
 
 def head_of(m: Machine, pfn: int) -> int:
-    """The first page of the huge page that a page is part of, or the page itself."""
-    head = pfn - pfn % PAGEBLOCK_NR_PAGES
-    return head if m.memmap_engine.is_allocated(head, 9) else pfn
-
-
-def _names(m: Machine, pfn: int) -> set[str]:
-    """The set flags of a page by their names, as far as the model knows them."""
-    head = head_of(m, pfn)
-    marks = _page_ref.marks(m.memmap_engine, head)
-    if int(m.kpageflags(pfn, 1)[0]) & KPF_RESERVED:
-        return {"reserved"}
-    if not marks & PG_USER:
-        # What the kernel took for itself without a word is slab, as most of that is.
-        return {"hwpoison"} if marks & PG_HWPOISON else {"slab"}
-    user = m.user_of(pfn)
-    kind = user.kind if user is not None else 0
-    names = {name for mark, name in _OF_MARK if marks & mark}
-    if kind in (USER_SLAB_RECLAIMABLE, USER_SLAB_UNRECLAIMABLE):
-        names.add("slab")
-    if kind in (USER_ANON, USER_SHMEM, USER_FILE):
-        names.add("uptodate")
-    if kind in (USER_ANON, USER_SHMEM):
-        names.add("swapbacked")
-    if kind == USER_ANON:
-        names |= {"referenced", "mappedtodisk"}
-    if "mlocked" in names:
-        names.add("unevictable")
-    return names
+    """The first page of the compound page that a page is part of, or the page itself."""
+    return _look_at(m, pfn).head
 
 
 def page_flags(m: Machine, pfn: int, without: tuple[str, ...] = ()) -> str:
@@ -93,21 +114,39 @@ def page_flags(m: Machine, pfn: int, without: tuple[str, ...] = ()) -> str:
     """
     zone = m.page_zone(pfn)
     node, idx = (zone.nid, zone.zone_idx) if zone is not None else (0, 0)
-    names = _names(m, pfn) - set(without)
-    shown = [name for name, _ in _BITS if name in names]
-    bits = sum(1 << bit for name, bit in _BITS if name in names)
-    word = node << 54 | idx << 51 | _LAST_CPUPID << 30 | bits
-    parts = [*shown, f"node={node}", f"zone={idx}", f"lastcpupid={_LAST_CPUPID:#x}"]
-    return f"{word:#x}({'|'.join(parts)})"
+    page = _look_at(m, pfn)
+    word = int(m.kpageflags(page.head, 1)[0])
+    marks = [(bit, name) for kpf, bit, name in _NAMES if word & kpf and name not in without]
+    if not word and not page.kind:
+        marks = [(9, "slab")]  # what else the kernel has for itself
+    flags = node << 54 | idx << 51 | 0x1FFFFF << 30 | sum(1 << bit for bit, _ in marks)
+    names = "|".join([name for _, name in marks] + [f"node={node}", f"zone={idx}"])
+    return f"{flags:#x}({names}|lastcpupid=0x1fffff)"
 
 
 def dump_page(m: Machine, pfn: int, reason: str) -> None:
-    """Log the page that stands in the way; of what it prints, the raw words are left out."""
-    # The type of a PageOffline page lies where others count who maps them.
-    offline = _page_ref.marks(m.memmap_engine, head_of(m, pfn)) & PG_OFFLINE
+    """Log what a page is, and why it is logged.
+
+    Pointers, cgroups and the raw words that follow them in a real log are left out.
+
+    :param reason: in the words of who asks; a page that was isolated for ``migration failure`` is
+        shown as it was then.
+    """
+    page = _look_at(m, pfn)
+    isolated = reason == "migration failure"
+    cache = page.kind in _AOPS
     m.printk(
-        f"page:(____ptrval____) refcount:1 mapcount:{-256 if offline else 0} "
-        f"mapping:0000000000000000 index:0x0 pfn:{pfn:#x}"
+        f"page:{_HIDDEN} refcount:{page.references + isolated} mapcount:{page.mapcount} "
+        f"mapping:{_HIDDEN if cache else '0000000000000000'} index:{page.index:#x} pfn:{pfn:#x}"
     )
-    m.printk(f"flags: {page_flags(m, pfn)}")
+    if page.order:
+        m.printk(
+            f"head:{_HIDDEN} order:{page.order} compound_mapcount:{page.mapcount} "
+            "compound_pincount:0"
+        )
+    if cache:
+        aops = _AOPS[page.kind]
+        m.printk(f'aops:{aops} ino:{page.number:x} dentry name:"{page.name}"')
+    kind = "anon " if page.kind == USER_ANON else ""
+    m.printk(f"{kind}flags: {page_flags(m, pfn, ('lru',) if isolated else ())}")
     m.printk(f"page dumped because: {reason}")

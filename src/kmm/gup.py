@@ -124,7 +124,6 @@ def migrate_longterm_unpinnable_pages(m: Machine, pfn: int) -> None:
             out = np.arange(pfn, pfn + PAGEBLOCK_NR_PAGES, dtype=np.uint64)
         else:
             _migrate.migrate_to(m, pfn, to, m.this_cpu)
-            m.count_vm_event("thp_migration_success")
             return
     result = migrate_pages(m, out, MigrationTarget(gfp, zone.nid))
     if len(result.left):

@@ -108,7 +108,8 @@ def handle_in_use(m: Machine, pfn: int) -> tuple[str, str]:
     if user is None:
         _page_ref.set_marks(m.memmap_engine, pfn, PG_HWPOISON)
         return "clean LRU page", RECOVERED
-    dirty = bool(_page_ref.marks(m.memmap_engine, pfn) & PG_DIRTY)
+    # An anonymous page that was mapped is written to as soon as it comes.
+    dirty = user.kind == USER_ANON or bool(_page_ref.marks(m.memmap_engine, pfn) & PG_DIRTY)
     kind = f"{'dirty' if dirty else 'clean'} LRU page"
     if user.kind == USER_FILE and not dirty and user.engine.mapped:
         m.printk(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _memmap, debug, gup, memory_views
+from kmm import _memmap, gup, memory_views
 from kmm._allocator import PageAllocator
 from kmm._memory import page_owner
 from kmm.acpi_memhotplug import CONTAINER_HID, AcpiDevice, acpi_unbind_one
@@ -26,6 +26,7 @@ from kmm.clock import SECOND, Clock, Ratelimit
 from kmm.compaction import try_to_compact_pages
 from kmm.config import check_config
 from kmm.contig_alloc import alloc_contig_range, free_contig_range
+from kmm.debug import dump_page
 from kmm.errors import (
     FirmwareRefused,
     KernelError,
@@ -337,7 +338,7 @@ class Machine(PageAllocator):
 
     def dump_page(self, pfn: int, reason: str) -> None:
         """Log the page that stands in the way, as dump_page does."""
-        debug.dump_page(self, pfn, reason)
+        dump_page(self, pfn, reason)
 
     def ost(self, device: AcpiDevice, source: int, status: int) -> None:
         """Give firmware an _OST answer."""

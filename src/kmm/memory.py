@@ -30,7 +30,13 @@ from kmm.page_alloc import (
 from kmm.params import (
     NR_PAGES_MAX,
     PAGEBLOCK_NR_PAGES,
+    PG_ACTIVE,
     PG_DIRTY,
+    PG_MLOCKED,
+    PG_OFFLINE,
+    PG_PINNED,
+    PG_REFERENCED,
+    PG_WRITEBACK,
     USER_ANON,
     USER_FILE,
     USER_KERNEL,
@@ -74,8 +80,10 @@ _GFP_OF_KIND = {
     USER_OFFLINE: GFP_HIGHUSER_MOVABLE,
 }
 THP_CHOICES = ("never", "always", "madvise")
-#: Kinds whose pages begin as dirty: nothing else has what they hold.
-_BORN_DIRTY = frozenset((USER_ANON, USER_SHMEM))
+#: Kinds whose pages come one by one: those on LRU lists, and those that drivers move.
+_SINGLE_PAGES = frozenset((USER_ANON, USER_SHMEM, USER_FILE, USER_MOVABLE_OPS))
+_MARKS_OF_NEW_PAGES = PG_ACTIVE | PG_REFERENCED | PG_DIRTY | PG_WRITEBACK | PG_MLOCKED | PG_PINNED
+_MARKS_OF_NEW_PAGES |= PG_OFFLINE  # of a balloon's, which it can move
 
 
 class User:
@@ -112,13 +120,17 @@ class User:
         if thp not in THP_CHOICES:
             raise kernel_error(-22, f"thp: {thp!r}; allowed: {', '.join(THP_CHOICES)}")
         check_number("pages", pages, 0, NR_PAGES_MAX)
-        single = KINDS[kind] < USER_SLAB_RECLAIMABLE or KINDS[kind] == USER_MOVABLE_OPS
-        check_number("order", order, 0, 0 if single else 10)
+        if thp != "never" and KINDS[kind] != USER_ANON:
+            raise kernel_error(-22, f"thp: {thp!r}; allowed: 'never' for pages of kind {kind!r}")
+        check_number("order", order, 0, 0 if KINDS[kind] in _SINGLE_PAGES else 10)
         self.m, self.name, self.kind = m, name, KINDS[kind]
         self.cpu = m.this_cpu if cpu is None else check_number("cpu", cpu, 0, m.nr_cpus - 1)
         self.policy, self.thp = policy, thp
         self.gfp = _GFP_OF_KIND[self.kind]
-        self.engine = PageUser(m.memmap_engine, self.kind, pages, order, tokens)
+        try:
+            self.engine = PageUser(m.memmap_engine, self.kind, pages, order, tokens)
+        except MemoryError as e:
+            raise kernel_error(-12, f"{name!r}: {e or 'no room for its table'}") from None
         m.users[name] = self
         m.users_by_number[self.engine.number] = self
 
@@ -145,8 +157,15 @@ class User:
         :raises OutOfMemory: when there is none for the next; those before it stay.
         """
         self._check_range(start, n)
-        if self.kind in _BORN_DIRTY:
-            flags |= PG_DIRTY
+        if flags & ~_MARKS_OF_NEW_PAGES:
+            raise kernel_error(
+                -22, f"flags: {flags:#x}; allowed: marks out of {_MARKS_OF_NEW_PAGES:#x}"
+            )
+        if self.kind == USER_SHMEM and not self.engine.mapped:
+            # Written by a call, which leaves its traces at once.
+            flags |= PG_DIRTY | PG_REFERENCED
+        if self.kind == USER_ANON and self.engine.locked:
+            flags |= PG_REFERENCED
         before = self.engine.nr_present
         at, end = start, start + n
         while at < end:
@@ -218,6 +237,7 @@ class User:
         self.release(0, self.pages)
         del self.m.users[self.name]
         del self.m.users_by_number[self.engine.number]
+        self.engine.close()
 
     def _behind_last(self) -> int:
         there = np.flatnonzero(self.engine.slots)
@@ -243,6 +263,8 @@ class User:
         return self.engine.pfns(start, n)
 
     def _check_range(self, start: int, n: int) -> None:
+        if self.m.users.get(self.name) is not self:
+            raise kernel_error(-22, f"user {self.name!r}: is closed")
         check_number("start", start, 0, self.pages)
         check_number("n", n, 0, self.pages - start)
 

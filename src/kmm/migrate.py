@@ -177,8 +177,12 @@ class _List:
             else:
                 self.code = -12
             return
-        _migrate.migrate_to(self.m, pfn, to, self.m.this_cpu)
-        self.status[at], self.to[at] = MIGRATE_DONE, to
+        if _migrate.migrate_to(self.m, pfn, to, self.m.this_cpu):
+            self.status[at], self.to[at] = MIGRATE_DONE, to
+        else:
+            # While this waited for memory, the page's user let it go.
+            self.m.free_pages(to, PAGEBLOCK_ORDER if is_huge(self.m, to) else 0)
+            self.status[at] = MIGRATE_GONE
 
     def _split(self, at: int, pfn: int) -> None:
         """Let the parts of a huge page go on as pages of their own, behind the others."""
@@ -206,13 +210,18 @@ def migrate_pages(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationR
     """
     work = _List(m, pfns, target)
     note(m, "alloc_migration_target", len(pfns))
-    for _ in range(MAX_PASSES):
-        work.one_pass()
-        again = work.status == MIGRATE_AGAIN
-        if work.code or not again.any():
-            break
-        work.status[again] = MIGRATE_PENDING
-    return _finish(m, work)
+    # To find room for a page others may have to be moved meanwhile.
+    scratch, m.scratch = m.scratch, Scratch()
+    try:
+        for _ in range(MAX_PASSES):
+            work.one_pass()
+            again = work.status == MIGRATE_AGAIN
+            if work.code or not again.any():
+                break
+            work.status[again] = MIGRATE_PENDING
+        return _finish(m, work)
+    finally:
+        m.scratch = scratch
 
 
 def _finish(m: Machine, work: _List) -> MigrationResult:

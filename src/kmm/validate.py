@@ -30,6 +30,7 @@ from kmm.sparse import (
     VMEMMAP_NOT_OURS,
     vmemmap_chunks,
 )
+from kmm.validate_users import check_users
 from kmm.validate_zone import _equal, _true, check_recomputed, check_zone
 
 if TYPE_CHECKING:
@@ -377,4 +378,5 @@ def validate(m: Machine) -> None:
     check_vmemmap(m)
     check_zonelists(m)
     check_totals(m)
+    check_users(m)
     check_sysfs(m)
