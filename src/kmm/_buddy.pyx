@@ -13,6 +13,7 @@ from kmm._freelist cimport (KMM_DEBUG, add_to_free_list, block_mt, block_of,
                             mark_dirty)
 from kmm._memmap cimport get_pageblock_migratetype, page_zone, section_online, state_order
 from kmm._page_alloc cimport rmqueue
+from kmm._page_owner cimport may_go_in_use
 from kmm._pcp cimport drain_pages, pindex_to_order
 from kmm._vmstat cimport NR_ZONE_STATS
 
@@ -322,7 +323,7 @@ cdef class BuddyZone:
         with nogil:
             while pfn < end:
                 if not is_free_head(&self.memmap.mem, pfn, &order):
-                    if self.memmap.mem.pages[pfn].flags & PF_HWPOISON:
+                    if may_go_in_use(&self.memmap.mem, pfn):
                         pfn += 1
                         continue
                     break

@@ -21,9 +21,9 @@ from kmm.page_alloc import (
     __GFP_THISNODE,
     GFP_USER,
     __drain_all_pages,
+    check_gfp,
     gfp_zone,
 )
-from kmm.page_isolation import page_across
 from kmm.params import (
     KPF_RESERVED,
     MIGRATE_MOVABLE,
@@ -181,11 +181,10 @@ def alloc_contig_range(
     zone = _zone_of_range(m, start, end)
     first = start // PAGEBLOCK_NR_PAGES * PAGEBLOCK_NR_PAGES
     last = -(-end // PAGEBLOCK_NR_PAGES) * PAGEBLOCK_NR_PAGES
-    blocked = page_across(m, last)
-    if blocked is None:
-        blocked = _scan.start_isolate_page_range(zone, start, end, False, migratetype)
-    if blocked >= 0:
-        raise kernel_error(-16, f"pfn {blocked:#x} is unmovable")
+    blocked = _scan.start_isolate_page_range(zone, start, end, False, migratetype)
+    if blocked != -1:
+        pfn = blocked if blocked >= 0 else -2 - blocked
+        raise kernel_error(-16, f"pfn {pfn:#x} is unmovable")
     try:
         __drain_all_pages(m, zone)
         __alloc_contig_migrate_range(m, zone, start, end)

@@ -18,6 +18,9 @@ class KernelError(OSError):
     """A refusal by the modelled kernel, with the errno that a real one returns."""
 
     default_errno: int = 0
+    #: Of an offline: the kernel's word for what went wrong, and the page in the way if it is one.
+    reason: str = ""
+    pfn: int | None = None
 
     def __init__(self, why: str = "", *, code: int | None = None) -> None:
         number = self.default_errno if code is None else code

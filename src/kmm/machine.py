@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _memmap, memory_views
+from kmm import _memmap, gup, memory_views
 from kmm._allocator import PageAllocator
 from kmm._memory import page_owner
 from kmm.acpi_memhotplug import CONTAINER_HID, AcpiDevice, acpi_unbind_one
@@ -40,6 +40,7 @@ from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
 from kmm.migrate import Scratch
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
+from kmm.offline_report import OfflineAttempt, OfflineReport, offline_pages_report
 from kmm.page_alloc import __alloc_pages, __free_pages, gfp_zone
 from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,
@@ -61,8 +62,11 @@ from kmm.trace import Kprobes
 from kmm.vmscan import try_to_free_pages
 
 if TYPE_CHECKING:
+    from kmm.balloon_compaction import Balloon
+    from kmm.gup import Pin
     from kmm.hugetlb import HState
     from kmm.memory import User
+    from kmm.offline_explanation import Explanation
     from kmm.sparse import VmemAltmap
 
 
@@ -263,6 +267,9 @@ class Machine(PageAllocator):
         self.offline_patience = 60 * SECOND
         self.signal_pending = False  # for whoever waits for an offline
         self.migrate_ratelimit = Ratelimit()
+        self.pins: dict[int, list[Pin]] = {}  # by pageblock (gup.py)
+        self.balloons: list[Balloon] = []
+        self.offline_report: OfflineReport | None = None
         self.scratch = Scratch()
 
     # -- what everybody asks ----------------------------------------------------------
@@ -589,6 +596,40 @@ class Machine(PageAllocator):
         for zone in self._zones:
             if zone.nr_dirty_free > self.free_records_kept:
                 self.records.give_back(zone, self.free_records_kept, self.hwpoison)
+
+    def pin(self, user: User, index: int, long_term: bool = True) -> Pin:
+        """Hold a user's page in place until unpin (see gup.pin_user_pages).
+
+        :raises KernelError: InvalidArgument, or OutOfMemory if it cannot leave a Movable zone.
+        """
+        return gup.pin_user_pages(self, user, index, long_term)
+
+    def unpin(self, pin: Pin) -> None:
+        """Let go of what a pin held.
+
+        :raises InvalidArgument: for a pin that does not hold anything (any more).
+        """
+        gup.unpin_user_page(self, pin)
+
+    def offline_pages_report(self, block_id: int) -> OfflineAttempt:
+        """Take a memory block offline and return what became of each of its pages.
+
+        A refusal is told in what is returned: its ``error``.
+
+        :raises InvalidArgument: if there is no such block.
+        """
+        return offline_pages_report(self, block_id)
+
+    def explain_offline(self, block_id: int) -> Explanation:
+        """Say whether a memory block could go offline now, and what is in its way.
+
+        Nothing changes.
+
+        :raises InvalidArgument: if there is no such block.
+        """
+        from kmm.offline_explain import explain_offline
+
+        return explain_offline(self, block_id)
 
     def alloc_contig_range(self, start: int, end: int) -> None:
         """Take exactly the pages from start to end - 1 (pfns), as pages of order 0.

@@ -33,6 +33,7 @@ from kmm.params import (
     PG_ACTIVE,
     PG_DIRTY,
     PG_MLOCKED,
+    PG_OFFLINE,
     PG_PINNED,
     PG_REFERENCED,
     PG_WRITEBACK,
@@ -85,6 +86,7 @@ THP_CHOICES = ("never", "always", "madvise")
 #: Kinds whose pages come one by one: those on LRU lists, and those that drivers move.
 _SINGLE_PAGES = frozenset((USER_ANON, USER_SHMEM, USER_FILE, USER_MOVABLE_OPS))
 _MARKS_OF_NEW_PAGES = PG_ACTIVE | PG_REFERENCED | PG_DIRTY | PG_WRITEBACK | PG_MLOCKED | PG_PINNED
+_MARKS_OF_NEW_PAGES |= PG_OFFLINE  # of a balloon's, which it can move
 
 
 class User:

@@ -280,13 +280,15 @@ class MemoryNotifier:
     """A subscriber of the memory notifier chain.
 
     ``call(m, action, arg)`` returns 0 to agree or a negative errno to refuse, which ends the
-    chain: those behind it have ``missed`` that event.
+    chain: those behind it have ``missed`` that event.  ``asks(m, arg)`` tells without doing
+    anything what it would answer to MEM_GOING_OFFLINE; without one nobody knows beforehand.
     """
 
     name: str
     call: Callable[[Machine, int, MemoryNotify], int]
     priority: int = 0
     missed: bool = False
+    asks: Callable[[Machine, MemoryNotify], int] | None = None
 
 
 def register_memory_notifier(m: Machine, notifier: MemoryNotifier) -> None:

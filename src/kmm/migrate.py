@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _hugetlb, _migrate
+from kmm import _hugetlb, _migrate, _page_ref
+from kmm.balloon_compaction import note_migrated
 from kmm.errors import OutOfMemory
 from kmm.hugetlb_move import (
     HugetlbResult,
@@ -34,6 +35,8 @@ from kmm.params import (
     MIGRATE_PENDING,
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
+    PG_PINNED,
+    PG_USER,
     USER_HUGETLB,
     ZONE_MOVABLE,
 )
@@ -291,13 +294,34 @@ def do_migrate_range(m: Machine, start_pfn: int, end_pfn: int) -> MigrationResul
     across = used_huge_page_across(m, start_pfn)
     if across is not None and _hugetlb.isolate_hugetlb(m.memmap_engine, across):
         pfns = np.concatenate([np.array([across], dtype=np.uint64), pfns])
+    held = [int(p) for p in refused[: min(bad, len(refused))] if is_orphan(m, int(p))]
     for pfn in refused[: min(bad, len(refused))]:
+        if int(pfn) in held:
+            continue
         _warn(m, f"failed to isolate pfn {int(pfn):x}", int(pfn), "isolation failed")
     if not len(pfns):
-        return MigrationResult()
+        return _warn_of_held(m, held, MigrationResult())
     target = hot_remove_target(m, int(pfns[0]))
     result = migrate_pages(m, pfns, target)
+    if m.balloons:
+        note_migrated(m, *result.moved())
     code = result.code or len(result.left)
     for pfn in result.left[:10]:
         _warn(m, f"migrating pfn {int(pfn):x} failed ret:{code}", int(pfn), "migration failure")
+    return _warn_of_held(m, held, result)
+
+
+def is_orphan(m: Machine, pfn: int) -> bool:
+    """Whether a page was pinned and has lost its user; it is on its LRU list all the same."""
+    return _page_ref.marks(m.memmap_engine, pfn) & (PG_PINNED | PG_USER) == PG_PINNED
+
+
+def _warn_of_held(m: Machine, held: list[int], result: MigrationResult) -> MigrationResult:
+    """Tell of pages without a user that are pinned, which stay as others that are held do."""
+    for pfn in held:
+        _warn(m, f"migrating pfn {pfn:x} failed ret:{len(held)}", pfn, "migration failure")
+    if held:
+        m.count_vm_event("pgmigrate_fail", len(held))
+        result.left = np.concatenate([result.left, np.array(held, dtype=np.uint64)])
+        result.nr_failed += len(held)
     return result

@@ -254,6 +254,7 @@ def dump(m: Machine) -> dict[str, Any]:
         "totals": _totals(m),
         "hugetlb": {h.name: _pool(h) for h in m.hstates},
         "policy": _policy(m),
+        "pins": {repr(pin) for pins in m.pins.values() for pin in pins},
     }
 
 
