@@ -17,6 +17,9 @@ cdef enum:
     ENOMEM = 12
     CHUNK = 512                     # pages faulted in or let go before others are looked after
     AHEAD = 16                      # records fetched ahead
+    PAGEVEC_SIZE = 15               # pages of a file that go at once
+    MMU_GATHER_BUNDLE = 8           # and of an address space: the first, and then
+    MAX_GATHER_BATCH = 510
 
 
 # -- one page -----------------------------------------------------------------------------------
@@ -296,7 +299,10 @@ cdef class PageUser:
         return folio.pfn
 
     def let_go(self, PageAllocator m, int64_t start, int64_t n, int cpu):
-        """Free the pages of a range of slots, upward, and forget what is on the swap device.
+        """Free the pages of a range of slots, and forget what is on the swap device.
+
+        Upward, but what is on LRU lists goes in batches as the kernel gathers it, of which each is
+        freed from its end.
 
         A block of order 9 that the range holds only part of is split first.  A page that is
         pinned stays with whoever pinned it, without a user.
@@ -412,9 +418,22 @@ cdef inline void forget_swapped(mem_t *mem, user_t *user, uint64_t slot) noexcep
     user.nr_swapped -= 1
 
 
+cdef inline void reverse(uint64_t *pfns, int64_t n) noexcept nogil:
+    cdef int64_t i
+    for i in range(n / 2):
+        pfns[i], pfns[n - 1 - i] = pfns[n - 1 - i], pfns[i]
+
+
+cdef inline int64_t batch_of(const user_t *user, int64_t before) noexcept nogil:
+    """How many pages of LRU lists are gathered before they are freed, the last first."""
+    if user.kind == USER_ANON:
+        return MMU_GATHER_BUNDLE if before == 0 else MAX_GATHER_BATCH
+    return PAGEVEC_SIZE if on_lru_kind(user.kind) else 1
+
+
 cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu) noexcept nogil:
     cdef user_t *user = mem.users[number]
-    cdef int64_t at = start, freed = 0, n = 0, failed
+    cdef int64_t at = start, freed = 0, n = 0, failed, batch = batch_of(user, 0), begun = 0
     cdef uint64_t slot
     cdef uint64_t pfns[CHUNK]
     cdef folio_t folio
@@ -431,8 +450,9 @@ cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu)
             if at % PAGEBLOCK_PAGES or at + PAGEBLOCK_PAGES > end:
                 split_huge_page(mem, &folio)
                 continue
+            reverse(&pfns[begun], n - begun)
             free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
-            n = 0
+            n = begun = 0
             detach_page(mem, &folio)
             memset(&user.slots[at], 0, PAGEBLOCK_PAGES * sizeof(uint64_t))
             if not folio.flags[0] & PF_PINNED:
@@ -449,8 +469,13 @@ cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu)
         pfns[n] = folio.pfn
         n += 1
         freed += <int64_t> 1 << user.order
-        if n == CHUNK:
-            free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
-            n = 0
+        if n - begun == batch:
+            reverse(&pfns[begun], batch)
+            begun = n
+            batch = batch_of(user, freed)
+            if n + batch > CHUNK:
+                free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+                n = begun = 0
+    reverse(&pfns[begun], n - begun)
     free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
     return freed
