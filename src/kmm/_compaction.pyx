@@ -73,15 +73,16 @@ cdef int64_t unusable_share(const zone_t *zone, int order, int64_t scale) noexce
 # -- may it begin, is it done ---------------------------------------------------------------------
 
 cdef int suitable(const zone_t *zone, int order, int alloc_flags, int highest,
-                  int extfrag_threshold) noexcept nogil:
-    """SUCCESS, SKIPPED, NOT_SUITABLE_ZONE or CONTINUE."""
+                  int extfrag_threshold, int64_t spare) noexcept nogil:
+    """SUCCESS, SKIPPED, NOT_SUITABLE_ZONE or CONTINUE, had the zone `spare` more free pages."""
     cdef int64_t mark, index
     if order < 0:
         return COMPACT_CONTINUE
-    if zone_watermark_ok(zone, order, wmark_pages(zone, alloc_flags), highest, alloc_flags):
-        return COMPACT_SUCCESS
+    if zone_watermark_ok(zone, order, wmark_pages(zone, alloc_flags) - spare, highest,
+                         alloc_flags):
+        return COMPACT_OK
     mark = wmark_pages(zone, WMARK_LOW if order > COSTLY_ORDER else WMARK_MIN)
-    if not zone_watermark_ok(zone, 0, mark + (<int64_t> 2 << order), highest, 0):
+    if not zone_watermark_ok(zone, 0, mark + (<int64_t> 2 << order) - spare, highest, 0):
         return COMPACT_SKIPPED
     if order > COSTLY_ORDER:
         index = fragmentation_index_of(zone, order)
@@ -114,11 +115,11 @@ cdef int finished(const mem_t *mem, compact_control_t *cc) noexcept nogil:
         return COMPACT_COMPLETE if cc.whole_zone else COMPACT_PARTIAL_SKIPPED
     if cc.flags & CC_PROACTIVE:
         ret = (COMPACT_CONTINUE if unusable_share(zone, HPAGE_ORDER, 100) > cc.proactive_low
-               else COMPACT_SUCCESS)
+               else COMPACT_OK)
     elif cc.order < 0 or pageblock_start_pfn(cc.migrate_pfn) != cc.migrate_pfn:
         return COMPACT_CONTINUE
     elif page_is_free(mem, zone, cc.order, cc.migratetype):
-        return COMPACT_SUCCESS
+        return COMPACT_OK
     if cc.contended or cc.flags & CC_SIGNAL:
         ret = COMPACT_CONTENDED
     return ret
@@ -311,7 +312,7 @@ cdef int run_rounds(mem_t *mem, compact_control_t *cc) noexcept nogil:
             drain_pages(mem, cc.zone, cc.cpu)
             last_migrated = 0
         if mem.capture != NULL and mem.capture.pfn >= 0:
-            return COMPACT_SUCCESS
+            return COMPACT_OK
 
 
 cdef bint compaction_restarting(const zone_t *zone, int order) noexcept nogil:
@@ -323,7 +324,7 @@ cdef bint compaction_restarting(const zone_t *zone, int order) noexcept nogil:
 
 cdef int compact(mem_t *mem, compact_control_t *cc) noexcept nogil:
     cdef int ret = suitable(cc.zone, cc.order, cc.alloc_flags, cc.highest_zoneidx,
-                            cc.extfrag_threshold)
+                            cc.extfrag_threshold, 0)
     if ret == COMPACT_NOT_SUITABLE_ZONE:
         ret = COMPACT_SKIPPED
     if ret != COMPACT_CONTINUE:
@@ -380,18 +381,14 @@ def compact_zone(PageAllocator m, BuddyZone zone, int order, int migratetype, in
     with nogil:
         ret = compact(mem, &cc)
     mem.capture = NULL
-    return (COMPACT_SUCCESS if keep.pfn >= 0 else ret), keep.pfn, cc.migrate_scanned, cc.free_scanned
+    return (COMPACT_OK if keep.pfn >= 0 else ret), keep.pfn, cc.migrate_scanned, cc.free_scanned
 
 
 def compaction_suitable(BuddyZone zone, int order, int alloc_flags, int highest_zoneidx,
-                        int extfrag_threshold):
+                        int extfrag_threshold, int64_t free):
     """Whether to compact a zone: SUCCESS, SKIPPED, NOT_SUITABLE_ZONE or CONTINUE of COMPACT_*."""
-    return suitable(&zone.z, order, alloc_flags, highest_zoneidx, extfrag_threshold)
-
-
-def zone_passes(BuddyZone zone, int order, int64_t mark, int highest_zoneidx):
-    """Whether a zone has a block of an order above a mark (zone_watermark_ok without flags)."""
-    return bool(zone_watermark_ok(&zone.z, order, mark, highest_zoneidx, 0))
+    return suitable(&zone.z, order, alloc_flags, highest_zoneidx, extfrag_threshold,
+                    free - zone.z.nr_free_pages)
 
 
 def fragmentation_index(BuddyZone zone, int order):

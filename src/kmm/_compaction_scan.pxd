@@ -24,7 +24,7 @@ cdef enum:
     COMPACT_COMPLETE = 5
     COMPACT_PARTIAL_SKIPPED = 6
     COMPACT_CONTENDED = 7
-    COMPACT_SUCCESS = 8
+    COMPACT_OK = 8                  # COMPACT_SUCCESS; here an event has that name
 
 # Of a run, beside what it is asked for; params.py has the same numbers.
 cdef enum:

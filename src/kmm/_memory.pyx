@@ -286,6 +286,18 @@ cdef class PageUser:
         attach_page(mem, self.number, index, pfn, self.user.order >= PAGEBLOCK_ORDER,
                     <uint16_t> flags)
 
+    def attach_huge(self, PageAllocator m, int64_t start, pfn_t pfn, int flags=0):
+        """Make a block of order 9 that was handed out the pages of 512 absent slots."""
+        cdef mem_t *mem = self._mem(m)
+        self._check(start, PAGEBLOCK_PAGES)
+        if (start % PAGEBLOCK_PAGES or self.user.order
+                or self.slots[start:start + PAGEBLOCK_PAGES].any()
+                or not m.memmap_engine_.is_allocated(pfn, PAGEBLOCK_ORDER)):
+            raise ValueError(f"attach_huge: slot {start}, pfn {pfn:#x}")
+        if lru_make_room(mem, nodes_of(mem), 1):
+            raise MemoryError("attach_huge: LRU lists")
+        attach_page(mem, self.number, start, pfn, True, <uint16_t> flags)
+
     def detach(self, PageAllocator m, int64_t index):
         """Take a slot's page from the user, which is then the caller's; its pfn."""
         cdef mem_t *mem = self._mem(m)

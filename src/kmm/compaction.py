@@ -13,21 +13,15 @@ from typing import TYPE_CHECKING
 from kmm import _compaction
 from kmm.errors import check_number
 from kmm.mmzone import PgData, Zone
-from kmm.page_alloc import (
-    __GFP_IO,
-    __GFP_THISNODE,
-    ALL_NODES,
-    drain_all_pages,
-    gfp_zone,
-)
 from kmm.params import MAX_NR_ZONES, MAX_ORDER, PAGEBLOCK_ORDER
 from kmm.trace import traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
-__GFP_FS: int = 0x80
-GFP_KERNEL = 0xCC0
+# The allocator's module imports this one.
+__GFP_IO, __GFP_FS, __GFP_THISNODE, GFP_KERNEL = 0x40, 0x80, 0x200000, 0xCC0
+ALL_NODES = (1 << 64) - 1
 
 #: enum compact_result.
 COMPACT_NOT_SUITABLE_ZONE, COMPACT_SKIPPED, COMPACT_DEFERRED = range(3)
@@ -126,17 +120,33 @@ def compact_zone(m: Machine, zone: Zone, cc: CompactControl) -> CompactRun:
 
 
 def compaction_suitable(
-    m: Machine, zone: Zone, order: int, alloc_flags: int, highest_zoneidx: int
+    m: Machine,
+    zone: Zone,
+    order: int,
+    alloc_flags: int,
+    highest_zoneidx: int,
+    free: int | None = None,
 ) -> int:
     """Whether to compact a zone: COMPACT_SUCCESS, _SKIPPED or _CONTINUE.
 
     :param order: -1 for all that can be had; alloc_flags: which watermark counts (0 min, 1 low,
         2 high); highest_zoneidx: of the request.
+    :param free: free pages to reckon with, what the zone has if None.
     """
     result = _compaction.compaction_suitable(
-        zone, order, alloc_flags, highest_zoneidx, _tunable(m, "extfrag_threshold", 500)
+        zone,
+        order,
+        alloc_flags,
+        highest_zoneidx,
+        _tunable(m, "extfrag_threshold", 500),
+        zone.nr_free_pages if free is None else free,
     )
     return COMPACT_SKIPPED if result == COMPACT_NOT_SUITABLE_ZONE else result
+
+
+def fragmentation_index(zone: Zone, order: int) -> int:
+    """Return -1000 if a zone has a block, else how far fragmentation is to blame, 0 to 1000."""
+    return _compaction.fragmentation_index(zone, order)
 
 
 # -- putting off what failed ----------------------------------------------------------------
@@ -199,49 +209,63 @@ def try_to_compact_pages(
     order: int,
     gfp: int,
     nodes: int = ALL_NODES,
-    prio: int = DEF_COMPACT_PRIORITY,
-    alloc_flags: int = 0,
-    capture: list[int] | None = None,
     cpu: int | None = None,
-) -> int:
+    flags: int = 0,
+    priority: int = DEF_COMPACT_PRIORITY,
+) -> tuple[int, int]:
     """Compact the zones that may serve a request, the nearest first, until one has its block.
 
     :param nid: whose zonelist; order, gfp: of the request; nodes: bit k lets node k give.
-    :param prio: COMPACT_PRIO_ASYNC, _SYNC_LIGHT or _SYNC_FULL.
-    :param alloc_flags: which watermark the request has to pass (0 min, 1 low, 2 high).
-    :param capture: if given, the pfn of a block that was made is put here, which is the caller's
-        then; otherwise the block is on the free lists.
-    :return: the highest COMPACT_* of all zones; _SKIPPED where compaction may not run.
+    :param cpu: whose per-CPU lists freed pages pass, ``m.this_cpu`` if None.
+    :param flags: the ALLOC_* of the request: which watermark it has to pass (0 min).
+    :param priority: COMPACT_PRIO_ASYNC, _SYNC_LIGHT or _SYNC_FULL.
+    :return: the highest COMPACT_* of all zones, _SKIPPED where none may be compacted; and the pfn
+        of a block that was made and kept for the caller, who has it then, or -1.
     """
     if not gfp & __GFP_IO or m.memmap_engine.journaling:
-        return COMPACT_SKIPPED
+        return COMPACT_SKIPPED, -1
     check_number("order", order, 1, MAX_ORDER - 1)
-    check_number("prio", prio, MIN_COMPACT_PRIORITY, INIT_COMPACT_PRIORITY)
-    pgdat, highest = m.nodes[nid], gfp_zone(gfp)
-    full = prio == MIN_COMPACT_PRIORITY
-    flags = CC_DIRECT | (_ALL_THERE_IS | CC_IGNORE_BLOCK_SUITABLE if full else 0)
-    mode = MIGRATE_ASYNC if prio == COMPACT_PRIO_ASYNC else MIGRATE_SYNC_LIGHT
-    cc = CompactControl(order, gfp, mode, flags, alloc_flags, highest, cpu, capture is not None)
+    check_number("priority", priority, MIN_COMPACT_PRIORITY, INIT_COMPACT_PRIORITY)
+    full = priority == MIN_COMPACT_PRIORITY
+    cc = CompactControl(
+        order,
+        gfp,
+        MIGRATE_ASYNC if priority == COMPACT_PRIO_ASYNC else MIGRATE_SYNC_LIGHT,
+        CC_DIRECT | (_ALL_THERE_IS | CC_IGNORE_BLOCK_SUITABLE if full else 0),
+        flags,
+        _highest_zoneidx(gfp),
+        cpu,
+        True,
+    )
     rc = COMPACT_SKIPPED
-    for zone in pgdat.nofallback if gfp & __GFP_THISNODE else pgdat.zonelist:
-        if zone.zone_idx > highest or not nodes >> zone.nid & 1:
-            continue
+    for zone in _zones_of(m, nid, gfp, nodes):
         if not full and compaction_deferred(zone, order):
             rc = max(COMPACT_DEFERRED, rc)
             continue
         run = compact_zone(m, zone, cc)
         rc = max(run.result, rc)
-        if capture is not None and run.captured >= 0:
-            capture.append(run.captured)
         if run.result == COMPACT_SUCCESS:
             compaction_defer_reset(zone, order, False)
-            break
+            return rc, run.captured
         ended = run.result in (COMPACT_COMPLETE, COMPACT_PARTIAL_SKIPPED)
-        if prio != COMPACT_PRIO_ASYNC and ended:
+        if priority != COMPACT_PRIO_ASYNC and ended:
             defer_compaction(zone, order)
         if m.signal_pending:
             break
-    return rc
+    return rc, -1
+
+
+def _highest_zoneidx(gfp: int) -> int:
+    from kmm.page_alloc import gfp_zone
+
+    return gfp_zone(gfp)
+
+
+def _zones_of(m: Machine, nid: int, gfp: int, nodes: int) -> list[Zone]:
+    """The zones that may serve a request, in the order in which they are asked."""
+    pgdat, highest = m.nodes[nid], _highest_zoneidx(gfp)
+    zonelist = pgdat.nofallback if gfp & __GFP_THISNODE else pgdat.zonelist
+    return [z for z in zonelist if z.zone_idx <= highest and nodes >> z.nid & 1]
 
 
 # -- for a user -----------------------------------------------------------------------------
@@ -354,7 +378,7 @@ def _kcompactd_zone(m: Machine, zone: Zone, order: int, highest: int) -> None:
         compaction_defer_reset(zone, order, False)
     elif run.result in (COMPACT_PARTIAL_SKIPPED, COMPACT_COMPLETE):
         # What lies on per-CPU lists may be what is lacking.
-        drain_all_pages(m, zone)
+        zone.drain()
         defer_compaction(zone, order)
     m.count_vm_event("compact_daemon_migrate_scanned", run.migrate_scanned)
     m.count_vm_event("compact_daemon_free_scanned", run.free_scanned)

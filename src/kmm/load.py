@@ -33,10 +33,10 @@ def _policy(m: Machine, load: Mapping[str, Any]) -> MemPolicy:
 
 def _play(m: Machine, load: Mapping[str, Any]) -> str:
     kind = load["kind"]
+    if load.get("free"):
+        return _free(m, load)
     if kind in ("anon", "shmem", "file"):
         return _touch(m, load, kind)
-    if kind == "free":
-        return _free(m, load)
     return f"{kind}: not played"
 
 

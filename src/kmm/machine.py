@@ -94,7 +94,7 @@ class Ops:
     memory_block_online: Callable[[Machine, MemoryBlock], None]
     memory_block_offline: Callable[[Machine, MemoryBlock], None]
     device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
-    try_to_compact_pages: Callable[..., int]
+    try_to_compact_pages: Callable[[Machine, int, int, int, int, int, int, int], tuple[int, int]]
     try_to_free_pages: Callable[[Machine, int, int, int], int]
 
 
