@@ -185,9 +185,7 @@ class User:
         if self.engine.slots[at : at + PAGEBLOCK_NR_PAGES].any():
             return False
         try:
-            pfn = _alloc_pages_of(
-                self.m, gfp, PAGEBLOCK_ORDER, where.nid, where.nodemask, self.cpu
-            )
+            pfn = _alloc_pages_of(self.m, gfp, PAGEBLOCK_ORDER, where.nid, where.nodemask, self.cpu)
         except OutOfMemory:
             return False
         self.engine.attach_huge(self.m, at, pfn, flags)

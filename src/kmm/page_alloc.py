@@ -87,9 +87,12 @@ def __alloc_pages_slowpath(m: Machine, gfp: int, order: int, nid: int, nodes: in
     """
     pfn = -1
     if order > 0:
-        _, pfn = m.ops.try_to_compact_pages(m, nid, order, gfp, nodes, cpu, 0, 1)
-        if pfn < 0:
-            pfn = m._request(gfp, order, nid, nodes, cpu)
+        for priority in (2, 1):
+            _, pfn = m.ops.try_to_compact_pages(m, nid, order, gfp, nodes, cpu, 0, priority)
+            if pfn < 0:
+                pfn = m._request(gfp, order, nid, nodes, cpu)
+            if pfn >= 0:
+                return pfn
     if pfn < 0 and m.ops.try_to_free_pages(m, nid, order, gfp):
         pfn = m._request(gfp, order, nid, nodes, cpu)
     if pfn >= 0:

@@ -30,6 +30,7 @@ from kmm.sparse import (
     VMEMMAP_NOT_OURS,
     vmemmap_chunks,
 )
+from kmm.validate_compaction import check_compaction
 from kmm.validate_zone import _equal, _true, check_recomputed, check_zone
 
 if TYPE_CHECKING:
@@ -376,5 +377,6 @@ def validate(m: Machine) -> None:
             check_recomputed(m, zone)
     check_vmemmap(m)
     check_zonelists(m)
+    check_compaction(m)
     check_totals(m)
     check_sysfs(m)
