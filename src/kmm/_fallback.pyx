@@ -38,7 +38,7 @@ cdef bint boost_watermark(zone_t *zone) noexcept nogil:
     return True
 
 
-cdef inline bint can_steal_fallback(const mem_t *mem, int order, int mt) noexcept nogil:
+cdef bint can_steal_fallback(const mem_t *mem, int order, int mt) noexcept nogil:
     return (order >= PAGEBLOCK_ORDER / 2 or mt == MIGRATE_RECLAIMABLE
             or mt == MIGRATE_UNMOVABLE or mem.grouping_disabled)
 
@@ -49,6 +49,10 @@ cdef inline int find_suitable_fallback(const zone_t *zone, int order, int mt) no
         if zone.free_mask[FALLBACKS[mt][i]] >> order & 1:
             return FALLBACKS[mt][i]
     return -1
+
+
+cdef int suitable_fallback(const zone_t *zone, int order, int mt) noexcept nogil:
+    return find_suitable_fallback(zone, order, mt)
 
 
 cdef void steal_suitable_fallback(mem_t *mem, zone_t *zone, pfn_t pfn, int order, int mt,

@@ -4,6 +4,7 @@ from kmm._fallback cimport (is_bad, reserve_highatomic_pageblock, rmqueue_buddy,
 from kmm._freelist cimport mark_allocated, page_next, prefetch, rmqueue_smallest
 from kmm._memmap cimport wakeup_kswapd
 from kmm._pcp cimport pcp_allowed_order, rmqueue_pcplist, take_batches, take_from_pcp
+from kmm._watermarks cimport pages_above, wmark_pages, zone_watermark_ok
 
 cdef enum:
     ENOMEM = 12
@@ -85,43 +86,6 @@ cdef int slowpath_flags(uint32_t gfp, int order) noexcept nogil:
 
 
 # -- watermarks -------------------------------------------------------------------------------
-
-cdef inline int64_t wmark_pages(const zone_t *zone, int flags) noexcept nogil:
-    cdef int which = flags & ALLOC_WMARK_MASK
-    if which == WMARK_MIN:
-        return zone.watermark_min + zone.watermark_boost
-    if which == WMARK_LOW:
-        return zone.watermark_low + zone.watermark_boost
-    return zone.watermark_high + zone.watermark_boost
-
-
-cdef inline int64_t pages_above(const zone_t *zone, int order, int64_t mark, int highest,
-                                int flags) noexcept nogil:
-    """How many pages a zone has above a mark and its reserve, once 2^order are gone."""
-    cdef int64_t free = zone.nr_free_pages - ((<int64_t> 1 << order) - 1)
-    if not flags & ALLOC_RESERVES:
-        free -= zone.nr_reserved_highatomic
-    if flags & ALLOC_MIN_RESERVE:
-        mark -= mark / 2
-        if flags & ALLOC_NON_BLOCK:
-            mark -= mark / 4
-    if flags & ALLOC_OOM:
-        mark -= mark / 2
-    return free - mark - zone.lowmem_reserve[highest]
-
-
-cdef inline bint zone_watermark_ok(const zone_t *zone, int order, int64_t mark, int highest,
-                                   int flags) noexcept nogil:
-    cdef uint32_t lists
-    if pages_above(zone, order, mark, highest, flags) <= 0:
-        return False
-    if order == 0:
-        return True
-    lists = zone.free_mask[0] | zone.free_mask[1] | zone.free_mask[2]
-    if flags & (ALLOC_HIGHATOMIC | ALLOC_OOM):
-        lists |= zone.free_mask[MIGRATE_HIGHATOMIC]
-    return lists >> order != 0
-
 
 cdef inline bint zone_watermark_fast(const zone_t *zone, const request_t *r,
                                      int flags) noexcept nogil:

@@ -115,6 +115,11 @@ class _Range:
         self.pfns = np.array(kept, dtype=np.uint64)
 
 
+def _page_across(m: Machine, pfn: int) -> int | None:
+    """Return the gigantic page that begins below a pfn and reaches beyond it, if there is one."""
+    return next((head for head in huge_pages_in(m, pfn, pfn + 1) if head < pfn), None)
+
+
 @traced
 def __alloc_contig_migrate_range(m: Machine, zone: Zone, start: int, end: int) -> None:
     """Move what is used out of an isolated range, 32 pages at a time.
@@ -128,7 +133,7 @@ def __alloc_contig_migrate_range(m: Machine, zone: Zone, start: int, end: int) -
     if zone.zone_idx == ZONE_MOVABLE:
         gfp |= __GFP_HIGHMEM
     target = MigrationTarget(gfp, zone.nid)
-    if page_across(m, start) is not None:
+    if _page_across(m, start) is not None:
         raise kernel_error(-12, f"pfn {start:#x} is part of a gigantic page")
     work, tries = _Range(m, start, end), 0
     while work.at < end or len(work.pfns):

@@ -37,6 +37,8 @@ def _policy(m: Machine, load: Mapping[str, Any]) -> MemPolicy:
 
 def _play(m: Machine, load: Mapping[str, Any]) -> str:
     kind = load["kind"]
+    if load.get("free"):
+        return _free(m, load)
     if kind in ("anon", "shmem", "file"):
         return _touch(m, load, kind)
     if kind == "hugetlb":
@@ -94,3 +96,13 @@ def _touch(m: Machine, load: Mapping[str, Any], kind: str) -> str:
     except OutOfMemory as e:
         return f"{name}: {user.nr_present} of {user.pages} pages: {e}"
     return f"{name}: {user.nr_present} pages"
+
+
+def _free(m: Machine, load: Mapping[str, Any]) -> str:
+    """Delete a file, or end a program: all that it had goes."""
+    name = str(load.get("user") or load.get("file"))
+    if name not in m.users:
+        return f"{name}: not there"
+    freed = m.users[name].nr_present
+    m.users[name].close()
+    return f"{name}: {freed} pages freed"

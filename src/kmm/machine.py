@@ -23,7 +23,7 @@ from kmm.acpi_scan import (
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
 from kmm.clock import SECOND, Clock, Ratelimit
-from kmm.compaction import try_to_compact_pages
+from kmm.compaction import Kcompactd, kcompactd_look, try_to_compact_pages
 from kmm.config import check_config
 from kmm.contig_alloc import alloc_contig_pages, alloc_contig_range, free_contig_range
 from kmm.debug import dump_page
@@ -100,7 +100,7 @@ class Ops:
     memory_block_online: Callable[[Machine, MemoryBlock], None]
     memory_block_offline: Callable[[Machine, MemoryBlock], None]
     device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
-    try_to_compact_pages: Callable[[Machine, int, int, int], int]
+    try_to_compact_pages: Callable[[Machine, int, int, int, int, int, int, int], tuple[int, int]]
     try_to_free_pages: Callable[[Machine, int, int, int], int]
     alloc_contig_pages: Callable[[Machine, int, int, int, Collection[int] | None], int]
     free_contig_range: Callable[[Machine, int, int], None]
@@ -263,6 +263,8 @@ class Machine(PageAllocator):
         self.default_hstate_idx = 0
         self.hugetlb_shm_group = 0
         self.clock = Clock()
+        self.kcompactds: dict[int, Kcompactd] = {}
+        self.clock.watchers.append(lambda: kcompactd_look(self))
         #: How long an offline that does not get on is tried, ns of the clock.
         self.offline_patience = 60 * SECOND
         self.signal_pending = False  # for whoever waits for an offline

@@ -30,6 +30,7 @@ from kmm.page_alloc import (
 from kmm.params import (
     NR_PAGES_MAX,
     PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
     PG_ACTIVE,
     PG_DIRTY,
     PG_MLOCKED,
@@ -198,7 +199,20 @@ class User:
         where = place(self.m, self.policy, self.cpu, at)
         gfp = GFP_TRANSHUGE if self.thp == "madvise" else GFP_TRANSHUGE_LIGHT
         got = self.engine.fault_in_huge(self.m, at, gfp, where.nid, _mask(where), self.cpu, flags)
+        if not got and self.thp == "madvise":
+            got = self._wait_for_huge(at, where, gfp, flags)
         return PAGEBLOCK_NR_PAGES if got else 0
+
+    def _wait_for_huge(self, at: int, where: Placement, gfp: int, flags: int) -> bool:
+        """Have a block of order 9 made for 512 absent pages; whether that worked."""
+        if self.engine.slots[at : at + PAGEBLOCK_NR_PAGES].any():
+            return False
+        try:
+            pfn = _alloc_pages_of(self.m, gfp, PAGEBLOCK_ORDER, where.nid, where.nodemask, self.cpu)
+        except OutOfMemory:
+            return False
+        self.engine.attach_huge(self.m, at, pfn, flags)
+        return True
 
     def _run_of_small(self, at: int, end: int) -> int:
         """Where the run of pages ends that are touched one by one."""

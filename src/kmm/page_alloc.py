@@ -105,8 +105,13 @@ def __alloc_pages_slowpath(m: Machine, gfp: int, order: int, nid: int, nodes: in
     reclaimed.  Pages parked on per-CPU lists and pageblocks kept for atomic requests come back.
     """
     pfn = -1
-    if order > 0 and gfp & __GFP_IO and m.ops.try_to_compact_pages(m, nid, order, gfp):
-        pfn = m._request(gfp, order, nid, nodes, cpu)
+    if order > 0:
+        for priority in (2, 1):
+            _, pfn = m.ops.try_to_compact_pages(m, nid, order, gfp, nodes, cpu, 0, priority)
+            if pfn < 0:
+                pfn = m._request(gfp, order, nid, nodes, cpu)
+            if pfn >= 0:
+                return pfn
     if pfn < 0 and m.ops.try_to_free_pages(m, nid, order, gfp):
         pfn = m._request(gfp, order, nid, nodes, cpu)
     if pfn >= 0:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from kmm.clock import SECOND
 from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
 from kmm.load import play_loads
 from kmm.machine import Machine
@@ -238,6 +239,8 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
         probes = m.trace() if step.get("trace") else None
         out = play_step(m, step)
         m.kprobes = None
+        # At least as long as a recording waits for the system to settle: daemons look around.
+        m.clock.advance(SECOND)
         system.run()
         if probes is not None:
             out["calls"] = visible_calls(probes.calls, TRACEABLE)

@@ -6,12 +6,13 @@ What a machine began with is in the ``vmstat`` of zones and nodes and in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
+from kmm import _compaction
 from kmm.errors import ConfigError, shown
 from kmm.mmzone import PgData, Zone
-from kmm.params import PAGEBLOCK_NR_PAGES, ZONE_NAMES
+from kmm.params import MAX_ORDER, PAGEBLOCK_NR_PAGES, ZONE_NAMES
 from kmm.watermarks import global_dirty_limits
 
 if TYPE_CHECKING:
@@ -223,3 +224,39 @@ def _keep_rest(pgdat: PgData, want: Mapping[str, int], have: Mapping[str, int]) 
             pgdat.zones[-1].vm_events = {k: n - have[k]}
         else:
             pgdat.zones[-1].vmstat[k] = n - have[k]
+
+
+# -- debugfs: extfrag -------------------------------------------------------------------
+
+
+def _per_order(m: Machine, nodes: set[int], show: Callable[[Zone, int], str]) -> str:
+    return "".join(
+        f"Node {zone.nid}, zone {zone.name:>8} "
+        + "".join(f"{show(zone, order)} " for order in range(MAX_ORDER))
+        + "\n"
+        for nid in sorted(nodes)
+        for zone in m.nodes[nid].zones
+        if zone.populated
+    )
+
+
+def unusable_index(m: Machine) -> str:
+    """/sys/kernel/debug/extfrag/unusable_index: of free memory, what is in blocks too small."""
+
+    def show(zone: Zone, order: int) -> str:
+        index = _compaction.unusable_free_index(zone, order)
+        return f"{index // 1000}.{index % 1000:03}"
+
+    return _per_order(m, m.n_memory & m.n_online, show)
+
+
+def extfrag_index(m: Machine) -> str:
+    """/sys/kernel/debug/extfrag/extfrag_index: what a request fails for, of fragmentation."""
+
+    def show(zone: Zone, order: int) -> str:
+        index = _compaction.fragmentation_index(zone, order)
+        # C cuts toward zero, and the sign of each part shows.
+        rest = abs(index) % 1000
+        return f"{int(index / 1000):2}." + (f"-{rest:03}" if index < 0 < rest else f"{rest:03}")
+
+    return _per_order(m, m.n_online, show)
