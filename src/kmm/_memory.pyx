@@ -16,6 +16,8 @@ from kmm._page_alloc cimport alloc_pages, alloc_pages_bulk
 cdef enum:
     ENOMEM = 12
     CHUNK = 512                     # pages faulted in or let go before others are looked after
+    PAGEVEC_SIZE = 15               # a file's pages that are let go together
+    MAX_GATHER_BATCH = 510          # a task's
     AHEAD = 16                      # records fetched ahead
 
 
@@ -412,9 +414,30 @@ cdef inline void forget_swapped(mem_t *mem, user_t *user, uint64_t slot) noexcep
     user.nr_swapped -= 1
 
 
+cdef inline int64_t pages_together(int kind) noexcept nogil:
+    """How many pages are collected, and then freed from the last one back (release_pages)."""
+    if kind == USER_ANON:
+        return MAX_GATHER_BATCH
+    return PAGEVEC_SIZE if kind == USER_SHMEM or kind == USER_FILE else 1
+
+
+cdef void release_pages(mem_t *mem, const user_t *user, uint64_t *pfns, int64_t n,
+                        int cpu) noexcept nogil:
+    """Free collected pages in the order in which the kernel does, groups of them at once."""
+    cdef int64_t group = pages_together(user.kind), first = 0, i, j, failed
+    while first < n and group > 1:
+        i, j = first, min(first + group, n) - 1
+        while i < j:
+            pfns[i], pfns[j] = pfns[j], pfns[i]
+            i += 1
+            j -= 1
+        first += group
+    free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+
+
 cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu) noexcept nogil:
     cdef user_t *user = mem.users[number]
-    cdef int64_t at = start, freed = 0, n = 0, failed
+    cdef int64_t at = start, freed = 0, n = 0, most = MAX_GATHER_BATCH
     cdef uint64_t slot
     cdef uint64_t pfns[CHUNK]
     cdef folio_t folio
@@ -431,7 +454,7 @@ cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu)
             if at % PAGEBLOCK_PAGES or at + PAGEBLOCK_PAGES > end:
                 split_huge_page(mem, &folio)
                 continue
-            free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+            release_pages(mem, user, pfns, n, cpu)
             n = 0
             detach_page(mem, &folio)
             memset(&user.slots[at], 0, PAGEBLOCK_PAGES * sizeof(uint64_t))
@@ -449,8 +472,8 @@ cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu)
         pfns[n] = folio.pfn
         n += 1
         freed += <int64_t> 1 << user.order
-        if n == CHUNK:
-            free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+        if n == most:
+            release_pages(mem, user, pfns, n, cpu)
             n = 0
-    free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+    release_pages(mem, user, pfns, n, cpu)
     return freed

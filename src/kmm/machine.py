@@ -60,6 +60,7 @@ from kmm.trace import Kprobes
 from kmm.vmscan import try_to_free_pages
 
 if TYPE_CHECKING:
+    from kmm.cpuset import CpuSet
     from kmm.memory import User
     from kmm.sparse import VmemAltmap
 
@@ -247,6 +248,7 @@ class Machine(PageAllocator):
     def _prepare_users(self) -> None:
         self.users: dict[str, User] = {}
         self.users_by_number: dict[int, User] = {}
+        self.cpusets: dict[str, CpuSet] = {}  # all but the top one, parents first
         self.clock = Clock()
         #: How long an offline that does not get on is tried, ns of the clock.
         self.offline_patience = 60 * SECOND

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
+from kmm.load import play_loads
 from kmm.machine import Machine
 from kmm.params import MachineConfig
 from kmm.procfs import kpageflags
@@ -186,7 +187,7 @@ class Player:
             for pfns, order in self.held.pop(step["id"]):
                 m.free_pages_bulk(pfns, order)
         elif op == "sh":
-            return f"skipped: {'kmm plays no loads yet' if 'load' in step else 'changes nothing'}"
+            return play_loads(m, step["load"]) if "load" in step else "skipped: changes nothing"
         return ""
 
     def _alloc(self, step: Mapping[str, Any]) -> str:

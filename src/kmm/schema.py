@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kmm.errors import ConfigError, shown
+from kmm.memory import KINDS
+from kmm.mempolicy import MODES
 from kmm.page_alloc import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_USER
 from kmm.params import MAX_ORDER, NR_PAGES_MAX, parse_size
 
@@ -24,6 +26,13 @@ _NUMBERS = {
     "pages": (0, NR_PAGES_MAX),
     "order": (0, MAX_ORDER - 1),
 }
+
+
+_WORDS = {
+    "policy": MODES,
+    "load kind": (*KINDS, "hugetlb"),
+}
+_HUGETLB_SIZES = (2 << 20, 1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
     "write": (Field("path", "text"), Field("value", "text")),
     "read": (Field("path", "text"),),
     "pages": (Field("pfn", "pfn"), Field("count", "pages")),
-    "sh": (Field("line", "text"), Field("load", "any", False)),
+    "sh": (Field("line", "text"), Field("load", "load", False)),
     "alloc": (
         Field("id", "text"),
         Field("count", "pages"),
@@ -57,6 +66,20 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
     "free": (Field("id", "text"),),
     "boot": (),
 }
+# What the load of a sh step can hold, for each kind: pages, or size and count.
+LOAD_FIELDS = (
+    Field("kind", "load kind"),
+    Field("user", "text", False),
+    Field("file", "text", False),
+    Field("pages", "pages", False),
+    Field("size", "size", False),
+    Field("count", "pages", False),
+    Field("policy", "policy", False),
+    Field("nodes", "nodes", False),
+    Field("thp", "flag", False),
+    Field("lock", "flag", False),
+    Field("free", "flag", False),
+)
 # What a recording of a real kernel can hold.
 RECORDED = ("boot", "plug", "unplug", "write", "sh", "pages")
 # What every step can have besides: a label, whether to record its call chain, and what only the
@@ -79,10 +102,13 @@ def _allowed(kind: str) -> str:
         "seconds": "a number of seconds above 0",
         "size": "bytes as a number below 2^64, or text like '512M' or '0x100000000'",
         "gfp": ", ".join(GFP_WORDS),
+        "load": "an object with 'kind', or a list of such",
+        "nodes": "a list of node numbers",
+        **{name: ", ".join(words) for name, words in _WORDS.items()},
     }[kind]
 
 
-def _value(value: Any, kind: str, where: str) -> Any:
+def _value(value: Any, kind: str, where: str, others: bool = False) -> Any:
     number = isinstance(value, int) and not isinstance(value, bool)
     if kind == "flag":
         ok = isinstance(value, bool)
@@ -94,8 +120,17 @@ def _value(value: Any, kind: str, where: str) -> Any:
     elif kind == "size":
         value = parse_size(value, where)
         ok = value <= _SIZE_MAX
+    elif kind == "load":
+        return check_load(value, where, others)
+    elif kind == "nodes":
+        ok = isinstance(value, list) and all(
+            isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= _NUMBERS["node"][1]
+            for n in value
+        )
+    elif kind in _WORDS:
+        ok = isinstance(value, str) and value in _WORDS[kind]
     else:
-        ok = kind == "any" or (isinstance(value, str) and (kind == "text" or value in GFP_WORDS))
+        ok = isinstance(value, str) and (kind == "text" or value in GFP_WORDS)
     if not ok:
         raise ConfigError(f"{where}: {shown(value)}; allowed: {_allowed(kind)}")
     return value
@@ -117,21 +152,69 @@ def check_step(
         raise ConfigError(f"{where}.op: missing; allowed: {', '.join(sorted(ops))}")
     if not isinstance(op, str) or op not in ops:
         raise ConfigError(f"{where}.op: {shown(op)}; allowed: {', '.join(sorted(ops))}")
-    fields = (*SCHEMA[op], *_COMMON)
-    known = {"op", *(f.name for f in fields)}
-    for name in step:
+    return {"op": op} | _check_fields(step, (*SCHEMA[op], *_COMMON), where, others, ("op",))
+
+
+def _check_fields(
+    data: Mapping[str, Any],
+    fields: Collection[Field],
+    where: str,
+    others: bool,
+    more: Collection[str] = (),
+) -> dict[str, Any]:
+    """Check an object's fields; return it with sizes as bytes."""
+    known = {*more, *(f.name for f in fields)}
+    for name in data:
         if not others and name not in known:
             allowed = ", ".join(sorted(known))
             raise ConfigError(
-                f"{where}.{name}: {shown(step[name])}; no such field; allowed: {allowed}"
+                f"{where}.{name}: {shown(data[name])}; no such field; allowed: {allowed}"
             )
-    out = dict(step)
+    out = dict(data)
     for field in fields:
-        if field.name in step:
-            out[field.name] = _value(step[field.name], field.kind, f"{where}.{field.name}")
+        at = f"{where}.{field.name}"
+        if field.name in data:
+            out[field.name] = _value(data[field.name], field.kind, at, others)
         elif field.needed:
-            raise ConfigError(f"{where}.{field.name}: missing; allowed: {_allowed(field.kind)}")
+            raise ConfigError(f"{at}: missing; allowed: {_allowed(field.kind)}")
     return out
+
+
+def check_load(value: Any, where: str, others: bool = False) -> list[dict[str, Any]]:
+    """Check what a step's ``load`` says, one object or a list; return a list of objects.
+
+    :param others: whether fields that are not known are passed over.
+    :raises ConfigError: naming the load, the field, its value and what is allowed.
+    """
+    many = isinstance(value, list)
+    if not isinstance(value, list | Mapping):
+        raise ConfigError(f"{where}: {shown(value)}; allowed: {_allowed('load')}")
+    out = []
+    for i, load in enumerate(value if many else [value]):
+        at = f"{where}[{i}]" if many else where
+        if not isinstance(load, Mapping):
+            raise ConfigError(f"{at}: {shown(load)}; allowed: {_allowed('load')}")
+        checked = _check_fields(load, LOAD_FIELDS, at, others)
+        _check_amount(checked, at)
+        out.append(checked)
+    return out
+
+
+def _check_amount(load: Mapping[str, Any], where: str) -> None:
+    """Check what the fields of a load say together: how much, and of which nodes."""
+    if load["kind"] == "hugetlb":
+        if load.get("size") not in _HUGETLB_SIZES:
+            have = shown(load["size"]) if "size" in load else "missing"
+            raise ConfigError(f"{where}.size: {have}; allowed: 2M, 1G (pages of kind hugetlb)")
+        if "count" not in load:
+            raise ConfigError(f"{where}.count: missing; allowed: {_allowed('pages')}")
+    elif not load.get("free") and "pages" not in load and "size" not in load:
+        raise ConfigError(f"{where}.pages: missing; allowed: {_allowed('pages')}, or size and count")
+    nodes, policy = load.get("nodes", []), load.get("policy")
+    if policy in ("bind", "interleave") and not nodes:
+        raise ConfigError(f"{where}.nodes: {shown(nodes)}; allowed: some, with policy {policy!r}")
+    if policy == "default" and nodes:
+        raise ConfigError(f"{where}.nodes: {shown(nodes)}; allowed: none with policy 'default'")
 
 
 def check_boot_is_first(op: str, number: int, where: str) -> None:
