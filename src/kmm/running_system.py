@@ -23,7 +23,7 @@ from kmm.page_alloc import (
     __alloc_pages,
     __free_pages,
 )
-from kmm.params import ZONE_MOVABLE, ZONE_NORMAL
+from kmm.params import USER_ANON, ZONE_MOVABLE, ZONE_NORMAL
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # that nothing has changed; the rest is what a recording takes in the guest, about.
 _UNTOUCHED, _AGAIN = 2.7, 3.0
 _SETTLE, _SNAPSHOT = 0.9, 1.5
-_FAULT = 90e-6
+_FAULT, _UNMAP = 90e-6, 20e-6
 
 # Nothing here waits for memory: a task that finds none near goes elsewhere.
 _SLAB, _USER = GFP_NOWAIT, GFP_HIGHUSER_MOVABLE & ~__GFP_DIRECT_RECLAIM
@@ -93,6 +93,7 @@ class RemotePagesets:
         self._m = m
         self._counts: dict[tuple[int, int], int] = {}
         self._idle: dict[tuple[int, int], float] = {}
+        self._used = _pages_of_tasks(m)
 
     def _lists(self) -> list[tuple[Zone, int, int]]:
         """The lists that have pages: zone, CPU, pages."""
@@ -125,17 +126,27 @@ class RemotePagesets:
     def wait_after(self, step: Mapping[str, Any]) -> None:
         """Let the time pass from a step's last use of memory to when the recording looks."""
         self.look()
-        self.wait(_time_after(step) + _SETTLE)
+        used, self._used = self._used, _pages_of_tasks(self._m)
+        self.wait(_time_after(step, max(0, used - self._used)) + _SETTLE)
 
     def wait_for_snapshot(self) -> None:
         """Let the time pass that the recording takes to look."""
         self.wait(_SNAPSHOT)
 
 
-def _time_after(step: Mapping[str, Any]) -> float:
-    """How long a shell line goes on when its programs have touched their memory, seconds."""
+def _pages_of_tasks(m: Machine) -> int:
+    return sum(user.nr_present for user in m.users.values() if user.kind == USER_ANON)
+
+
+def _time_after(step: Mapping[str, Any], freed: int) -> float:
+    """How long a shell line goes on when its programs have touched their memory, seconds.
+
+    :param freed: pages that programs which ended had.
+    """
     line = step.get("line", "")
     slept = sum(float(n) for n in re.findall(r"\bsleep ([0-9]{1,4}(?:\.[0-9]{1,3})?)\b", line))
-    load = step.get("load", ())
-    worked = sum(load_pages(one) for one in load if not one.get("free")) * _FAULT
+    # Programs begin, or end, in the background; files are written before the line goes on.
+    tasks = [one for one in step.get("load", ()) if one["kind"] == "anon"]
+    worked = sum(load_pages(one) for one in tasks if not one.get("free")) * _FAULT
+    worked += freed * _UNMAP
     return max(0.0, slept - worked)
