@@ -177,7 +177,8 @@ cdef void move_folio(mem_t *mem, const folio_t *folio, pfn_t to) noexcept nogil:
     cdef uint16_t flags = folio.flags[0] & ~(PF_ISOLATED | PF_LRU)
     cdef uint16_t *where = &mem.blocks[to >> PAGEBLOCK_ORDER].flags
     cdef int64_t pages = <int64_t> pages_of(mem, folio)
-    cdef uint64_t i, slot
+    cdef int64_t i
+    cdef uint64_t slot
     count_isolated(mem, folio, -pages)
     if folio.huge:
         block_of(mem, to).next = block_of(mem, to).prev = 0
@@ -304,6 +305,29 @@ def migrate_pages_once(PageAllocator m, const uint64_t[::1] pfns, uint8_t[::1] s
         stopped = at + migrate_list(mem, &pfns[at], &status[at], n - at, gfp, nid, nodes, cpu,
                                     &to[at])
     return stopped
+
+
+def count_outcome(MemMap memmap, const uint64_t[::1] pfns, const uint8_t[::1] status,
+                  const uint64_t[::1] to):
+    """Count what became of a list: (base pages moved, huge ones moved, base pages left, huge ones
+    left, entries left)."""
+    cdef mem_t *mem = &memmap.mem
+    cdef int64_t i, moved = 0, huge = 0, failed = 0, huge_failed = 0, left = 0
+    cdef int order
+    for i in range(pfns.shape[0]):
+        order = 0
+        if status[i] == MIGRATE_DONE:
+            if is_block_in_use(mem, to[i]):
+                order = block_of(mem, to[i]).order
+                huge += 1
+            moved += <int64_t> 1 << order
+        elif status[i] != MIGRATE_GONE:
+            if is_block_in_use(mem, pfns[i]):
+                order = block_of(mem, pfns[i]).order
+                huge_failed += 1
+            failed += <int64_t> 1 << order
+            left += 1
+    return moved, huge, failed, huge_failed, left
 
 
 def migrate_to(PageAllocator m, pfn_t pfn, pfn_t to, int cpu):

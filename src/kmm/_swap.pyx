@@ -1,5 +1,5 @@
 """LRU lists: rings of entries, of which those count whose tag their page bears (mm/swap.c)."""
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport realloc
 
 cdef enum:
     ENOMEM = 12
@@ -39,13 +39,15 @@ cdef void drop_stale(mem_t *mem, int nid, int lru) noexcept nogil:
 
 
 cdef int grow(lru_list_t *lst, uint64_t room) noexcept nogil:
-    cdef uint64_t *ring = <uint64_t *> malloc(room * sizeof(uint64_t))
+    """Enlarge a ring to a larger power of two; a large one is moved by the host, not copied."""
+    cdef uint64_t *ring = <uint64_t *> realloc(lst.ring, room * sizeof(uint64_t))
     cdef uint64_t at
     if ring == NULL:
         return -ENOMEM
+    # Entries of later rounds lay where those of earlier ones were.
     for at in range(lst.tail, lst.head):
-        ring[at & (room - 1)] = lst.ring[at & (lst.room - 1)]
-    free(lst.ring)
+        if at & (room - 1) != at & (lst.room - 1):
+            ring[at & (room - 1)] = ring[at & (lst.room - 1)]
     lst.ring, lst.room = ring, room
     return 0
 

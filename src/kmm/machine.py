@@ -37,6 +37,7 @@ from kmm.errors import (
 from kmm.firmware import Dimm, check_crs, check_modules, check_plug, pxm_to_node_map
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
+from kmm.migrate import Scratch
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
 from kmm.page_alloc import __alloc_pages, __free_pages, gfp_zone
 from kmm.params import (
@@ -174,13 +175,14 @@ class Machine(PageAllocator):
             nid: config.nodes[pxm].cpus for pxm, nid in self.pxm_to_node.items()
         }
         node_of_cpu = {cpu: nid for nid, cpus in self._cpus_of_node.items() for cpu in cpus}
+        self._node_of_cpu = [node_of_cpu.get(cpu, 0) for cpu in range(self.nr_cpus)]
         self.memmap_engine = _memmap.MemMap(
             self.memmap,
             self.page_states,
             self.pageblocks,
             self.sections,
             nr_nodes * MAX_NR_ZONES,
-            [node_of_cpu.get(cpu, 0) for cpu in range(self.nr_cpus)],
+            self._node_of_cpu,
             {nid: len(cpus) for nid, cpus in self._cpus_of_node.items()},
             self.records.page_tokens,
         )
@@ -254,6 +256,7 @@ class Machine(PageAllocator):
         self.offline_patience = 60 * SECOND
         self.signal_pending = False  # for whoever waits for an offline
         self.migrate_ratelimit = Ratelimit()
+        self.scratch = Scratch()
 
     # -- what everybody asks ----------------------------------------------------------
 
@@ -271,7 +274,7 @@ class Machine(PageAllocator):
 
     def node_of_cpu(self, cpu: int) -> int:
         """The node of a CPU."""
-        return next((nid for nid, cpus in self._cpus_of_node.items() if cpu in cpus), 0)
+        return self._node_of_cpu[cpu]
 
     def node_distance(self, a: int, b: int) -> int:
         """The SLIT distance of two nodes."""

@@ -24,7 +24,6 @@ from kmm.page_alloc import (
 from kmm.params import (
     MIGRATE_AGAIN,
     MIGRATE_DONE,
-    MIGRATE_FAILED,
     MIGRATE_GONE,
     MIGRATE_PENDING,
     PAGEBLOCK_NR_PAGES,
@@ -69,8 +68,15 @@ class MigrationResult:
     nr_thp_failed: int = 0
     nr_thp_split: int = 0
     code: int = 0  # -ENOMEM if it stopped for want of a target
-    moved: list[tuple[Pfns, Pfns]] = field(default_factory=list)  # from, to
     left: Pfns = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
+    work: _List | None = None
+
+    def moved(self) -> tuple[Pfns, Pfns]:
+        """The pages that were moved, and where to; to be asked before the next migration."""
+        if self.work is None:
+            return self.left[:0], self.left[:0]
+        done = self.work.status == MIGRATE_DONE
+        return self.work.pfns[done], self.work.to[done]
 
 
 def hot_remove_target(m: Machine, pfn: int) -> MigrationTarget:
@@ -112,14 +118,37 @@ def alloc_migration_target(m: Machine, pfn: int, target: MigrationTarget) -> int
     return __alloc_pages(m, target.gfp, 0, target.nid, target.nodemask)
 
 
+class Scratch:
+    """Arrays that migrations use again and again."""
+
+    def __init__(self) -> None:
+        self._room = 0
+        self.pages(1)
+
+    def pages(self, n: int) -> Pfns:
+        """Return room for n pfns; what was there is overwritten by the next to ask."""
+        if n > self._room:
+            self._room = n
+            self._pfns: Pfns = np.zeros(n, dtype=np.uint64)
+            self._to: Pfns = np.zeros(n, dtype=np.uint64)
+            self._status: npt.NDArray[np.uint8] = np.zeros(n, dtype=np.uint8)
+        return self._pfns[:n]
+
+    def arrays(self, n: int) -> tuple[npt.NDArray[np.uint8], Pfns]:
+        """Return n states, all pending, and room for n targets."""
+        self.pages(n)
+        self._status[:n] = 0
+        return self._status[:n], self._to[:n]
+
+
 class _List:
     """A list of isolated pages on its way, and what became of each."""
 
     def __init__(self, m: Machine, pfns: Pfns, target: MigrationTarget) -> None:
         self.m, self.target = m, target
         self.pfns = pfns
-        self.status = np.zeros(len(pfns), dtype=np.uint8)
-        self.to = np.zeros(len(pfns), dtype=np.uint64)
+        # Large fresh arrays would cost the host more than the migration.
+        self.status, self.to = m.scratch.arrays(len(pfns))
         self.code = 0
         self.splits = 0
 
@@ -184,24 +213,16 @@ def migrate_pages(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationR
 
 
 def _finish(m: Machine, work: _List) -> MigrationResult:
-    done = work.status == MIGRATE_DONE
-    left = ~done & (work.status != MIGRATE_GONE)
-    thps = np.array([is_huge(m, int(p)) for p in work.pfns[left]], dtype=bool)
-    huge_done = sum(is_huge(m, int(p)) for p in work.to[done & (work.to % 512 == 0)])
-    result = MigrationResult(
-        nr_succeeded=int(done.sum()) + 511 * huge_done,
-        nr_failed=int(left.sum()) + 511 * int(thps.sum()),
-        nr_thp_succeeded=huge_done,
-        nr_thp_failed=int(thps.sum()),
-        nr_thp_split=work.splits,
-        code=work.code,
-        left=work.pfns[left],
-    )
-    result.moved.append((work.pfns[done], work.to[done]))
-    work.status[left] = MIGRATE_FAILED
-    m.count_vm_event("pgmigrate_fail", result.nr_failed)
-    m.count_vm_event("thp_migration_fail", result.nr_thp_failed)
-    _migrate.putback_movable_pages(m.memmap_engine, result.left)
+    counts = _migrate.count_outcome(m.memmap_engine, work.pfns, work.status, work.to)
+    moved, huge, failed, huge_failed, nr_left = counts
+    result = MigrationResult(moved, failed, huge, huge_failed, work.splits, work.code)
+    if nr_left:
+        gone = (work.status == MIGRATE_DONE) | (work.status == MIGRATE_GONE)
+        result.left = work.pfns[~gone]
+        m.count_vm_event("pgmigrate_fail", failed)
+        m.count_vm_event("thp_migration_fail", huge_failed)
+        _migrate.putback_movable_pages(m.memmap_engine, result.left)
+    result.work = work
     return result
 
 
@@ -225,7 +246,7 @@ def do_migrate_range(m: Machine, start_pfn: int, end_pfn: int) -> MigrationResul
     :param start_pfn: a page that can move; end_pfn: pfn behind the range.
     :return: what became of the pages; the caller looks again for what is left.
     """
-    out = np.zeros(end_pfn - start_pfn, dtype=np.uint64)
+    out = m.scratch.pages(end_pfn - start_pfn)
     refused = np.zeros(10, dtype=np.uint64)
     n, bad = _migrate.isolate_range(m.memmap_engine, start_pfn, end_pfn, out, refused)
     note(m, "isolate_lru_page", n)

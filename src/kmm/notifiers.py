@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kmm import _watermarks
 from kmm.cpuset import cpuset_hotplug_workfn
 from kmm.memory_block import (
     ACTION_NAMES,
@@ -22,7 +23,7 @@ INJECTABLE = ("MEM_GOING_ONLINE", "MEM_GOING_OFFLINE")
 
 
 def _free_kbytes(m: Machine) -> int:
-    return sum(z.nr_free_pages for z in m.all_zones()) * 4
+    return _watermarks.sum_of_free_pages(m.memmap_engine) * 4
 
 
 @traced
