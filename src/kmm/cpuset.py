@@ -28,6 +28,8 @@ class CpuSet:
     :raises InvalidArgument: naming the argument, its value and what is allowed.
     """
 
+    name: str
+
     def __init__(
         self, m: Machine, name: str, mems: Collection[int] = (), parent: CpuSet | None = None
     ) -> None:

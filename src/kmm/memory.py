@@ -27,7 +27,6 @@ from kmm.mempolicy import (
 )
 from kmm.page_alloc import (
     __GFP_COMP,
-    __GFP_DIRECT_RECLAIM,
     __GFP_NORETRY,
     __GFP_RECLAIMABLE,
     __GFP_THISNODE,
@@ -85,6 +84,7 @@ _GFP_OF_KIND = {
     USER_MOVABLE_OPS: GFP_HIGHUSER_MOVABLE,
     USER_OFFLINE: GFP_HIGHUSER_MOVABLE,
 }
+_NEAR = __GFP_THISNODE | __GFP_NORETRY
 THP_CHOICES = ("never", "always", "madvise")
 #: Kinds whose pages begin as dirty: nothing else has what they hold.
 _BORN_DIRTY = frozenset((USER_ANON, USER_SHMEM))
@@ -154,8 +154,8 @@ class User:
         """The nodes that its cpuset lets it use, None for all."""
         return None if self.cpuset is None else self.cpuset.effective_mems
 
-    def _place(self, index: int) -> Placement:
-        """Where the next page goes, which is that of an index."""
+    def placement(self, index: int) -> Placement:
+        """Return where the next page goes, which is that of an index."""
         zone_idx, offset = gfp_zone(self.gfp), index + self.interleave_offset
         if self.policy.mode == "interleave" and self.kind not in _BORN_DIRTY:
             offset = self.policy.nodes.index(interleave_nodes(self.policy, self.il_prev))
@@ -184,7 +184,7 @@ class User:
         huge = self._fault_huge(at, end, flags)
         if huge:
             return huge
-        where = self._place(at)
+        where = self.placement(at)
         n = self._run_of_small(at, end) - at
         if self.policy.mode == "interleave":
             done = fault_interleaved(self, at, n, flags)
@@ -194,7 +194,7 @@ class User:
             )
         self.m.run_kswapds()
         if done == 0:
-            self._fault_slowly(at, self._place(at), flags)
+            self._fault_slowly(at, self.placement(at), flags)
             done = 1
         return done
 
@@ -202,18 +202,17 @@ class User:
         """Give 512 absent pages a block of order 9, if they may have one; how many pages it has."""
         if self.thp == "never" or at % PAGEBLOCK_NR_PAGES or at + PAGEBLOCK_NR_PAGES > end:
             return 0
-        where = self._place(at)
+        where = self.placement(at)
         if self.policy.mode == "interleave":
-            where = self._place(at // PAGEBLOCK_NR_PAGES)
+            where = self.placement(at // PAGEBLOCK_NR_PAGES)
         gfp = GFP_TRANSHUGE if self.thp == "madvise" else GFP_TRANSHUGE_LIGHT
         got = False
         # A huge page elsewhere is worth less than small ones near: first the nearest node alone.
         if self.policy.mode != "interleave" and mask_of(where) >> where.nid & 1:
-            near = gfp | __GFP_THISNODE | __GFP_NORETRY
             got = self.engine.fault_in_huge(
-                self.m, at, near, where.nid, mask_of(where), self.cpu, flags
+                self.m, at, gfp | _NEAR, where.nid, mask_of(where), self.cpu, flags
             )
-            if not gfp & __GFP_DIRECT_RECLAIM:
+            if self.thp != "madvise":
                 return PAGEBLOCK_NR_PAGES if got else 0
         got = got or self.engine.fault_in_huge(
             self.m, at, gfp, where.nid, mask_of(where), self.cpu, flags

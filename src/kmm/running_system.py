@@ -110,7 +110,10 @@ class RemotePagesets:
     def look(self) -> None:
         """Note which lists an operation has changed: their time begins anew."""
         counts = {(zone.index, cpu): count for zone, cpu, count in self._lists()}
-        idle = {k: self._idle.get(k, 0.0) if self._counts.get(k) == n else 0.0 for k, n in counts.items()}
+        idle = {
+            k: self._idle.get(k, 0.0) if self._counts.get(k) == n else 0.0
+            for k, n in counts.items()
+        }
         self._counts, self._idle = counts, idle
 
     def wait(self, seconds: float) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kmm.config import MAX_CPUS
 from kmm.errors import ConfigError, shown
-from kmm.memory import KINDS
+from kmm.memory import KINDS, THP_CHOICES
 from kmm.mempolicy import MODES
 from kmm.page_alloc import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_USER
 from kmm.params import MAX_ORDER, NR_PAGES_MAX, parse_size
@@ -25,12 +26,17 @@ _NUMBERS = {
     "pfn": (0, NR_PAGES_MAX - 1),
     "pages": (0, NR_PAGES_MAX),
     "order": (0, MAX_ORDER - 1),
+    "users": (1, 10000),
+    "cpu": (0, MAX_CPUS - 1),
+    "seed": (0, (1 << 64) - 1),
 }
 
 
 _WORDS = {
     "policy": MODES,
     "load kind": (*KINDS, "hugetlb"),
+    "kind": tuple(KINDS),
+    "thp": THP_CHOICES,
 }
 _HUGETLB_SIZES = (2 << 20, 1 << 30)
 
@@ -44,6 +50,12 @@ class Field:
     needed: bool = True
 
 
+# How much: one of these.
+_AMOUNT = (
+    Field("pages", "pages", False),
+    Field("size", "size", False),
+    Field("share", "share", False),
+)
 SCHEMA: dict[str, tuple[Field, ...]] = {
     "plug": (
         Field("id", "text"),
@@ -64,6 +76,28 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
         Field("node", "node", False),
     ),
     "free": (Field("id", "text"),),
+    "user": (
+        Field("id", "text"),
+        *_AMOUNT,
+        Field("kind", "kind", False),
+        Field("count", "users", False),
+        Field("policy", "policy", False),
+        Field("nodes", "nodes", False),
+        Field("cpuset", "text", False),
+        Field("cpu", "cpu", False),
+        Field("order", "order", False),
+        Field("thp", "thp", False),
+        Field("lock", "flag", False),
+    ),
+    "grow": (Field("id", "text"), *_AMOUNT),
+    "shrink": (Field("id", "text"), *_AMOUNT),
+    "touch": (Field("id", "text"), *_AMOUNT, Field("seed", "seed", False)),
+    "churn": (Field("id", "text"), *_AMOUNT, Field("seed", "seed", False)),
+    "fwrite": (Field("id", "text"), *_AMOUNT, Field("first", "pages", False)),
+    "fread": (Field("id", "text"), *_AMOUNT, Field("first", "pages", False)),
+    "truncate": (Field("id", "text"), Field("first", "pages", False)),
+    "close": (Field("id", "text"),),
+    "cpuset": (Field("id", "text"), Field("nodes", "nodes"), Field("parent", "text", False)),
     "boot": (),
 }
 # What the load of a sh step can hold, for each kind: pages, or size and count.
@@ -102,6 +136,7 @@ def _allowed(kind: str) -> str:
         "seconds": "a number of seconds above 0",
         "size": "bytes as a number below 2^64, or text like '512M' or '0x100000000'",
         "gfp": ", ".join(GFP_WORDS),
+        "share": "a part of the memory, above 0 and up to 1",
         "load": "an object with 'kind', or a list of such",
         "nodes": "a list of node numbers",
         **{name: ", ".join(words) for name, words in _WORDS.items()},
@@ -120,6 +155,8 @@ def _value(value: Any, kind: str, where: str, others: bool = False) -> Any:
     elif kind == "size":
         value = parse_size(value, where)
         ok = value <= _SIZE_MAX
+    elif kind == "share":
+        ok = (number or isinstance(value, float)) and 0 < value <= 1
     elif kind == "load":
         return check_load(value, where, others)
     elif kind == "nodes":
@@ -152,7 +189,17 @@ def check_step(
         raise ConfigError(f"{where}.op: missing; allowed: {', '.join(sorted(ops))}")
     if not isinstance(op, str) or op not in ops:
         raise ConfigError(f"{where}.op: {shown(op)}; allowed: {', '.join(sorted(ops))}")
-    return {"op": op} | _check_fields(step, (*SCHEMA[op], *_COMMON), where, others, ("op",))
+    checked = _check_fields(step, (*SCHEMA[op], *_COMMON), where, others, ("op",))
+    if "share" in {f.name for f in SCHEMA[op]}:
+        _check_one_amount(checked, op == "user", where)
+    return {"op": op} | checked
+
+
+def _check_one_amount(step: Mapping[str, Any], needed: bool, where: str) -> None:
+    names = [f.name for f in _AMOUNT if f.name in step]
+    if len(names) > 1 or (needed and not names):
+        have = f"{names[-1]}: {shown(step[names[-1]])}" if names else "pages: missing"
+        raise ConfigError(f"{where}.{have}; allowed: one of pages, size and share")
 
 
 def _check_fields(
@@ -209,7 +256,9 @@ def _check_amount(load: Mapping[str, Any], where: str) -> None:
         if "count" not in load:
             raise ConfigError(f"{where}.count: missing; allowed: {_allowed('pages')}")
     elif not load.get("free") and "pages" not in load and "size" not in load:
-        raise ConfigError(f"{where}.pages: missing; allowed: {_allowed('pages')}, or size and count")
+        raise ConfigError(
+            f"{where}.pages: missing; allowed: {_allowed('pages')}, or size and count"
+        )
     nodes, policy = load.get("nodes", []), load.get("policy")
     if policy in ("bind", "interleave") and not nodes:
         raise ConfigError(f"{where}.nodes: {shown(nodes)}; allowed: some, with policy {policy!r}")
