@@ -20,9 +20,12 @@ CONFIG: dict[str, Any] = {
     "memory": "512M",
     "maxmem": "8G",
     "cpus": 3,
-    "nodes": [{"cpus": "0-1", "memory": "256M"}, {"cpus": "2", "memory": "128M"}]
-    + [{"memory": "128M"}]
-    + [{}],
+    "nodes": [
+        {"cpus": "0-1", "memory": "256M"},
+        {"cpus": "2", "memory": "128M"},
+        {"memory": "128M"},
+        {},
+    ],
     "distances": [[10, 20, 40, 30], [20, 10, 30, 40], [40, 30, 10, 20], [30, 40, 20, 10]],
     "cmdline": "memhp_default_state=online_movable",
     "srat": "full",
