@@ -13,7 +13,7 @@ from kmm.cpuset import CpuSet, update_nodemask
 from kmm.memory import User
 from kmm.mempolicy import MemPolicy, mpol_rebind_policy, new_policy, place
 from kmm.params import USER_ANON, USER_SHMEM, ZONE_MOVABLE, ZONE_NORMAL
-from kmm.vmstat import zone_numa_events
+from kmm.vmstat import all_vm_events, zone_numa_events
 from tests.reference.mempolicy_twin import Policy
 
 CONFIG: dict[str, Any] = {
@@ -182,6 +182,8 @@ def test_a_huge_page_elsewhere_is_only_taken_by_who_asked_for_one() -> None:
     wanted.fault(0, 512)
     assert set(nodes_of(m, wanted)) == {0}
     assert m.memmap_engine.is_allocated(int(wanted.pfns()[0]), 9)
+    events = all_vm_events(m)
+    assert (events["thp_fault_alloc"], events["thp_fault_fallback"]) == (1, 1)
     m.free_pages_bulk(filler[10:], 9)
     m.validate()
 

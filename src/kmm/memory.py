@@ -202,22 +202,24 @@ class User:
         """Give 512 absent pages a block of order 9, if they may have one; how many pages it has."""
         if self.thp == "never" or at % PAGEBLOCK_NR_PAGES or at + PAGEBLOCK_NR_PAGES > end:
             return 0
-        where = self.placement(at)
-        if self.policy.mode == "interleave":
-            where = self.placement(at // PAGEBLOCK_NR_PAGES)
-        gfp = GFP_TRANSHUGE if self.thp == "madvise" else GFP_TRANSHUGE_LIGHT
-        got = False
+        if self.engine.slots[at : at + PAGEBLOCK_NR_PAGES].any():
+            return 0
+        interleave = self.policy.mode == "interleave"
+        where = self.placement(at // PAGEBLOCK_NR_PAGES if interleave else at)
+        gfp, got = GFP_TRANSHUGE if self.thp == "madvise" else GFP_TRANSHUGE_LIGHT, False
         # A huge page elsewhere is worth less than small ones near: first the nearest node alone.
-        if self.policy.mode != "interleave" and mask_of(where) >> where.nid & 1:
-            got = self.engine.fault_in_huge(
-                self.m, at, gfp | _NEAR, where.nid, mask_of(where), self.cpu, flags
-            )
-            if self.thp != "madvise":
-                return PAGEBLOCK_NR_PAGES if got else 0
-        got = got or self.engine.fault_in_huge(
+        near_first = not interleave and mask_of(where) >> where.nid & 1
+        if near_first:
+            got = self._try_huge(at, gfp | _NEAR, where, flags)
+        if not got and (not near_first or self.thp == "madvise"):
+            got = self._try_huge(at, gfp, where, flags)
+        self.m.count_vm_event("thp_fault_alloc" if got else "thp_fault_fallback")
+        return PAGEBLOCK_NR_PAGES if got else 0
+
+    def _try_huge(self, at: int, gfp: int, where: Placement, flags: int) -> bool:
+        return self.engine.fault_in_huge(
             self.m, at, gfp, where.nid, mask_of(where), self.cpu, flags
         )
-        return PAGEBLOCK_NR_PAGES if got else 0
 
     def _run_of_small(self, at: int, end: int) -> int:
         """Where the run of pages ends that are touched one by one."""
