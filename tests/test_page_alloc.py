@@ -268,8 +268,12 @@ def test_a_bulk_call_is_its_single_calls(seed: int, memory: str, blocks: list[st
         else:
             order = rng.choice(sorted(live))
             pool = live.pop(order)
-            if rng.random() < 0.6:
+            way = rng.random()
+            if way < 0.4:
                 rng.shuffle(pool)
+            elif way < 0.8:  # as release_pages frees: groups from their last on
+                group = rng.choice([15, 510, len(pool)])
+                pool = [p for i in range(0, len(pool), group) for p in pool[i : i + group][::-1]]
             count = rng.randint(1, len(pool))
             if pool[count:]:
                 live[order] = pool[count:]

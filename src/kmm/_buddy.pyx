@@ -14,7 +14,7 @@ from kmm._freelist cimport (KMM_DEBUG, add_to_free_list, block_mt, block_of,
 from kmm._memmap cimport get_pageblock_migratetype, page_zone, section_online, state_order
 from kmm._page_alloc cimport rmqueue
 from kmm._page_owner cimport may_go_in_use
-from kmm._pcp cimport drain_pages, pindex_to_order
+from kmm._pcp cimport drain_pages, free_pcppages_bulk, pindex_to_order
 from kmm._vmstat cimport NR_ZONE_STATS
 
 cdef enum:
@@ -269,13 +269,19 @@ cdef class BuddyZone:
             memset(&self.z.pcp[cpu], 0, sizeof(per_cpu_pages_t))
             self.z.pcp[cpu].batch = 1
 
-    def drain(self, int cpu=-1):
-        """Give the pages of one CPU's lists, or of all (-1), back to the free lists."""
+    def drain(self, int cpu=-1, int64_t most=-1):
+        """Give the pages of one CPU's lists, or of all (-1), back to the free lists.
+
+        :param most: how many pages of each CPU, -1 for all.
+        """
         cdef int c
         with nogil:
             for c in range(self.z.nr_cpus):
                 if cpu < 0 or c == cpu:
-                    drain_pages(&self.memmap.mem, &self.z, c)
+                    if most < 0:
+                        drain_pages(&self.memmap.mem, &self.z, c)
+                    else:
+                        free_pcppages_bulk(&self.memmap.mem, &self.z, &self.z.pcp[c], most, 0)
 
     def rmqueue(self, int order, int mt, int flags=0, int cpu=0):
         """Take one block of 2^order pages; return its pfn or -ENOMEM."""

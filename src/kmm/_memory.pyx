@@ -20,8 +20,7 @@ cdef enum:
     MAX_FOLIO_ORDER = 18            # of a gigantic huge page
     INDEX_BITS = 34                 # of a page at its user, in the page's record
     PAGEVEC_SIZE = 15               # pages of a file that go at once
-    MMU_GATHER_BUNDLE = 8           # and of an address space: the first, and then
-    MAX_GATHER_BATCH = 510
+    MAX_GATHER_BATCH = 510          # and of an address space
 
 
 cdef int64_t MAX_SLOTS = <int64_t> 1 << INDEX_BITS
@@ -483,22 +482,30 @@ cdef inline void forget_swapped(mem_t *mem, user_t *user, uint64_t slot) noexcep
     user.nr_swapped -= 1
 
 
-cdef inline void reverse(uint64_t *pfns, int64_t n) noexcept nogil:
-    cdef int64_t i
-    for i in range(n / 2):
-        pfns[i], pfns[n - 1 - i] = pfns[n - 1 - i], pfns[i]
+cdef inline int64_t pages_together(int kind) noexcept nogil:
+    """How many pages are collected, and then freed from the last one back (release_pages)."""
+    if kind == USER_ANON:
+        return MAX_GATHER_BATCH
+    return PAGEVEC_SIZE if kind == USER_SHMEM or kind == USER_FILE else 1
 
 
-cdef inline int64_t batch_of(const user_t *user, int64_t before) noexcept nogil:
-    """How many pages of LRU lists are gathered before they are freed, the last first."""
-    if user.kind == USER_ANON:
-        return MMU_GATHER_BUNDLE if before == 0 else MAX_GATHER_BATCH
-    return PAGEVEC_SIZE if on_lru_kind(user.kind) else 1
+cdef void release_pages(mem_t *mem, const user_t *user, uint64_t *pfns, int64_t n,
+                        int cpu) noexcept nogil:
+    """Free collected pages in the order in which the kernel does, groups of them at once."""
+    cdef int64_t group = pages_together(user.kind), first = 0, i, j, failed
+    while first < n and group > 1:
+        i, j = first, min(first + group, n) - 1
+        while i < j:
+            pfns[i], pfns[j] = pfns[j], pfns[i]
+            i += 1
+            j -= 1
+        first += group
+    free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
 
 
 cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu) noexcept nogil:
     cdef user_t *user = mem.users[number]
-    cdef int64_t at = start, freed = 0, n = 0, failed, batch = batch_of(user, 0), begun = 0
+    cdef int64_t at = start, freed = 0, n = 0, most = MAX_GATHER_BATCH
     cdef uint64_t slot
     cdef uint64_t pfns[CHUNK]
     cdef folio_t folio
@@ -516,9 +523,8 @@ cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu)
                 stop_isolation(mem, &folio)
                 split_huge_page(mem, &folio)
                 continue
-            reverse(&pfns[begun], n - begun)
-            free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
-            n = begun = 0
+            release_pages(mem, user, pfns, n, cpu)
+            n = 0
             detach_page(mem, &folio)
             memset(&user.slots[at], 0, PAGEBLOCK_PAGES * sizeof(uint64_t))
             if not folio.flags[0] & PF_PINNED:
@@ -535,13 +541,8 @@ cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu)
         pfns[n] = folio.pfn
         n += 1
         freed += <int64_t> 1 << user.order
-        if n - begun == batch:
-            reverse(&pfns[begun], batch)
-            begun = n
-            batch = batch_of(user, freed)
-            if n + batch > CHUNK:
-                free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
-                n = begun = 0
-    reverse(&pfns[begun], n - begun)
-    free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+        if n == most:
+            release_pages(mem, user, pfns, n, cpu)
+            n = 0
+    release_pages(mem, user, pfns, n, cpu)
     return freed

@@ -63,6 +63,7 @@ from kmm.vmscan import try_to_free_pages
 
 if TYPE_CHECKING:
     from kmm.balloon_compaction import Balloon
+    from kmm.cpuset import CpuSet
     from kmm.gup import Pin
     from kmm.hugetlb import HState
     from kmm.memory import User
@@ -262,6 +263,7 @@ class Machine(PageAllocator):
         self.hstates: list[HState] = []  # the pools of huge pages
         self.default_hstate_idx = 0
         self.hugetlb_shm_group = 0
+        self.cpusets: dict[str, CpuSet] = {}  # all but the top one, parents first
         self.clock = Clock()
         self.kcompactds: dict[int, Kcompactd] = {}
         self.clock.watchers.append(lambda: kcompactd_look(self))

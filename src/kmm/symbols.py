@@ -320,6 +320,15 @@ SYMBOLS: tuple[Symbol, ...] = (
         note="follows the nodes with memory at once, not from a work queue",
     ),
     Symbol(
+        "cpuset_hotplug_workfn",
+        "kernel/cgroup/cpuset.c",
+        "cpuset",
+        "adapted",
+        traceable=False,
+        note="policies of tasks of the top group are left alone: nodes without memory are passed "
+        "over anyway",
+    ),
+    Symbol(
         "nr_free_pagecache_pages",
         _ALLOC,
         "zonelists",
