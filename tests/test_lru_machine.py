@@ -104,7 +104,7 @@ class LruAgainstTwin(RuleBasedStateMachine):
                 user.write_tokens(start, np.arange(start, start + n) + 1)
                 self.held.update({(name, i): i + 1 for i in range(start, start + n)})
                 for index in range(start, start + n):
-                    self.pages[name, index].dirty = True
+                    self.pages[name, index].dirty = name != "anon"
 
     def _twin_touch(self, user: User, index: int, present: bool, write: bool) -> None:
         key = (user.name, index)
@@ -118,7 +118,7 @@ class LruAgainstTwin(RuleBasedStateMachine):
         zone = self.m.page_zone(int(user.engine.slots[index] & np.uint64(SLOT_PFN)))
         assert zone is not None
         page = Page(user.name, index, kind, zone.zone_idx, user.name == "mapped")
-        page.dirty = write or kind != "file"
+        page.dirty = kind == "shmem" or (write and kind == "file")
         tables = kind == "anon" or page.mapped
         page.young, page.referenced = tables, not tables and (not write or kind == "shmem")
         self.twin.swapped.discard(key)

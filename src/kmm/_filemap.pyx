@@ -133,14 +133,14 @@ cdef void touch_present(mem_t *mem, user_t *user, int64_t at, bint write) noexce
     elif not write or user.kind == USER_SHMEM:
         # Who only writes a file does not show that anybody wants to read it.
         mark_page_accessed(mem, &folio)
-    if write:
+    if write and user.kind != USER_ANON:
         set_page_dirty(mem, &folio)
 
 
 cdef uint16_t new_flags(const user_t *user, bint write) noexcept nogil:
     """The marks of a page that comes because it is read or written."""
     cdef uint16_t flags = 0
-    if write or user.kind != USER_FILE:
+    if user.kind == USER_SHMEM or (write and user.kind == USER_FILE):
         flags |= PF_DIRTY
     if not has_page_table_entries(user) and (not write or user.kind == USER_SHMEM):
         flags |= PF_REFERENCED
@@ -246,13 +246,13 @@ cdef int64_t invalidate(mem_t *mem, int number, int64_t start, int64_t end, int 
             continue
         read_slot(mem, user, at, &folio)
         if folio.huge and (at & (PAGEBLOCK_PAGES - 1) or at + PAGEBLOCK_PAGES > end):
-            if lru_make_room(mem, nodes_of(mem), PAGEBLOCK_PAGES):
+            if lru_make_room(mem, nodes_of(mem), PAGEBLOCK_PAGES + 1):
                 break
             split_huge_page(mem, &folio)
             continue
         at += pages_of_use(&folio)
         if (folio.flags[0] & (PF_DIRTY | PF_WRITEBACK | PF_PINNED | PF_MLOCKED | PF_HWPOISON
-                              | PF_ISOLATED) or user.mapped):
+                              | PF_ISOLATED) or user.mapped or user.kind == USER_SHMEM):
             if lru_make_room(mem, nodes_of(mem), 1):
                 break
             deactivate_file_folio(mem, &folio)

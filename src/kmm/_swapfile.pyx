@@ -79,7 +79,7 @@ cdef void swap_in(mem_t *mem, int number, uint64_t index, pfn_t pfn, uint16_t fl
     cdef user_t *user = mem.users[number]
     cdef uint64_t slot = user.slots[index] & SLOT_PFN
     # The slot goes, so memory alone has it now.
-    attach_page(mem, number, index, pfn, False, flags | PF_DIRTY)
+    attach_page(mem, number, index, pfn, False, flags)
     if user.tokens:
         mem.tokens[pfn] = mem.swap.tokens[slot]
     swap_free(mem, slot)

@@ -41,6 +41,7 @@ _KEYS = {
     "hypervisor",
     "struct_page_size",
     "swap",
+    "pdpe1gb",
     "machine",
 }
 
@@ -254,6 +255,7 @@ def config_from_dict(data: Mapping[str, Any]) -> MachineConfig:
         hypervisor=_flag(data, "hypervisor", True),
         struct_page_size=page_size,
         swap=_swap_size(data),
+        pdpe1gb=_flag(data, "pdpe1gb", True),
         cmdline_items=parse_cmdline(cmdline),
     )
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmm import _filemap
-from kmm.mempolicy import place
-from kmm.page_alloc import ALL_NODES
+from kmm.mempolicy import mask_of
 from kmm.page_writeback import balance_dirty_pages
 from kmm.params import USER_FILE, USER_SHMEM
 from kmm.trace import note
@@ -39,11 +38,15 @@ def access(user: User, start: int, n: int, write: bool) -> int:
 
 def _access_at_once(user: User, at: int, end: int, write: bool) -> int:
     """Read or write as far as nothing has to be waited for; how many pages."""
-    m = user.m
-    where = place(m, user.policy, user.cpu, at)
-    n = 1 if user.policy.mode == "interleave" else end - at
-    nodes = ALL_NODES if where.nodemask is None else sum(1 << nid for nid in where.nodemask)
-    return _filemap.touch(user.engine, m, at, n, write, user.gfp, where.nid, nodes, user.cpu)
+    m, interleave = user.m, user.policy.mode == "interleave"
+    where, before = user.placement(at), user.engine.nr_present
+    n = 1 if interleave else end - at
+    done = _filemap.touch(
+        user.engine, m, at, n, write, user.gfp, where.nid, mask_of(where), user.cpu
+    )
+    if interleave and user.engine.nr_present > before:
+        user.il_prev = where.nid
+    return done
 
 
 def drop_pagecache(m: Machine) -> int:

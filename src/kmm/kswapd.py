@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from kmm import _vmscan
 from kmm.clock import SECOND
+from kmm.compaction import reset_isolation_suitable, wakeup_kcompactd
 from kmm.mmzone import PgData, Zone
 from kmm.page_alloc import GFP_KERNEL
+from kmm.params import PAGEBLOCK_ORDER
 from kmm.trace import traced
 from kmm.vmscan import (
     DEF_PRIORITY,
@@ -116,6 +118,9 @@ def _run(m: Machine, pgdat: PgData, daemon: Kswapd, order: int, highest_zoneidx:
         while not _may_sleep(m, pgdat, reclaimed_for, highest_zoneidx):
             m.count_vm_event("kswapd_high_wmark_hit_quickly")
             reclaimed_for = balance_pgdat(m, pgdat, order, highest_zoneidx)
+    # There is free memory again, of which blocks of an order can be made.
+    reset_isolation_suitable(m, pgdat)
+    wakeup_kcompactd(m, pgdat.node_id, order, highest_zoneidx)
     daemon.dozing_for = (order, highest_zoneidx)
     daemon.naps += 1
     nap = daemon.naps
@@ -162,6 +167,8 @@ def balance_pgdat(m: Machine, pgdat: PgData, order: int, highest_zoneidx: int) -
         set_kswapd_failures(m, pgdat.node_id, kswapd_failures(m, pgdat.node_id) + 1)
     for zone in zones:
         zone.watermark_boost -= min(zone.watermark_boost, boosts[zone.index])
+    if any(boosts.values()):
+        wakeup_kcompactd(m, pgdat.node_id, PAGEBLOCK_ORDER, highest_zoneidx)
     return sc.order
 
 

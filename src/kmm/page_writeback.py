@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kmm import _filemap
 from kmm.clock import SECOND
+from kmm.errors import ValidationError
 from kmm.params import USER_FILE
 from kmm.trace import note, traced
 from kmm.watermarks import global_dirty_limits
@@ -118,3 +119,13 @@ def balance_dirty_pages(m: Machine, user: User) -> None:
             return
         m.clock.wait_until(m.clock.now + MAX_PAUSE)
         background, limit = global_dirty_limits(m)
+
+
+def check_dirty(m: Machine) -> None:
+    """Compare the dirty pages of all files with what the nodes count.
+
+    :raises ValidationError: if they disagree.
+    """
+    mine = sum(user.engine.nr_dirty for user in m.users.values())
+    if mine != nr_dirty(m):
+        raise ValidationError(f"nr_dirty: {nr_dirty(m)}, but files have {mine}")

@@ -82,7 +82,7 @@ class LruTwin:
             page.young = True
         elif not write or page.kind == "shmem":
             self.mark_accessed(page)
-        if write:
+        if write and page.kind != "anon":
             page.dirty = True
 
     def mark_accessed(self, page: Page) -> None:
