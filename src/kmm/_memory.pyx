@@ -56,7 +56,8 @@ cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint hu
     cdef pageblock_t *block
     cdef page_t *page
     cdef uint16_t *where
-    cdef uint64_t i, slot = SLOT_PRESENT | pfn
+    cdef int64_t i
+    cdef uint64_t slot = SLOT_PRESENT | pfn
     cdef int64_t pages = PAGEBLOCK_PAGES if huge and user.order == 0 else <int64_t> 1 << user.order
     if user.kind == USER_ANON or user.mapped:
         slot |= SLOT_YOUNG
@@ -113,7 +114,7 @@ cdef void split_huge_page(mem_t *mem, const folio_t *folio) noexcept nogil:
     cdef zone_t *zone = page_zone(mem, folio.pfn)
     cdef uint16_t flags = folio.flags[0], broken
     cdef pfn_t pfn
-    cdef uint64_t i
+    cdef int64_t i
     cdef pageblock_t *block = block_of(mem, folio.pfn)
     if flags & PF_LRU:
         lru_del(mem, zone, user.kind, True, folio.flags)
