@@ -108,10 +108,8 @@ def test_a_page_read_twice_is_active_and_has_to_become_inactive_first(m: Machine
 
 
 def test_mapped_pages_go_when_nobody_touches_them(m: Machine) -> None:
-    f = clean_file(m, 300)
+    f = User(m, "f", "file", 300)
     f.engine.mapped = True
-    m.write("/proc/sys/vm/drop_caches", "1")
-    f.release(0, 300)
     f.read(0, 300)
     assert f.engine.slots[0] & np.uint64(SLOT_YOUNG)
     assert scan(m).nr_reclaimed == 0
