@@ -41,6 +41,7 @@ from kmm.used_pages import (
     UsedPages,
     live_entries,
     nodes_of,
+    page_users,
     used_pages,
     zones_of,
 )
@@ -69,8 +70,8 @@ def _name(m: Machine, number: int) -> str:
 def _present_slots(m: Machine) -> _Slots:
     """Read the tables of all users, and compare their counts."""
     numbers, indices, values = [], [], []
-    for number, user in m.users_by_number.items():
-        slots = user.engine.slots[: user.engine.nr_slots]
+    for number, user in page_users(m).items():
+        slots = user.slots[: user.nr_slots]
         index = np.flatnonzero(slots)
         value = slots[index]
         present = value & np.uint64(SLOT_PRESENT) != 0
@@ -78,8 +79,8 @@ def _present_slots(m: Machine) -> _Slots:
         name = _name(m, number)
         odd = index[present == swapped]
         _true(not len(odd), f"{name}: slot {int(odd[0]) if len(odd) else 0}: has no one place")
-        _equal(f"{name}: nr_present", user.engine.nr_present, int(np.count_nonzero(present)))
-        _equal(f"{name}: nr_swapped", user.engine.nr_swapped, int(np.count_nonzero(swapped)))
+        _equal(f"{name}: nr_present", user.nr_present, int(np.count_nonzero(present)))
+        _equal(f"{name}: nr_swapped", user.nr_swapped, int(np.count_nonzero(swapped)))
         numbers.append(np.full(int(np.count_nonzero(present)), number))
         indices.append(index[present])
         values.append(value[present])
@@ -154,8 +155,8 @@ def _of_node(m: Machine, pages: UsedPages) -> dict[str, Ints]:
     """How many pages each block adds to the node items that follow from what pages are."""
     n, kind = pages.pages, pages.kind
     mapped: Ints = np.zeros(1 << 16, dtype=np.int64)
-    for number, user in m.users_by_number.items():
-        mapped[number] = user.engine.mapped
+    for number, user in page_users(m).items():
+        mapped[number] = user.mapped
     cache = np.where((kind == USER_SHMEM) | (kind == USER_FILE), n, 0)
     anon = np.where(kind == USER_ANON, n, 0)
     out = {f"nr_{name}": sizes for name, sizes in _lru_sizes(pages).items()}
@@ -205,9 +206,9 @@ def _check_counters(m: Machine, pages: UsedPages) -> None:
 
 def check_users(m: Machine) -> None:
     """Users' slots, the records of their pages, LRU lists, and what is counted of all that."""
-    named = {user.engine.number for user in m.users.values()}
-    known = m.memmap_engine.user_numbers()
-    _equal("users", (sorted(named), sorted(m.users_by_number)), (known, known))
+    named = sorted(user.engine.number for user in m.users.values())
+    _equal("users by name", named, sorted(m.users_by_number))
+    _equal("users", sorted(page_users(m)), m.memmap_engine.user_numbers())
     slots = _present_slots(m)
     pages, state = used_pages(m)
     _check_slots(m, slots, pages, state)
