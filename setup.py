@@ -15,7 +15,7 @@ DIRECTIVES = {
     "embedsignature": True,
 }
 MODULES = """_memmap _fallback _pcp _page_alloc _free_pages _allocator _buddy _scan _page_flags
-    _watermarks _swap _memory _migrate _compaction_scan _compaction""".split()
+    _watermarks _swap _memory _migrate _compaction_scan _compaction _fragment""".split()
 FLAGS = ["-O1", "-g", "-DKMM_DEBUG=1"] if DEBUG else ["-O3"]
 
 setup(

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
 from kmm.clock import SECOND
+from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
 from kmm.load import play_loads
 from kmm.machine import Machine
 from kmm.params import PAGE_SIZE, MachineConfig
