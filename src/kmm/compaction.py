@@ -7,6 +7,7 @@ passes.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -402,3 +403,15 @@ def kcompactd_look(m: Machine) -> None:
             if fragmentation_score_node(pgdat) >= before:
                 timeout <<= COMPACT_MAX_DEFER_SHIFT
         daemon.next_check = m.clock.now + timeout
+
+
+def watch_fragmentation(m: Machine) -> None:
+    """Let kcompactds look whenever time passes on a machine."""
+    machine = weakref.ref(m)
+
+    def look() -> None:
+        here = machine()
+        if here is not None:
+            kcompactd_look(here)
+
+    m.clock.watchers.append(look)

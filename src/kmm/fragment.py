@@ -8,6 +8,7 @@ movable where it should be.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -80,6 +81,9 @@ class _Plan:
     split: Pfns  # blocks of order 10 of which one half is taken
     heads: Pfns  # free blocks that are taken
     pages: int  # in them
+    counts: list[int]  # free blocks of each order in the end
+    held: int  # pageblocks with an unmovable page in the end, and all there are
+    pageblocks: int
     holes: list[tuple[int, Pfns]] = field(default_factory=list)  # order, where each begins
     unmovable: Pfns = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
 
@@ -168,7 +172,7 @@ def _blocks_wanted(pages: int, shares: Sequence[float]) -> list[int]:
     counts, over = [0] * MAX_ORDER, 0.0
     for order in reversed(range(MAX_ORDER)):
         want = pages * shares[order] + over
-        counts[order] = int(want + 1e-6) >> order
+        counts[order] = max(0, round(want / (1 << order)))
         over = want - (counts[order] << order)
     return counts
 
@@ -191,14 +195,16 @@ def _plan(
     """Decide about every block; raises if the target is out of reach."""
     pages = round(target.free * zone.managed_pages)
     counts = _blocks_wanted(pages, shares)
+    wanted, held, pageblocks = _unmovable_wanted(m, zone, target)
     there = sum(n << o for o, n in enumerate(zone.nr_free()))
     if pages > there:
         raise _refuse(
             zone, f"free {target.free}: {pages} pages are wanted, but only {there} are free now"
         )
     plan, blocks = _plan_large(zone, counts, rng)
+    plan.held, plan.pageblocks = held + wanted, pageblocks
     pool = _plan_holes(zone, plan, blocks, counts, rng)
-    _plan_unmovable(m, zone, plan, pool, target, rng)
+    _plan_unmovable(plan, pool, wanted, rng)
     return plan
 
 
@@ -228,6 +234,9 @@ def _plan_large(zone: Zone, counts: list[int], rng: np.random.Generator) -> tupl
         split,
         np.concatenate([gone, cut, whole, *small]),
         len(blocks) * PAGEBLOCK_NR_PAGES + loose,
+        counts,
+        0,
+        0,
     )
     return plan, blocks
 
@@ -279,18 +288,11 @@ def _split_regions(pool: list[Pfns], order: int, need: int) -> None:
         pool[larger - 1] = np.concatenate([pool[larger - 1], part, part + half])
 
 
-def _plan_unmovable(
-    m: Machine,
-    zone: Zone,
-    plan: _Plan,
-    pool: list[Pfns],
-    target: FragmentTarget,
-    rng: np.random.Generator,
-) -> None:
-    """Choose a page in use in as many pageblocks as are to hold an unmovable one."""
-    if target.unmovable is None:
-        return
+def _unmovable_wanted(m: Machine, zone: Zone, target: FragmentTarget) -> tuple[int, int, int]:
+    """How many pageblocks are to get an unmovable page, have one, and are there at all."""
     held, total = _fragment.unmovable_pageblocks(m, zone)
+    if target.unmovable is None:
+        return 0, held, total
     wanted = round(target.unmovable * total)
     if wanted < held:
         raise _refuse(
@@ -302,15 +304,44 @@ def _plan_unmovable(
         raise _refuse(
             zone, f"unmovable {target.unmovable}: the kernel puts no unmovable page there"
         )
+    return wanted - held, held, total
+
+
+def _plan_unmovable(plan: _Plan, pool: list[Pfns], more: int, rng: np.random.Generator) -> None:
+    """Choose a page in use in each of so many pageblocks that are taken apart."""
     kept = rng.permutation(np.concatenate(pool))
     _, first = np.unique(kept >> np.uint64(PAGEBLOCK_ORDER), return_index=True)
-    if wanted - held > len(first):
+    if more > len(first):
         raise _refuse(
-            zone,
-            f"unmovable {target.unmovable}: {wanted - held} more pageblocks of {total} are wanted, "
-            f"of those that are taken apart there are {len(first)}",
+            plan.zone,
+            f"unmovable: {more} more pageblocks of {plan.pageblocks} are wanted, of those that "
+            f"are taken apart there are {len(first)}",
         )
-    plan.unmovable = kept[np.sort(rng.permutation(first)[: wanted - held])]
+    plan.unmovable = kept[np.sort(rng.permutation(first)[:more])]
+
+
+def _check_plans(plans: list[_Plan], target: FragmentTarget, shares: Sequence[float]) -> None:
+    """Compare what the plans come to with what is wanted.
+
+    :raises KernelError: ENOSPC, naming the first share that lies off by more than is tolerated.
+    """
+    counts = [sum(plan.counts[o] for plan in plans) for o in range(MAX_ORDER)]
+    free = sum(n << order for order, n in enumerate(counts))
+    pairs = [("free", target.free, free / sum(plan.zone.managed_pages for plan in plans))]
+    pairs += [
+        (f"orders[{o}]", want, have)
+        for o, (want, have) in enumerate(zip(shares, _shares(counts), strict=True))
+    ]
+    if target.unmovable is not None:
+        have = sum(plan.held for plan in plans) / sum(plan.pageblocks for plan in plans)
+        pairs.append(("unmovable", target.unmovable, have))
+    for name, want, have in pairs:
+        if abs(want - have) > target.tolerance:
+            raise kernel_error(
+                -ENOSPC,
+                f"{name}: {want:.4f} is wanted, {have:.4f} is the nearest: it does not "
+                "divide into blocks of that size",
+            )
 
 
 # -- doing it -------------------------------------------------------------------------------
@@ -322,8 +353,11 @@ class _Takers:
     def __init__(self, m: Machine, plan: _Plan, target: FragmentTarget, seed: int) -> None:
         self.m, self.plan = m, plan
         where = f"fragment {seed} node {plan.zone.nid} {plan.zone.name}"
-        n = sum(name.startswith(where) for name in m.users)
-        self.names = [f"{where} {n} {kind}" for kind in ("anon", "file", "slab")]
+        kinds = ("anon", "file", "slab")
+        n = next(
+            i for i in itertools.count() if not any(f"{where} {i} {k}" in m.users for k in kinds)
+        )
+        self.names = [f"{where} {n} {kind}" for kind in kinds]
         self.file_share = target.file
 
     def take(self, rng: np.random.Generator) -> None:
@@ -396,6 +430,7 @@ def fragment(m: Machine, where: Zone | int, target: FragmentTarget, seed: int = 
         zone.drain()
     rng = np.random.default_rng(seed)
     plans = [_plan(m, zone, target, shares, rng) for zone in zones]
+    _check_plans(plans, target, shares)
     names: list[str] = []
     for plan in plans:
         takers = _Takers(m, plan, target, seed)
@@ -404,25 +439,4 @@ def fragment(m: Machine, where: Zone | int, target: FragmentTarget, seed: int = 
         takers.let_go(rng)
         names += [user.name for user in takers.users]
     m.give_back_records()
-    reached = measure(m, where, names)
-    _check_reached(reached, target, shares)
-    return reached
-
-
-def _check_reached(reached: FragmentState, target: FragmentTarget, shares: Sequence[float]) -> None:
-    """Compare what was measured with what was wanted.
-
-    :raises KernelError: ENOSPC, naming the first share that lies off by more than is tolerated.
-    """
-    pairs = [("free", target.free, reached.free)]
-    pairs += [
-        (f"orders[{o}]", want, have)
-        for o, (want, have) in enumerate(zip(shares, reached.orders, strict=True))
-    ]
-    if target.unmovable is not None:
-        pairs.append(("unmovable", target.unmovable, reached.unmovable))
-    for name, want, have in pairs:
-        if abs(want - have) > target.tolerance:
-            raise kernel_error(
-                -ENOSPC, f"{name}: {have:.4f} was reached, {want:.4f} wanted: it does not divide"
-            )
+    return measure(m, where, names)

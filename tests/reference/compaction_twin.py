@@ -66,7 +66,7 @@ class CompactionTwin:
             pfn += 1
             if len(pages) >= ROUND and not whole:
                 break
-        self.migrate_pfn = pfn
+        self.migrate_pfn = min(pfn, end)
         return pages
 
     def _migrate(self, pages: list[int]) -> bool:
@@ -92,35 +92,38 @@ class CompactionTwin:
         """Free pages from where the last came from downward, until there are enough."""
         at = self.free_pfn
         block = at // BLOCK
+        step = 1
         while block > self.migrate_pfn // BLOCK:
             end = min((block + 1) * BLOCK, self.end)
             large = self.free.get(block * BLOCK, 0) >= 9
             if not large and self.types[block] == MOVABLE:
-                at, enough = self._scan_targets(at, end, wanted)
-                if enough:
+                had = len(self.targets)
+                at = self._scan_targets(at, end, wanted, step)
+                if len(self.targets) >= wanted or at < end:
                     self.free_pfn = at if at < end else (block - 1) * BLOCK
                     return
-                if at < end:
-                    self.free_pfn = at
-                    return
+                # The fuller the zone, the fewer pages are looked at.
+                step = 1 if len(self.targets) > had else min(2 * step, ROUND)
             block -= 1
             at = block * BLOCK
         self.free_pfn = at
 
-    def _scan_targets(self, at: int, end: int, wanted: int) -> tuple[int, bool]:
+    def _scan_targets(self, at: int, end: int, wanted: int, step: int) -> int:
+        """Take free blocks of one pageblock, upward; where the scan ended."""
         while at < end:
             self.free_scanned += 1
             order = self.free.get(at)
             if order is None:
-                at += 1
+                at += step
                 continue
             if self.spare <= 1 << order:
-                return at, False
+                return at
             del self.free[at]
             self.spare -= 1 << order
             self.targets += range(at, at + (1 << order))
             self.free_scanned += (1 << order) - 1
             at += 1 << order
             if len(self.targets) >= wanted:
-                return at, True
-        return at, False
+                break
+            at += step - 1
+        return min(at, end)
