@@ -159,8 +159,8 @@ def defer_compaction(zone: Zone, order: int) -> None:
     _compaction.set_compact_state(
         zone,
         considered=0,
-        defer_shift=min(int(state["defer_shift"]) + 1, COMPACT_MAX_DEFER_SHIFT),
-        order_failed=min(order, int(state["order_failed"])),
+        defer_shift=min(state["defer_shift"] + 1, COMPACT_MAX_DEFER_SHIFT),
+        order_failed=min(order, state["order_failed"]),
     )
 
 
@@ -170,7 +170,7 @@ def compaction_deferred(zone: Zone, order: int) -> bool:
     if order < state["order_failed"]:
         return False
     limit = 1 << state["defer_shift"]
-    considered = min(int(state["considered"]) + 1, limit)
+    considered = min(state["considered"] + 1, limit)
     _compaction.set_compact_state(zone, considered=considered)
     return considered < limit
 
