@@ -15,6 +15,14 @@ cdef bint can_steal_fallback(const mem_t *mem, int order, int mt) noexcept nogil
 cdef int suitable_fallback(const zone_t *zone, int order, int mt) noexcept nogil
 
 
+cdef bint drop_poisoned(mem_t *mem, pfn_t pfn, int order) noexcept nogil
+
+
+cdef inline bint is_bad(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
+    """Whether a block just taken holds a poisoned page; nobody has it then (check_new_pages)."""
+    return mem.poisoned and drop_poisoned(mem, pfn, order)
+
+
 cdef inline int64_t rmqueue_buddy(mem_t *mem, zone_t *zone, int order, int mt,
                                   int flags) noexcept nogil:
     """Take a block of a type, claiming one of another type if need be; -1 (__rmqueue)."""

@@ -5,6 +5,7 @@ cdef class MemMap:
     cdef mem_t mem
     cdef journal_t journal
     cdef zone_t **zonerefs
+    cdef object user_objects        # by number: those with pages are kept
     cdef object pages_buffer, states_buffer, blocks_buffer, sections_buffer, tokens_buffer
     cdef void fill_zonelist(self, zonelist_t *zonelist, indices)
     cdef void set_zone(self, int index, zone_t *zone) noexcept
@@ -77,6 +78,10 @@ cdef inline void wakeup_kswapd(mem_t *mem, const zone_t *zone, int order,
     cdef node_t *node = &mem.nodes[zone.nid]
     if not zone.managed_pages:
         return
+    if mem.journal != NULL:
+        journal_add(mem.journal, &node.kswapd_wakeups, sizeof(int64_t))
+        journal_add(mem.journal, &node.kswapd_order, sizeof(int32_t))
+        journal_add(mem.journal, &node.kswapd_highest_zoneidx, sizeof(int32_t))
     node.kswapd_wakeups += 1
     node.kswapd_order = max(node.kswapd_order, order)
     node.kswapd_highest_zoneidx = max(node.kswapd_highest_zoneidx, highest)

@@ -1,5 +1,5 @@
 """Allocating and freeing: zonelists, watermarks, the slow path's order (mm/page_alloc.c)."""
-from kmm._fallback cimport (reserve_highatomic_pageblock, rmqueue_buddy,
+from kmm._fallback cimport (is_bad, reserve_highatomic_pageblock, rmqueue_buddy,
                             unreserve_highatomic_pageblock)
 from kmm._freelist cimport mark_allocated, page_next, prefetch, rmqueue_smallest
 from kmm._memmap cimport wakeup_kswapd
@@ -117,16 +117,21 @@ cdef inline void zone_statistics(const mem_t *mem, const request_t *r, zone_t *z
 
 cdef int64_t rmqueue_direct(mem_t *mem, zone_t *zone, int order, int mt, int flags) noexcept nogil:
     """Take a block past the per-CPU lists; -1 if there is none (rmqueue_buddy)."""
-    cdef int64_t pfn = -1
-    if flags & ALLOC_HIGHATOMIC:
-        pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
-    if pfn < 0:
-        pfn = rmqueue_buddy(mem, zone, order, mt, flags)
-    if pfn < 0 and flags & (ALLOC_OOM | ALLOC_NON_BLOCK):
-        pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
-    if pfn >= 0:
+    cdef int64_t pfn
+    while True:
+        pfn = -1
+        if flags & ALLOC_HIGHATOMIC:
+            pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
+        if pfn < 0:
+            pfn = rmqueue_buddy(mem, zone, order, mt, flags)
+        if pfn < 0 and flags & (ALLOC_OOM | ALLOC_NON_BLOCK):
+            pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
+        if pfn < 0:
+            return -1
         zone.nr_free_pages -= <int64_t> 1 << order
-        mark_allocated(mem, <pfn_t> pfn, order)
+        if not is_bad(mem, <pfn_t> pfn, order):
+            break
+    mark_allocated(mem, <pfn_t> pfn, order)
     return pfn
 
 
@@ -179,9 +184,10 @@ cdef void wake_all_kswapds(mem_t *mem, const request_t *r) noexcept nogil:
             wakeup_kswapd(mem, r.zonelist.zones[i], r.order, r.highest)
 
 
-cdef int64_t alloc_slowpath(mem_t *mem, request_t *r) noexcept nogil:
+cdef int64_t alloc_slowpath(mem_t *mem, const request_t *r) noexcept nogil:
     """What can be had without waiting for anybody: reserves as the request's rights go."""
     cdef int flags = slowpath_flags(r.gfp, r.order)
+    cdef request_t unmasked
     cdef int64_t pfn
     if flags & ALLOC_KSWAPD:
         wake_all_kswapds(mem, r)
@@ -193,9 +199,10 @@ cdef int64_t alloc_slowpath(mem_t *mem, request_t *r) noexcept nogil:
         wake_all_kswapds(mem, r)
     if r.gfp & GFP_BIT_MEMALLOC and not r.gfp & GFP_BIT_NOMEMALLOC:
         flags = ALLOC_NO_WATERMARKS | (flags & ALLOC_KSWAPD)
-    if not flags & ALLOC_CPUSET:
-        prepare_request(mem, r, r.gfp, r.order, r.nid, ALL_NODES, r.cpu)
-    return get_page_from_freelist(mem, r, flags)
+    if flags & ALLOC_CPUSET:
+        return get_page_from_freelist(mem, r, flags)
+    prepare_request(mem, &unmasked, r.gfp, r.order, r.nid, ALL_NODES, r.cpu)
+    return get_page_from_freelist(mem, &unmasked, flags)
 
 
 cdef inline int64_t alloc_from_pcp(mem_t *mem, uint32_t gfp, int order, int nid,

@@ -1,9 +1,10 @@
 """LRU lists: rings of entries, of which those count whose tag their page bears (mm/swap.c)."""
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport realloc
 
 cdef enum:
     ENOMEM = 12
     SMALLEST_ROOM = 1024
+    MOST_ENTRIES = 1 << 30          # on one list: as many as there are tags
 
 cdef uint64_t PFN_MASK = (<uint64_t> 1 << (64 - LRU_TAG_BITS)) - 1
 
@@ -39,13 +40,15 @@ cdef void drop_stale(mem_t *mem, int nid, int lru) noexcept nogil:
 
 
 cdef int grow(lru_list_t *lst, uint64_t room) noexcept nogil:
-    cdef uint64_t *ring = <uint64_t *> malloc(room * sizeof(uint64_t))
+    """Enlarge a ring to a larger power of two; a large one is moved by the host, not copied."""
+    cdef uint64_t *ring = <uint64_t *> realloc(lst.ring, room * sizeof(uint64_t))
     cdef uint64_t at
     if ring == NULL:
         return -ENOMEM
+    # Entries of later rounds lay where those of earlier ones were.
     for at in range(lst.tail, lst.head):
-        ring[at & (room - 1)] = lst.ring[at & (lst.room - 1)]
-    free(lst.ring)
+        if at & (room - 1) != at & (lst.room - 1):
+            ring[at & (room - 1)] = ring[at & (lst.room - 1)]
     lst.ring, lst.room = ring, room
     return 0
 
@@ -54,6 +57,8 @@ cdef int lru_make_room(mem_t *mem, uint64_t nodes, int64_t n) noexcept nogil:
     cdef int nid, lru, rc
     cdef uint64_t room
     cdef lru_list_t *lst
+    if n >= MOST_ENTRIES:
+        return -ENOMEM
     for nid in range(mem.nr_nodes):
         if not nodes >> nid & 1:
             continue
@@ -62,9 +67,13 @@ cdef int lru_make_room(mem_t *mem, uint64_t nodes, int64_t n) noexcept nogil:
             if lst.head - lst.tail + n <= lst.room:
                 continue
             # Half of what is there has left: closing the gaps is cheaper than more memory.
-            if lst.head - lst.tail > 2 * lst.nr_live:
+            if (lst.head - lst.tail > 2 * lst.nr_live
+                    or lst.head - lst.tail + n > MOST_ENTRIES):
                 drop_stale(mem, nid, lru)
             room = lst.room or SMALLEST_ROOM
+            # A tag must not come round while an entry is there that bears it.
+            if lst.head - lst.tail + n > MOST_ENTRIES:
+                return -ENOMEM
             while lst.head - lst.tail + n > room:
                 room *= 2
             if room > lst.room:

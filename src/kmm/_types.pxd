@@ -51,7 +51,7 @@ cdef enum:
     PF_HWPOISON = 1 << 4
     PF_OFFLINE = 1 << 5
     PF_MOVABLE_OPS = 1 << 6
-    PF_TAKEN = 1 << 7               # broken, and so in nobody's hands
+    PF_TAKEN = 1 << 7               # broken, or dropped with one that is: in nobody's hands
     PF_USER = 1 << 8                # the links hold who uses it, and as what
     PF_ACTIVE = 1 << 9
     PF_REFERENCED = 1 << 10
@@ -313,6 +313,7 @@ cdef struct mem_t:
     int32_t nr_cpus
     int32_t nr_online_nodes
     int32_t grouping_disabled       # page_group_by_mobility_disabled
+    int32_t poisoned                # blocks that are freed may hold poisoned pages
     journal_t *journal              # NULL while nothing has to be undone
     uint64_t *tokens                # by pfn: what the pages of users with tokens hold
     user_t **users                  # by number, from 1; NULL where there is none

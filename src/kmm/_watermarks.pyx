@@ -4,6 +4,7 @@ It runs several times in every online and offline of a block, over every zone of
 """
 from kmm._memmap cimport MemMap
 from kmm._types cimport *
+from kmm._vmstat cimport NR_ACTIVE_FILE, NR_INACTIVE_FILE
 
 cdef enum:
     MAX_STAT_THRESHOLD = 125
@@ -170,3 +171,22 @@ def sum_of_free_pages(MemMap memmap):
     for i in range(memmap.mem.nr_zones):
         total += memmap.mem.zones[i].nr_free_pages
     return total
+
+
+def sum_of_file_pages(MemMap memmap):
+    """Pages on the LRU lists of files that came since the machine began."""
+    cdef int nid
+    cdef int64_t total = 0
+    for nid in range(memmap.mem.nr_nodes):
+        total += (memmap.mem.nodes[nid].stat[NR_INACTIVE_FILE]
+                  + memmap.mem.nodes[nid].stat[NR_ACTIVE_FILE])
+    return total
+
+
+def populated_zones(MemMap memmap, nids, int highest):
+    """How many zones of some nodes, up to an index, have present pages."""
+    cdef int nid, zone_idx, n = 0
+    for nid in nids:
+        for zone_idx in range(highest + 1):
+            n += zone_at(&memmap.mem, nid, zone_idx).present_pages != 0
+    return n

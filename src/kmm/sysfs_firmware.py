@@ -146,7 +146,7 @@ DIRECTORIES: dict[str, tuple[str, ...]] = {
     "/sys/firmware/acpi/hotplug": ("memory",),
     "/sys/firmware/acpi/hotplug/memory": ("enabled",),
     "/sys/kernel": ("debug", "mm"),
-    "/sys/kernel/mm": ("transparent_hugepage",),
+    "/sys/kernel/mm": ("hugepages", "transparent_hugepage"),
     THP: ("enabled",),
     "/sys/kernel/debug": ("extfrag", "notifier-error-inject"),
     EXTFRAG: ("extfrag_index", "unusable_index"),

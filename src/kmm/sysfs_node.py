@@ -93,6 +93,7 @@ def _node_dir(m: Machine, match: re.Match[str]) -> Entry | None:
         "cpulist",
         "cpumap",
         "distance",
+        "hugepages",
         "meminfo",
         "numastat",
         "power",

@@ -6,7 +6,7 @@ What a machine began with is in the ``vmstat`` of zones and nodes and in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from kmm import _compaction
@@ -40,6 +40,12 @@ ZONE_STAT_ITEMS = tuple(
 NUMA_STAT_ITEMS = tuple(
     "numa_hit numa_miss numa_foreign numa_interleave numa_local numa_other".split()
 )
+#: Those of them that numastat calls otherwise.
+NUMASTAT_NAMES = {
+    "numa_interleave": "interleave_hit",
+    "numa_local": "local_node",
+    "numa_other": "other_node",
+}
 #: Those of them that the engine counts.
 ENGINE_NUMA_ITEMS = frozenset(NUMA_STAT_ITEMS) - {"numa_interleave"}
 VM_EVENT_ITEMS = tuple(
@@ -168,12 +174,20 @@ def node_vmstat(m: Machine, pgdat: PgData) -> str:
 def node_numastat(m: Machine, pgdat: PgData) -> str:
     """/sys/devices/system/node/nodeN/numastat."""
     sums = sum_zone_items(pgdat.zones)
-    names = {
-        "numa_interleave": "interleave_hit",
-        "numa_local": "local_node",
-        "numa_other": "other_node",
-    }
-    return _lines({names.get(k, k): sums[k] for k in NUMA_STAT_ITEMS})
+    return _lines({NUMASTAT_NAMES.get(k, k): sums[k] for k in NUMA_STAT_ITEMS})
+
+
+def _count(path: str, name: str, value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) < 20) or int(value) > _COUNTER_MAX:
+        raise ConfigError(
+            f"{path}: {name} {shown(value)}; allowed: a number from 0 to {_COUNTER_MAX}"
+        )
+    return int(value)
+
+
+def _counts(path: str, text: str, names: Collection[str]) -> dict[str, int]:
+    rows = (line.partition(" ") for line in text.splitlines())
+    return {name: _count(path, name, value) for name, _, value in rows if name in names}
 
 
 def load_vm_events(m: Machine, text: str) -> None:
@@ -181,17 +195,35 @@ def load_vm_events(m: Machine, text: str) -> None:
 
     :raises ConfigError: naming an event whose count is none.
     """
-    for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name not in VM_EVENT_ITEMS:
+    m.vm_event_states.update(_counts(PATH, text, VM_EVENT_ITEMS))
+
+
+def load_numa_events(m: Machine, files: Mapping[str, str]) -> None:
+    """Let zones without pages, which zoneinfo does not show, keep what was counted in them.
+
+    :param files: path to text; a node's numastat tells of its zones, /proc/vmstat of offline nodes.
+    :raises ConfigError: naming a count that is none.
+    """
+    for nid, pgdat in m.nodes.items():
+        path = f"/sys/devices/system/node/node{nid}/numastat"
+        names = {NUMASTAT_NAMES.get(k, k): k for k in NUMA_STAT_ITEMS}
+        want = _counts(path, files.get(path, ""), names)
+        _keep_rest(pgdat, {names[k]: n for k, n in want.items()}, sum_zone_items(pgdat.zones))
+    want = _counts(PATH, files.get(PATH, ""), NUMA_STAT_ITEMS)
+    offline = next((p for nid, p in m.nodes.items() if nid not in m.n_online), None)
+    if offline is not None:
+        _keep_rest(offline, want, sum_zone_items(m.all_zones()))
+
+
+def _keep_rest(pgdat: PgData, want: Mapping[str, int], have: Mapping[str, int]) -> None:
+    """Count in a node's last zone, which never has pages, what its other zones do not."""
+    for k, n in want.items():
+        if n <= have[k]:
             continue
-        if not (value.isascii() and value.isdigit() and len(value) < 20) or (
-            int(value) > _COUNTER_MAX
-        ):
-            raise ConfigError(
-                f"{PATH}: {name} {shown(value)}; allowed: a number from 0 to {_COUNTER_MAX}"
-            )
-        m.vm_event_states[name] = int(value)
+        if k in ENGINE_NUMA_ITEMS:
+            pgdat.zones[-1].vm_events = {k: n - have[k]}
+        else:
+            pgdat.zones[-1].vmstat[k] = n - have[k]
 
 
 # -- debugfs: extfrag -------------------------------------------------------------------

@@ -115,9 +115,7 @@ def refresh_zone_stat_thresholds(m: Machine) -> None:
 
 def set_recommended_min_free_kbytes(m: Machine) -> None:
     """Raise min_free_kbytes so that huge pages can be had (khugepaged)."""
-    populated = sum(
-        z.populated for nid in m.n_online for z in m.nodes[nid].zones[: ZONE_NORMAL + 1]
-    )
+    populated = _watermarks.populated_zones(m.memmap_engine, m.n_online, ZONE_NORMAL)
     recommended = PAGEBLOCK_NR_PAGES * populated * (2 + 9)
     recommended = min(recommended, nr_free_buffer_pages(m) // 20) * 4
     if recommended > m.vm.min_free_kbytes:
@@ -173,15 +171,10 @@ def set_boost_factor(m: Machine, value: int) -> None:
 def global_dirty_limits(m: Machine) -> tuple[int, int]:
     """Return how many dirty pages start the writing back, and how many make tasks wait for it."""
     free = _watermarks.sum_of_free_pages(m.memmap_engine)
-    files = [
-        (p.vmstat, m.memmap_engine.node_stat(p.node_id))
-        for p in m.nodes.values()
-        if p.node_id in m.n_online
-    ]
-    filelru = sum(
-        base.get("nr_inactive_file", 0) + base.get("nr_active_file", 0) + stat[2] + stat[3]
-        for base, stat in files
-    )
+    filelru = _watermarks.sum_of_file_pages(m.memmap_engine)
+    for nid in m.n_online:
+        base = m.nodes[nid].vmstat
+        filelru += base.get("nr_inactive_file", 0) + base.get("nr_active_file", 0)
     dirtyable = max(0, free - m.totalreserve_pages) + filelru + 1
     # The kernel makes the percentages parts of a page first, which loses a few pages.
     limit = m.vm.dirty_ratio * PAGE_SIZE // 100 * dirtyable // PAGE_SIZE
