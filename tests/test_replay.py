@@ -72,6 +72,11 @@ REQUIRED = {
     "random_three_nodes": (5385, 5392),
     "small_boot_big_dimms": (6311, 6318),
     "tunables_odd": (2404, 2431),
+    # The flags of used pages are not all shown.
+    "compact_direct": (695, 698),
+    "compact_files": (766, 771),
+    "compact_mixed": (848, 852),
+    "compact_proactive": (538, 540),
     "acpi_doors": (2400, 2400),
     "bad_writes_more": (3824, 3824),
     "hwpoison_errors": (2276, 2276),

@@ -118,6 +118,8 @@ class RemotePagesets:
 
     def wait(self, seconds: float) -> None:
         """Let time pass in which no task uses these lists."""
+        # The worker comes by as often as vm.stat_interval says.
+        seconds /= max(1, self._m.vm.kept.get("stat_interval", 1))
         for zone, cpu, _ in self._lists():
             key = zone.index, cpu
             idle = self._idle.get(key, 0.0) + seconds

@@ -341,9 +341,27 @@ SYMBOLS: tuple[Symbol, ...] = (
         "try_to_compact_pages",
         "mm/compaction.c",
         "compaction",
-        "stub",
         traceable=False,
-        note="no page moves yet",
+        note="not inside a chain whose records are kept for undoing",
+    ),
+    *_rows(
+        "mm/compaction.c",
+        "compaction",
+        "compact_zone",
+        status="adapted",
+        traceable=False,
+        note="where too many pages are isolated a run ends, also a synchronous one; a contended "
+        "lock and need_resched never end it; order-0 pages alone are told from compound ones",
+    ),
+    *_rows("mm/compaction.c", "compaction", "compact_node compact_nodes", traceable=False),
+    *_rows(
+        "mm/compaction.c",
+        "compaction",
+        "proactive_compact_node kcompactd_do_work",
+        status="adapted",
+        traceable=False,
+        note="kcompactd works while virtual time passes, and looks once at the end of a wait "
+        "however long it was; kswapd never counts as running",
     ),
     Symbol(
         "try_to_free_pages",
