@@ -9,6 +9,7 @@ from kmm._freelist cimport is_free_head, prefetch
 from kmm._memmap cimport MemMap
 from kmm._memory cimport nodes_of, split_huge_page
 from kmm._page_alloc cimport alloc_pages, alloc_pages_bulk
+from kmm._page_owner cimport in_use_t, next_in_use
 from kmm._swap cimport lru_add, lru_del, lru_make_room
 
 cdef enum:
@@ -39,6 +40,11 @@ cdef inline bint can_move(const mem_t *mem, const folio_t *folio) noexcept nogil
     return (mem.users[folio.user].kind == USER_HUGETLB and folio.flags[0] & PF_ACTIVE != 0)
 
 
+cdef inline bint is_orphan(mem_t *mem, pfn_t pfn) noexcept nogil:
+    """Whether a page was pinned and has lost its user: it is on an LRU list until unpinned."""
+    return flags_of(mem, pfn)[0] & (PF_PINNED | PF_USER | PF_HWPOISON) == PF_PINNED
+
+
 cdef inline bint skip_unused(const mem_t *mem, pfn_t *pfn) noexcept nogil:
     """Step over what is free or was never written to; whether there was something."""
     cdef int order = 0
@@ -62,11 +68,14 @@ cdef int64_t scan_movable(mem_t *mem, pfn_t start, pfn_t end, pfn_t *blocked) no
         if skip_unused(mem, &pfn):
             continue
         if not read_folio(mem, pfn, &folio):
+            if is_orphan(mem, pfn):
+                return <int64_t> pfn
             pfn += 1
             continue
         if can_move(mem, &folio):
             return <int64_t> pfn
-        if folio.flags[0] & PF_OFFLINE:
+        # A driver that dropped its reference to an offline page lets it go.
+        if folio.flags[0] & PF_OFFLINE and (folio.huge or mem.states[pfn] & STATE_ALLOCATED):
             blocked[0] = pfn
             return -EBUSY
         pfn += <pfn_t> folio_nr_pages(mem, &folio)
@@ -117,17 +126,17 @@ def isolate_range(MemMap memmap, pfn_t start, pfn_t end, uint64_t[::1] out,
     cdef pfn_t pfn = start
     cdef int64_t n = 0, k = 0
     cdef folio_t folio
+    cdef in_use_t row
     with nogil:
         while pfn < end and n < out.shape[0]:
             if skip_unused(mem, &pfn):
                 continue
             if not read_folio(mem, pfn, &folio):
-                if (mem.states[pfn] & ~(STATE_MARKED | STATE_ORDER) == STATE_ALLOCATED
-                        and not mem.pages[pfn].flags & PF_HWPOISON):
+                pfn = next_in_use(mem, pfn, &row)
+                if row.nr_pages and row.held and not row.flags & PF_HWPOISON:
                     if k < refused.shape[0]:
-                        refused[k] = pfn
+                        refused[k] = row.pfn
                     k += 1
-                pfn += 1
                 continue
             if folio.flags[0] & PF_HWPOISON:
                 pass
@@ -319,9 +328,10 @@ def count_outcome(MemMap memmap, const uint64_t[::1] pfns, const uint8_t[::1] st
     return moved, huge, failed, huge_failed, left
 
 
-def migrate_to(PageAllocator m, pfn_t pfn, pfn_t to, int cpu):
+def migrate_to(PageAllocator m, pfn_t pfn, pfn_t to, int cpu, bint poison=False):
     """Move one isolated page to a block of its size that was handed out, and free it.
 
+    :param poison: mark what is freed as broken, so that nobody gets it; of single pages.
     :return: whether it did; False if the page was let go meanwhile, so that ``to`` is not needed.
     """
     cdef folio_t folio, other
@@ -334,6 +344,9 @@ def migrate_to(PageAllocator m, pfn_t pfn, pfn_t to, int cpu):
     if not m.memmap_engine_.is_allocated(to, order) or read_folio(m.mem, to, &other):
         raise ValueError(f"migrate_to: pfn {to:#x} is no unused block of order {order}")
     move_folio(m.mem, &folio, to)
+    if poison:
+        m.mem.pages[pfn].flags |= PF_HWPOISON
+        m.mem.states[pfn] |= STATE_MARKED
     free_pages(m.mem, pfn, order, cpu)
     m.mem.events[PGMIGRATE_SUCCESS] += <int64_t> 1 << order
     if folio.huge:
