@@ -130,11 +130,11 @@ def test_a_driver_that_moves_pages_has_single_ones() -> None:
         User(machine(), "d", "driver_movable", 10, order=3)
 
 
-def test_only_anonymous_memory_has_huge_pages_of_its_own() -> None:
+def test_the_kernel_itself_has_blocks_of_an_order_instead_of_huge_pages() -> None:
     with pytest.raises(
-        KernelError, match="thp: 'always'; allowed: 'never' for pages of kind 'file'"
+        KernelError, match="thp: 'always'; allowed: 'never' for pages of kind 'slab'"
     ):
-        User(machine(), "f", "file", 10, thp="always")
+        User(machine(), "s", "slab", 10, thp="always")
 
 
 def test_ranges_that_overflow() -> None:
@@ -167,6 +167,11 @@ def test_a_page_gets_no_second_user() -> None:
             other.engine.attach(m, 0, bad)
     other.engine.attach(m, 0, m.alloc_pages())
     assert other.nr_present == 1
+    huge, third = anon(m, 512, "huge", thp="always"), User(m, "third", "anon", 512)
+    with pytest.raises(ValueError, match="attach_huge: slot 0"):
+        third.engine.attach_huge(m, 0, int(huge.pfns()[0]))
+    third.engine.attach_huge(m, 0, m.alloc_pages(9))
+    assert third.nr_present == 512
     m.validate()
 
 

@@ -105,11 +105,10 @@ def _huge(m: Machine, blocks: Ints) -> list[Ints]:
 
 def user_tables(m: Machine) -> tuple[Ints, Ints]:
     """Return kind and order of each user by its number, kind 0 where there is none."""
-    most = max(m.users_by_number, default=0) + 1
-    kinds: Ints = np.zeros(max(most, 1 << 16), dtype=np.int64)
+    kinds: Ints = np.zeros(1 << 16, dtype=np.int64)
     orders = np.zeros_like(kinds)
-    for number, user in m.users_by_number.items():
-        kinds[number], orders[number] = user.kind, user.engine.order
+    for number, user in m.memmap_engine.page_users().items():
+        kinds[number], orders[number] = user.kind, user.order
     return kinds, orders
 
 
@@ -128,7 +127,7 @@ def used_pages(m: Machine) -> tuple[UsedPages, Ints]:
     huge = _huge(m, blocks[taken & (records["flags"] & PG_USER != 0)])
     kinds, orders = user_tables(m)
     pfn, user, index, tag, flags, last = (
-        np.concatenate(pair) for pair in zip(small, huge, strict=True)
+        np.concatenate(pair).astype(np.int64, copy=False) for pair in zip(small, huge, strict=True)
     )
     of_block = np.arange(len(pfn)) >= len(small[0])
     # A pageblock's record counts in units of 512 where its user has single pages.
@@ -162,7 +161,8 @@ def live_entries(m: Machine, pages: UsedPages, nid: int, lru: int) -> tuple[Ints
 
 def zones_of(m: Machine, pfn: Ints) -> Ints:
     """Return the zone of each page, an index into the table of zones, -1 for none."""
-    return m.pageblocks["zone"][pfn >> PAGEBLOCK_ORDER].astype(np.int64) - 1
+    zones: Ints = m.pageblocks["zone"][pfn >> PAGEBLOCK_ORDER].astype(np.int64) - 1
+    return zones
 
 
 def nodes_of(m: Machine, pfn: Ints) -> Ints:

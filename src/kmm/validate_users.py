@@ -16,6 +16,7 @@ from kmm.params import (
     PAGEBLOCK_ORDER,
     PG_ACTIVE,
     PG_DIRTY,
+    PG_HWPOISON,
     PG_ISOLATED,
     PG_LRU,
     PG_MLOCKED,
@@ -73,8 +74,8 @@ def _name(m: Machine, number: int) -> str:
 def _present_slots(m: Machine) -> _Slots:
     """Read the tables of all users, and compare their counts."""
     numbers, indices, values = [], [], []
-    for number, user in m.users_by_number.items():
-        slots = user.engine.slots[: user.engine.nr_slots]
+    for number, user in m.memmap_engine.page_users().items():
+        slots = user.slots[: user.nr_slots]
         index = np.flatnonzero(slots)
         value = slots[index]
         present = value & np.uint64(SLOT_PRESENT) != 0
@@ -82,8 +83,8 @@ def _present_slots(m: Machine) -> _Slots:
         name = _name(m, number)
         odd = index[present == swapped]
         _true(not len(odd), f"{name}: slot {int(odd[0]) if len(odd) else 0}: has no one place")
-        _equal(f"{name}: nr_present", user.engine.nr_present, int(np.count_nonzero(present)))
-        _equal(f"{name}: nr_swapped", user.engine.nr_swapped, int(np.count_nonzero(swapped)))
+        _equal(f"{name}: nr_present", user.nr_present, int(np.count_nonzero(present)))
+        _equal(f"{name}: nr_swapped", user.nr_swapped, int(np.count_nonzero(swapped)))
         numbers.append(np.full(int(np.count_nonzero(present)), number))
         indices.append(index[present])
         values.append(value[present])
@@ -134,9 +135,12 @@ def _check_lru(m: Machine, pages: UsedPages) -> None:
     """Each page of a kind that is listed has one entry, on the list that is its own."""
     _none(pages.pfn[pages.flags & PG_ISOLATED != 0], "isolated pages that nobody moves")
     listed = np.isin(pages.kind, (USER_ANON, USER_SHMEM, USER_FILE))
-    _none(pages.pfn[listed & (pages.flags & PG_LRU == 0)], "pages that are on no LRU list")
+    # A broken page is taken off its list, also where its file keeps it.
+    nowhere = pages.flags & (PG_LRU | PG_HWPOISON) == 0
+    _none(pages.pfn[listed & nowhere], "pages that are on no LRU list")
     _none(pages.pfn[~listed & (pages.flags & PG_LRU != 0)], "pages that no LRU list is for")
     node = nodes_of(m, pages.pfn)
+    listed &= pages.flags & PG_LRU != 0
     lru = np.where(listed, lists_of(pages.kind, pages.flags), -1)
     for nid in m.nodes:
         for which in range(NR_LRU_LISTS):
@@ -163,8 +167,8 @@ class _Alike:
 def _alike(m: Machine, pages: UsedPages) -> _Alike:
     """Count pages that are alike, so that not each of them is looked at for every counter."""
     mapped: Ints = np.zeros(1 << 16, dtype=np.int64)
-    for number, user in m.users_by_number.items():
-        mapped[number] = user.engine.mapped
+    for number, user in m.memmap_engine.page_users().items():
+        mapped[number] = user.mapped
     key = zones_of(m, pages.pfn)
     for part, bits in (
         (pages.kind, 4),
@@ -237,7 +241,8 @@ def _check_counters(m: Machine, pages: UsedPages) -> None:
 def check_users(m: Machine) -> None:
     """Users' slots, the records of their pages, LRU lists, and what is counted of all that."""
     named = {user.engine.number for user in m.users.values()}
-    known = m.memmap_engine.user_numbers()
+    # Some that the engine knows belong to a mechanism, as the free pages of a pool do.
+    known = [n for n in m.memmap_engine.user_numbers() if n in m.users_by_number]
     _equal("users", (sorted(named), sorted(m.users_by_number)), (known, known))
     slots = _present_slots(m)
     pages, state = used_pages(m)
