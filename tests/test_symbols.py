@@ -102,6 +102,7 @@ def chains() -> list[list[object]]:
         m.free_pages(m.alloc_pages())
         user = User(m, "user", "anon", 100, policy=new_policy(m, "bind", [1]))
         user.grow(100)
+        m.dump_page(int(user.pfns()[0]), "unmovable page")
         m.unpin(m.pin(user, 3))
         m.write(f"{MEMORY}/soft_offline_page", hex(int(user.pfns()[5]) << 12))
         m.write(f"{MEMORY}/hard_offline_page", hex(int(user.pfns()[6]) << 12))

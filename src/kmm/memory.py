@@ -136,7 +136,7 @@ class User:
         if thp not in THP_CHOICES:
             raise kernel_error(-22, f"thp: {thp!r}; allowed: {', '.join(THP_CHOICES)}")
         check_number("pages", pages, 0, NR_PAGES_MAX)
-        if thp != "never" and KINDS[kind] != USER_ANON:
+        if thp != "never" and KINDS[kind] not in (USER_ANON, USER_SHMEM, USER_FILE):
             raise kernel_error(-22, f"thp: {thp!r}; allowed: 'never' for pages of kind {kind!r}")
         check_number("order", order, 0, 0 if KINDS[kind] in _SINGLE_PAGES else 10)
         self.m, self.name, self.kind = m, name, KINDS[kind]

@@ -20,7 +20,6 @@ from kmm.params import (
 from kmm.sparse import SECTION_IS_ONLINE
 
 if TYPE_CHECKING:
-    from kmm._memory import PageUser
     from kmm.machine import Machine
 
 #: The order of a node's lists, and how those pages are called that are only counted.
@@ -65,12 +64,11 @@ class UsedPages:
         """How many pages each block has."""
         return np.int64(1) << self.order
 
-    @property
-    def lru(self) -> Ints:
-        """The list that each would be on by its user's kind and its marks."""
-        file = self.kind == USER_FILE
-        lists = 2 * file + (self.flags & PG_ACTIVE != 0)
-        return np.where(self.flags & PG_MLOCKED != 0, LRU_UNEVICTABLE, lists)
+
+def lists_of(kind: Ints, flags: Ints) -> Ints:
+    """Return the LRU list that pages are on by their users' kinds and their marks."""
+    lists = 2 * (kind == USER_FILE) + (flags & PG_ACTIVE != 0)
+    return np.where(flags & PG_MLOCKED != 0, LRU_UNEVICTABLE, lists)
 
 
 def _small(m: Machine, blocks: Ints) -> list[Ints]:
@@ -105,19 +103,11 @@ def _huge(m: Machine, blocks: Ints) -> list[Ints]:
     ]
 
 
-def page_users(m: Machine) -> dict[int, PageUser]:
-    """Return the tables of all users by their numbers, those of pools of huge pages included."""
-    users = {number: user.engine for number, user in m.users_by_number.items()}
-    pools = [h.page_user for h in m.hstates]
-    return users | {pool.number: pool for pool in pools if pool is not None}
-
-
 def user_tables(m: Machine) -> tuple[Ints, Ints]:
     """Return kind and order of each user by its number, kind 0 where there is none."""
-    users = page_users(m)
-    kinds: Ints = np.zeros(max(max(users, default=0) + 1, 1 << 16), dtype=np.int64)
+    kinds: Ints = np.zeros(1 << 16, dtype=np.int64)
     orders = np.zeros_like(kinds)
-    for number, user in users.items():
+    for number, user in m.memmap_engine.page_users().items():
         kinds[number], orders[number] = user.kind, user.order
     return kinds, orders
 
@@ -137,7 +127,7 @@ def used_pages(m: Machine) -> tuple[UsedPages, Ints]:
     huge = _huge(m, blocks[taken & (records["flags"] & PG_USER != 0)])
     kinds, orders = user_tables(m)
     pfn, user, index, tag, flags, last = (
-        np.concatenate(pair) for pair in zip(small, huge, strict=True)
+        np.concatenate(pair).astype(np.int64, copy=False) for pair in zip(small, huge, strict=True)
     )
     of_block = np.arange(len(pfn)) >= len(small[0])
     # A pageblock's record counts in units of 512 where its user has single pages.
@@ -145,6 +135,8 @@ def used_pages(m: Machine) -> tuple[UsedPages, Ints]:
     order = np.where(of_block, last, last & 0xF)
     state = np.where(of_block, 0, last)
     pages = UsedPages(pfn, user, index, tag, flags, order, of_block, kinds[user], orders[user])
+    if not of_block.any():
+        return pages, state
     by_pfn = np.argsort(pfn, kind="stable")
     return pages.of(by_pfn), state[by_pfn]
 
@@ -160,15 +152,17 @@ def live_entries(m: Machine, pages: UsedPages, nid: int, lru: int) -> tuple[Ints
     if not len(pages.pfn):
         return np.zeros(0, dtype=np.int64), nr_live
     at = np.minimum(np.searchsorted(pages.pfn, pfn), len(pages.pfn) - 1)
-    counts = (pages.pfn[at] == pfn) & (pages.tag[at] == tag) & (pages.flags[at] & PG_LRU != 0)
-    counts &= pages.lru[at] == lru
+    flags = pages.flags[at]
+    counts = (pages.pfn[at] == pfn) & (pages.tag[at] == tag) & (flags & PG_LRU != 0)
+    counts &= lists_of(pages.kind[at], flags) == lru
     counts &= nodes_of(m, pages.pfn[at]) == nid
     return at[counts], nr_live
 
 
 def zones_of(m: Machine, pfn: Ints) -> Ints:
     """Return the zone of each page, an index into the table of zones, -1 for none."""
-    return m.pageblocks["zone"][pfn >> PAGEBLOCK_ORDER].astype(np.int64) - 1
+    zones: Ints = m.pageblocks["zone"][pfn >> PAGEBLOCK_ORDER].astype(np.int64) - 1
+    return zones
 
 
 def nodes_of(m: Machine, pfn: Ints) -> Ints:
