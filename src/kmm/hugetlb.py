@@ -7,6 +7,7 @@ somebody else's.  What the pool counts is here; validate.py recounts it from the
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ class HState:
         self.m, self.order = m, order
         nodes = list(m.nodes)
         #: Per node: pfn of each free page and its slot at the pool's user, the next to go last.
-        self.free: dict[int, dict[int, int]] = {nid: {} for nid in nodes}
+        # The end of a plain dict is slow to find where much was taken off it.
+        self.free: dict[int, OrderedDict[int, int]] = {nid: OrderedDict() for nid in nodes}
         self.nr_huge_pages_node = dict.fromkeys(nodes, 0)
         self.surplus_huge_pages_node = dict.fromkeys(nodes, 0)
         self.resv_huge_pages = 0
