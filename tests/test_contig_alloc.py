@@ -16,7 +16,7 @@ from kmm.memory import User
 from kmm.mempolicy import new_policy
 from kmm.mmzone import Zone
 from kmm.page_alloc import __GFP_THISNODE
-from kmm.params import PG_DIRTY, PG_PINNED
+from kmm.params import FILL_RESERVED, PG_DIRTY, PG_PINNED
 from kmm.snapshot import dump
 from kmm.vmstat import all_vm_events, node_items
 from tests.conftest import DIMM, two_nodes
@@ -97,6 +97,23 @@ def test_ranges_that_are_not_there_are_refused(start: int, end: int) -> None:
     assert dump(m) == before
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "words"),
+    [
+        (5, 4, "end: 4; allowed: a number from 6 to 17179869184"),
+        (0, 0, "end: 0; allowed: a number from 1 to"),
+        (-1, 4, "start: -1; allowed: a number from 0 to 17179869183"),
+        (1 << 34, 5, "start: 17179869184; allowed: a number from 0 to"),
+        (0, 1 << 40, "end: 1099511627776; allowed: a number from 1 to 17179869184"),
+        (0, "x", "end: 'x'; allowed"),
+    ],
+)
+def test_the_end_of_a_range_lies_behind_its_start(start: int, end: int, words: str) -> None:
+    m, _ = kernel_zone()
+    with pytest.raises(KernelError, match=words):
+        m.alloc_contig_range(start, end)
+
+
 def test_pages_in_a_row_are_found_behind_what_is_used() -> None:
     m, _zone = kernel_zone()
     m.alloc_pages_bulk(3, 10, GFP_KERNEL, 1)
@@ -118,6 +135,41 @@ def test_the_range_keeps_the_type_that_was_asked_for() -> None:
     m.validate()
 
 
+def test_a_refusal_leaves_pageblocks_of_the_type_asked_for() -> None:
+    m, _zone = kernel_zone()
+    first, used = m.alloc_pages(10, nid=1), m.alloc_pages(10, nid=1)
+    m.free_pages(first, 10)
+    with pytest.raises(KernelError) as e:
+        alloc_contig_range(m, first + 5, used + 2048 - 5, 2)
+    assert e.value.errno == errno.EBUSY
+    # The first and the last pageblock were isolated before one between them refused.
+    types = [m.memmap_engine.get_pageblock_migratetype(first + i * 512) for i in range(6)]
+    assert [types[0], types[5]] == [2, 2]
+    m.validate()
+
+
+def test_ranges_with_reserved_pages_are_not_tried() -> None:
+    m = two_nodes()
+    zone = m.nodes[0].zone(1)
+    free = zone.free_list(10, 1)
+    reserved = np.flatnonzero(m.pageblocks["state"] & 0x7F == FILL_RESERVED) * 512
+    size = 1 << 14
+    candidate = int(reserved[reserved > free[-1]][0]) // size * size
+    assert candidate < free[-1]
+    m.alloc_pages_bulk(sum(pfn < candidate for pfn in free), 10)
+    before = dump(m)
+    with pytest.raises(KernelError) as e:
+        alloc_contig_pages(m, size, GFP_KERNEL, 0)
+    assert e.value.errno == errno.ENOMEM
+    assert dump(m) == before
+
+
+def test_the_last_page_of_all_can_be_in_the_range() -> None:
+    m = two_nodes("memhp_default_state=online_kernel", maxmem="64T")
+    end = (1 << 46) - (1 << 27)
+    m.plug("top", 1, end, 1 << 27)
+    m.alloc_contig_range((1 << 34) - 100, 1 << 34)
+    m.free_contig_range((1 << 34) - 100, 100)
 def used_by(m: Machine, kind: str, pages: int, **more: object) -> User:
     policy = new_policy(m, "bind", [1])
     user = User(m, kind, kind, pages, policy=policy, tokens=True, **more)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import pytest
 
 from kmm import GFP_KERNEL, KernelError, Machine
 from kmm import memory_hotplug as mh
+from kmm.balloon_compaction import Balloon
 from kmm.contig_alloc import alloc_contig_pages
 from kmm.hugetlbfs import HugetlbUser
 from kmm.memory import User
@@ -101,6 +102,10 @@ def chains() -> list[list[object]]:
         m.free_pages(m.alloc_pages())
         user = User(m, "user", "anon", 100, policy=new_policy(m, "bind", [1]))
         user.grow(100)
+        m.unpin(m.pin(user, 3))
+        m.write(f"{MEMORY}/soft_offline_page", hex(int(user.pfns()[5]) << 12))
+        m.write(f"{MEMORY}/hard_offline_page", hex(int(user.pfns()[6]) << 12))
+        Balloon(m, "balloon", 10).inflate(10)
         m.free_contig_range(alloc_contig_pages(m, 600, GFP_KERNEL, 1), 600)
         huge_pages_come_and_go(m)
         m.write(f"{MEMORY}/soft_offline_page", hex(DIMM + (64 << 20)))

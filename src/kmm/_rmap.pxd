@@ -102,6 +102,8 @@ cdef inline void set_block_tag(pageblock_t *block, uint32_t tag) noexcept nogil:
 cdef inline bint read_folio(mem_t *mem, pfn_t pfn, folio_t *folio) noexcept nogil:
     """What starts at pfn, if somebody uses it and is known; False otherwise."""
     cdef pageblock_t *block
+    if pfn >= mem.nr_pages:
+        return False
     folio.pfn = pfn
     folio.huge = is_block_in_use(mem, pfn)
     folio.flags = flags_of(mem, pfn)
@@ -177,3 +179,17 @@ cdef inline void account_use(mem_t *mem, zone_t *zone, const user_t *user, bint 
         stat[NR_PAGE_TABLE_PAGES] += pages
     if flags & PF_MLOCKED:
         zone.stat[NR_MLOCK] += pages
+
+
+cdef inline int64_t folio_nr_pages(const mem_t *mem, const folio_t *folio) noexcept nogil:
+    """How many pages from its first on the block has."""
+    if folio.huge:
+        return <int64_t> 1 << block_of(mem, folio.pfn).order
+    return <int64_t> 1 << (mem.states[folio.pfn] & STATE_ORDER)
+
+
+cdef inline void count_isolated(mem_t *mem, const folio_t *folio, int64_t by) noexcept nogil:
+    cdef int kind = mem.users[folio.user].kind
+    if on_lru_kind(kind):
+        node_stat_add(mem, page_zone(mem, folio.pfn),
+                      NR_ISOLATED_ANON if swap_backed(kind) else NR_ISOLATED_FILE, by)

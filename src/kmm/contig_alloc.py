@@ -21,9 +21,9 @@ from kmm.page_alloc import (
     __GFP_THISNODE,
     GFP_USER,
     __drain_all_pages,
+    check_gfp,
     gfp_zone,
 )
-from kmm.page_isolation import page_across
 from kmm.params import (
     KPF_RESERVED,
     MIGRATE_MOVABLE,
@@ -115,6 +115,11 @@ class _Range:
         self.pfns = np.array(kept, dtype=np.uint64)
 
 
+def _page_across(m: Machine, pfn: int) -> int | None:
+    """Return the gigantic page that begins below a pfn and reaches beyond it, if there is one."""
+    return next((head for head in huge_pages_in(m, pfn, pfn + 1) if head < pfn), None)
+
+
 @traced
 def __alloc_contig_migrate_range(m: Machine, zone: Zone, start: int, end: int) -> None:
     """Move what is used out of an isolated range, 32 pages at a time.
@@ -128,7 +133,7 @@ def __alloc_contig_migrate_range(m: Machine, zone: Zone, start: int, end: int) -
     if zone.zone_idx == ZONE_MOVABLE:
         gfp |= __GFP_HIGHMEM
     target = MigrationTarget(gfp, zone.nid)
-    if page_across(m, start) is not None:
+    if _page_across(m, start) is not None:
         raise kernel_error(-12, f"pfn {start:#x} is part of a gigantic page")
     work, tries = _Range(m, start, end), 0
     while work.at < end or len(work.pfns):
@@ -173,19 +178,18 @@ def alloc_contig_range(
     :raises InvalidArgument: if the pages are not online or not in one zone;
         Busy: if a page of the range cannot move; Interrupted, OutOfMemory: as
         __alloc_contig_migrate_range.  What has moved stays where it went then, and the range's
-        pageblocks are Movable with their free blocks at the ends of their lists.
+        pageblocks may be of the migratetype with their free blocks at the ends of their lists.
     """
-    check_number("end", end, 1, NR_PAGES_MAX)
-    check_number("start", start, 0, end - 1)
+    start = check_number("start", start, 0, NR_PAGES_MAX - 1)
+    end = check_number("end", end, start + 1, NR_PAGES_MAX)
     check_number("migratetype", migratetype, 0, MIGRATE_RECLAIMABLE)
     zone = _zone_of_range(m, start, end)
     first = start // PAGEBLOCK_NR_PAGES * PAGEBLOCK_NR_PAGES
     last = -(-end // PAGEBLOCK_NR_PAGES) * PAGEBLOCK_NR_PAGES
-    blocked = page_across(m, last)
-    if blocked is None:
-        blocked = _scan.start_isolate_page_range(zone, start, end, False)
-    if blocked >= 0:
-        raise kernel_error(-16, f"pfn {blocked:#x} is unmovable")
+    blocked = _scan.start_isolate_page_range(zone, start, end, False, migratetype)
+    if blocked != -1:
+        pfn = blocked if blocked >= 0 else -2 - blocked
+        raise kernel_error(-16, f"pfn {pfn:#x} is unmovable")
     try:
         __drain_all_pages(m, zone)
         __alloc_contig_migrate_range(m, zone, start, end)
@@ -194,8 +198,10 @@ def alloc_contig_range(
         if found >= 0:
             raise kernel_error(-16, f"pfn {found:#x} is in use")
         behind = _scan.take_isolated_range(zone, outer, end)
-        free_contig_range(m, outer, start - outer)
-        free_contig_range(m, end, behind - end)
+        if outer < start:
+            free_contig_range(m, outer, start - outer)
+        if behind > end:
+            free_contig_range(m, end, behind - end)
     finally:
         _scan.undo_isolate_page_range(zone, first, last, migratetype)
 
@@ -235,10 +241,11 @@ def alloc_contig_pages(
     :param gfp: says which zones may give; nid: node whose zonelist is used.
     :param nodemask: nodes that may give, None for all.
     :return: the first pfn.
-    :raises OutOfMemory: if there is no such range.
+    :raises OutOfMemory: if there is no such range; InvalidArgument: naming the argument.
     """
-    check_number("nr_pages", nr_pages, 1, NR_PAGES_MAX)
-    check_number("nid", nid, 0, len(m.nodes) - 1)
+    nr_pages = check_number("nr_pages", nr_pages, 1, NR_PAGES_MAX)
+    gfp = check_gfp(gfp)
+    nid = check_number("nid", nid, 0, len(m.nodes) - 1)
     step = 1 << (nr_pages - 1).bit_length()
     pgdat = m.nodes[nid]
     for zone in pgdat.nofallback if gfp & __GFP_THISNODE else pgdat.zonelist:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmm import _watermarks
+from kmm.cpuset import cpuset_hotplug_workfn
 from kmm.memory_block import (
     ACTION_NAMES,
     MEM_OFFLINE,
@@ -28,7 +29,7 @@ def _free_kbytes(m: Machine) -> int:
 @traced
 def cpuset_track_online_nodes(m: Machine, action: int, arg: MemoryNotify) -> int:
     """Let the top cpuset follow the nodes that have memory."""
-    m.top_cpuset_mems = set(m.n_memory)
+    cpuset_hotplug_workfn(m)
     return 0
 
 
@@ -59,11 +60,22 @@ def notifier_err_inject(m: Machine, action: int, arg: MemoryNotify) -> int:
     return code
 
 
+def _agrees(m: Machine, arg: MemoryNotify) -> int:
+    return 0
+
+
+def _injected(m: Machine, arg: MemoryNotify) -> int:
+    return m.notifier_errors.get("MEM_GOING_OFFLINE", 0)
+
+
 def register_boot_notifiers(m: Machine) -> None:
     """Subscribe the kernel's own notifiers, and size the reserves that they keep."""
     free = _free_kbytes(m)
     m.vm.user_reserve_kbytes = min(free // 32, 1 << 17)
     m.vm.admin_reserve_kbytes = min(free // 32, 1 << 13)
-    register_memory_notifier(m, MemoryNotifier("cpuset", cpuset_track_online_nodes, 10))
-    register_memory_notifier(m, MemoryNotifier("reserve", reserve_mem_notifier, 0))
-    register_memory_notifier(m, MemoryNotifier("notifier-error-inject", notifier_err_inject, 0))
+    register_memory_notifier(
+        m, MemoryNotifier("cpuset", cpuset_track_online_nodes, 10, asks=_agrees)
+    )
+    register_memory_notifier(m, MemoryNotifier("reserve", reserve_mem_notifier, 0, asks=_agrees))
+    inject = MemoryNotifier("notifier-error-inject", notifier_err_inject, 0, asks=_injected)
+    register_memory_notifier(m, inject)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmm import _scan
-from kmm.errors import kernel_error
-from kmm.hugetlb_move import huge_pages_in
+from kmm.errors import KernelError, kernel_error
 from kmm.mmzone import Zone
 from kmm.params import MIGRATE_MOVABLE, PAGEBLOCK_NR_PAGES
 from kmm.trace import fallible, note, traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
+
+
+def _blocked(pfn: int, why: str) -> KernelError:
+    error = kernel_error(-16, why)
+    error.pfn = pfn
+    return error
 
 
 @fallible
@@ -22,46 +27,16 @@ def start_isolate_page_range(m: Machine, zone: Zone, start_pfn: int, end_pfn: in
     :param start_pfn: first pfn; end_pfn: pfn behind the last; multiples of 512.
     :raises Busy: a page can neither move nor go; what was isolated comes back as Movable.
     """
-    across = page_across(m, end_pfn)
-    if across is not None:
-        _refuse_part_of(m, zone, start_pfn, end_pfn, across)
     blocked = _scan.start_isolate_page_range(zone, start_pfn, end_pfn)
-    if blocked < 0:
+    if blocked == -1:
         note(m, "isolate_single_pageblock", 2)
+    elif blocked < -1:
+        note(m, "isolate_single_pageblock", 2)
+        raise _blocked(-2 - blocked, f"the gigantic page at pfn {-2 - blocked:#x} reaches beyond")
     else:
         _note_refusal(m, zone, start_pfn, end_pfn, blocked)
         m.dump_page(blocked, "unmovable page")
-        raise kernel_error(-16, f"pfn {blocked:#x} is unmovable")
-
-
-def page_across(m: Machine, pfn: int) -> int | None:
-    """Return the gigantic page that begins below a pfn and reaches beyond it, if there is one."""
-    return next((head for head in huge_pages_in(m, pfn, pfn + 1) if head < pfn), None)
-
-
-def _refuse_part_of(m: Machine, zone: Zone, start_pfn: int, end_pfn: int, across: int) -> None:
-    """Isolate the ends of a range and find that a gigantic page reaches out of it.
-
-    Only the end is looked at: one that reaches in from below does not hinder.
-
-    :raises Busy: always; the pageblocks at the ends are Movable then.
-    """
-    last = end_pfn - PAGEBLOCK_NR_PAGES
-    note(m, "isolate_single_pageblock", 1 if last == start_pfn else 2)
-    done: list[int] = []
-    blocked = across
-    for pfn in dict.fromkeys((start_pfn, last)):
-        found = _scan.start_isolate_page_range(zone, pfn, pfn + PAGEBLOCK_NR_PAGES)
-        if found >= 0:
-            blocked = found
-            m.dump_page(found, "unmovable page")
-            break
-        done.append(pfn)
-    for pfn in reversed(done):
-        note(m, "unset_migratetype_isolate", 1)
-        _scan.undo_isolate_page_range(zone, pfn, pfn + PAGEBLOCK_NR_PAGES, MIGRATE_MOVABLE)
-    what = "is unmovable" if blocked != across else f"is huge, and reaches beyond {end_pfn:#x}"
-    raise kernel_error(-16, f"pfn {blocked:#x} {what}")
+        raise _blocked(blocked, f"pfn {blocked:#x} is unmovable")
 
 
 def _note_refusal(m: Machine, zone: Zone, start_pfn: int, end_pfn: int, blocked: int) -> None:
@@ -98,4 +73,4 @@ def test_pages_isolated(m: Machine, start_pfn: int, end_pfn: int) -> None:
     """
     found = _scan.test_pages_isolated(m.memmap_engine, start_pfn, end_pfn)
     if found >= 0:
-        raise kernel_error(-16, f"pfn {found:#x} is in use")
+        raise _blocked(found, f"pfn {found:#x} is in use")

@@ -228,7 +228,8 @@ SYMBOLS: tuple[Symbol, ...] = (
         "mm/page_isolation.c",
         "_scan",
         "isolate_single_pageblock unset_migratetype_isolate",
-        note="the engine does a whole range at a time",
+        note="the engine does a whole range at a time; a gigantic page that crosses the end of the "
+        "range is refused, as the kernel cannot move it then either",
     ),
     *_rows(
         "mm/memory-failure.c",
@@ -236,8 +237,32 @@ SYMBOLS: tuple[Symbol, ...] = (
         "soft_offline_page memory_failure get_hwpoison_page",
         status="adapted",
         traceable=False,
-        note="a page in use is never migrated or unmapped",
+        note="nobody is killed at once (as without early kill) or later, when the page is "
+        "touched: its slot is empty; huge pages of pools are left alone",
     ),
+    *_rows(
+        "mm/memory-failure.c",
+        "hwpoison_in_use",
+        "soft_offline_in_use_page action_result",
+        traceable=False,
+    ),
+    Symbol(
+        "pin_user_pages",
+        "mm/gup.c",
+        "gup",
+        "adapted",
+        traceable=False,
+        note="one page, or the huge page that it is part of, a call; what loses its user while it "
+        "is pinned is not counted as on an LRU list any more",
+    ),
+    Symbol(
+        "unpin_user_page",
+        "mm/gup.c",
+        "gup",
+        traceable=False,
+    ),
+    Symbol("migrate_longterm_unpinnable_pages", "mm/gup.c", "gup", traceable=False),
+    Symbol("adjust_managed_page_count", _ALLOC, "balloon_compaction", traceable=False),
     *_rows("mm/sparse.c", "memory_failure", "clear_hwpoisoned_pages", traceable=False),
     Symbol("lru_cache_disable", "mm/swap.c", "memory_hotplug", "stub"),
     *_rows(_HOTPLUG, "memory_hotplug", "scan_movable_pages", traceable=False),
@@ -295,6 +320,15 @@ SYMBOLS: tuple[Symbol, ...] = (
         note="follows the nodes with memory at once, not from a work queue",
     ),
     Symbol(
+        "cpuset_hotplug_workfn",
+        "kernel/cgroup/cpuset.c",
+        "cpuset",
+        "adapted",
+        traceable=False,
+        note="policies of tasks of the top group are left alone: nodes without memory are passed "
+        "over anyway",
+    ),
+    Symbol(
         "nr_free_pagecache_pages",
         _ALLOC,
         "zonelists",
@@ -346,9 +380,11 @@ LEFT_BEHIND: dict[str, str] = {
     "that were dissolved are gone from their pool",
     "failed online_movable": "of a block that is online already: the wish stays for the next 1 "
     "written to online",
-    "failed hard_offline_page": "of a page in use: it is marked and counts as HardwareCorrupted; "
-    "its zone's per-CPU lists are drained",
-    "failed soft_offline_page": "of a page in use: its zone's per-CPU lists are drained",
+    "failed hard_offline_page": "of a page that the kernel uses or somebody holds: it is marked "
+    "and counts as HardwareCorrupted; its zone's per-CPU lists are drained",
+    "failed soft_offline_page": "of a page that the kernel uses: its zone's per-CPU lists are "
+    "drained",
+    "failed offline that had isolated its block": "what could move has moved",
     "failed ACPI add": "_OST says success",
     "removal of a range that no single resource holds": "its lines stay in /proc/iomem, without "
     "blocks, and nothing can be added there until each is removed by itself",
