@@ -305,3 +305,23 @@ def test_a_free_huge_page_in_the_way_is_dissolved_and_not_isolated() -> None:
     assert counts(m.default_hstate) == (3, 3, 0, 0)
     assert pfn not in m.default_hstate.free[1]
     m.validate()
+
+
+@pytest.mark.parametrize("pool", [0, 3, 10])
+@pytest.mark.parametrize("reserved", [0, 4, 9, 10])
+@pytest.mark.parametrize("touched", [0, 3])
+def test_the_explanation_of_a_block_agrees_with_the_attempt(
+    pool: int, reserved: int, touched: int
+) -> None:
+    m = machine()
+    set_pool(m, 10, 1)
+    used(m, reserved, min(touched, reserved))
+    set_pool(m, pool, 0)
+    told = m.explain_offline(32)
+    try:
+        m.write(STATE % 32, "offline")
+        errnos = [0]
+    except KernelError as e:
+        errnos = [e.errno]
+    assert [o.errno for o in told.obstacles][:1] == [n for n in errnos if n]
+    m.validate()
