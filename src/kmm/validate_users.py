@@ -206,6 +206,7 @@ def _check_counters(m: Machine, pages: UsedPages) -> None:
 def check_users(m: Machine) -> None:
     """Users' slots, the records of their pages, LRU lists, and what is counted of all that."""
     named = {user.engine.number for user in m.users.values()}
+    named |= {h.pool.engine.number for h in m.hstates if h.pool is not None}
     known = m.memmap_engine.user_numbers()
     _equal("users", (sorted(named), sorted(m.users_by_number)), (known, known))
     slots = _present_slots(m)
