@@ -23,7 +23,7 @@ from kmm.page_alloc import (
     __alloc_pages,
     __free_pages,
 )
-from kmm.params import USER_ANON, ZONE_MOVABLE, ZONE_NORMAL
+from kmm.params import PAGEBLOCK_NR_PAGES, USER_ANON, ZONE_MOVABLE, ZONE_NORMAL
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -84,7 +84,9 @@ def _use(m: Machine, zone: Zone, gfp: int, nid: int, cpu: int, keep: bool) -> bo
 class RemotePagesets:
     """What CPUs keep on their lists of other nodes' zones, and since when (refresh_cpu_vm_stats).
 
-    A CPU that has left such a list alone for some seconds gives a batch of it back.
+    A CPU that has left such a list alone for some seconds gives a batch of it back.  The worker
+    knows by counters that have yet to be added up, and blocks of order 9 are more than a CPU's
+    counter may hold back: what changes a list by them alone it does not see.
 
     :param m: the machine.
     """
@@ -93,6 +95,7 @@ class RemotePagesets:
         self._m = m
         self._counts: dict[tuple[int, int], int] = {}
         self._idle: dict[tuple[int, int], float] = {}
+        self._seen: set[tuple[int, int]] = set()
         self._used = _pages_of_tasks(m)
 
     def _lists(self) -> list[tuple[Zone, int, int]]:
@@ -110,10 +113,13 @@ class RemotePagesets:
     def look(self) -> None:
         """Note which lists an operation has changed: their time begins anew."""
         counts = {(zone.index, cpu): count for zone, cpu, count in self._lists()}
-        idle = {
-            k: self._idle.get(k, 0.0) if self._counts.get(k) == n else 0.0
-            for k, n in counts.items()
-        }
+        self._seen &= set(counts)
+        idle = {}
+        for k, n in counts.items():
+            visible = (n - self._counts.get(k, 0)) % PAGEBLOCK_NR_PAGES != 0
+            idle[k] = 0.0 if visible else self._idle.get(k, 0.0)
+            if visible:
+                self._seen.add(k)
         self._counts, self._idle = counts, idle
 
     def wait(self, seconds: float) -> None:
@@ -122,6 +128,8 @@ class RemotePagesets:
         seconds /= max(1, self._m.vm.kept.get("stat_interval", 1))
         for zone, cpu, _ in self._lists():
             key = zone.index, cpu
+            if key not in self._seen:
+                continue
             idle = self._idle.get(key, 0.0) + seconds
             while idle >= _UNTOUCHED and zone.pcp_state(cpu)[0]:
                 zone.drain(cpu, zone.pcp_state(cpu)[2])

@@ -241,8 +241,8 @@ def _check_counters(m: Machine, pages: UsedPages) -> None:
 def check_users(m: Machine) -> None:
     """Users' slots, the records of their pages, LRU lists, and what is counted of all that."""
     named = {user.engine.number for user in m.users.values()}
-    # Some that the engine knows belong to a mechanism, as the free pages of a pool do.
-    known = [n for n in m.memmap_engine.user_numbers() if n in m.users_by_number]
+    named |= {h.pool.engine.number for h in m.hstates if h.pool is not None}
+    known = m.memmap_engine.user_numbers()
     _equal("users", (sorted(named), sorted(m.users_by_number)), (known, known))
     slots = _present_slots(m)
     pages, state = used_pages(m)
