@@ -123,9 +123,9 @@ class Life:
         for i, (kind, pages, node, large, marked) in enumerate(users):
             on_lru = kind in ("anon", "shmem", "file")
             more: dict[str, Any] = {}
-            if large and on_lru:
+            if large and kind == "anon":
                 more["thp"] = "madvise"
-            elif large and kind != "driver_movable":
+            elif large and not on_lru and kind != "driver_movable":
                 more["order"] = 3
                 pages = pages // 8 + 1
             where = node if node in self.m.n_memory else 0

@@ -15,6 +15,7 @@ from kmm.params import (
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
     PG_DIRTY,
+    PG_HWPOISON,
     PG_ISOLATED,
     PG_LRU,
     PG_MLOCKED,
@@ -130,10 +131,12 @@ def _check_lru(m: Machine, pages: UsedPages) -> None:
     """Each page of a kind that is listed has one entry, on the list that is its own."""
     _none(pages.pfn[pages.flags & PG_ISOLATED != 0], "isolated pages that nobody moves")
     listed = np.isin(pages.kind, (USER_ANON, USER_SHMEM, USER_FILE))
-    _none(pages.pfn[listed & (pages.flags & PG_LRU == 0)], "pages that are on no LRU list")
+    # A broken page is on no list; shmem keeps its slot.
+    off = pages.flags & (PG_LRU | PG_HWPOISON) == 0
+    _none(pages.pfn[listed & off], "pages that are on no LRU list")
     _none(pages.pfn[~listed & (pages.flags & PG_LRU != 0)], "pages that no LRU list is for")
     node = nodes_of(m, pages.pfn)
-    lru = np.where(listed, pages.lru, -1)
+    lru = np.where(listed & (pages.flags & PG_HWPOISON == 0), pages.lru, -1)
     for nid in m.nodes:
         for which in range(NR_LRU_LISTS):
             name = f"node {nid}: {LRU_NAMES[which]}"
