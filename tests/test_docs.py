@@ -10,8 +10,9 @@ from click.testing import CliRunner
 
 from kmm.cli import main
 from kmm.config import _KEYS
+from kmm.memory import KINDS
 from kmm.page_alloc import GFP_KERNEL
-from kmm.schema import GFP_WORDS, SCHEMA
+from kmm.schema import GFP_WORDS, LOAD_FIELDS, SCHEMA
 
 TEXT = (Path(__file__).parent.parent / "docs" / "scenarios.md").read_text(encoding="utf-8")
 FILES = re.findall(r"^```(toml|json)\n(.*?)^```", TEXT, re.M | re.S)
@@ -27,7 +28,7 @@ def test_its_scenarios_run_and_nothing_in_them_is_refused(
     assert out.exit_code == 0, out.output
     assert "refused" not in out.output
     assert "_OST 0x82" not in out.output
-    if kind == "toml":
+    if "heap" in text:
         assert "1000 of 1000 blocks of order 0" in out.output
         assert re.search(r"\d+ pages 0x400", out.output)
 
@@ -38,7 +39,7 @@ def test_it_names_every_field_of_a_machine() -> None:
 
 
 def test_it_names_every_operation_and_its_fields() -> None:
-    table = TEXT.split("## The steps")[1]
+    table = TEXT.split("## The steps")[1].split("## Workloads")[0]
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.M))
     assert set(rows) == set(SCHEMA)
     for op, fields in SCHEMA.items():
@@ -47,3 +48,16 @@ def test_it_names_every_operation_and_its_fields() -> None:
         assert re.findall(r"`(\w+)`", optional) == [f.name for f in fields if not f.needed], op
     assert all(f"`{word}`" in table for word in GFP_WORDS)
     assert GFP_WORDS["GFP_KERNEL"] == GFP_KERNEL
+
+
+def test_it_names_every_field_of_users_and_loads() -> None:
+    text = TEXT.split("## Workloads")[1]
+    users, _, loads = text.partition("| field | what it is |")
+    amounts = {"pages", "size", "share"}
+    named = set(re.findall(r"^\| `(\w+)` \|", users, re.M))
+    assert named | amounts | {"id", "kind"} == {f.name for f in SCHEMA["user"]}
+    assert all(f"`{kind}`" in users for kind in KINDS)
+    rows = re.findall(r"^\| (`.*?) \|", loads, re.M)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {
+        f.name for f in LOAD_FIELDS
+    }

@@ -7,10 +7,12 @@ import errno
 import pytest
 
 from kmm import KernelError, Machine, MachineConfig
+from kmm.memory import User
+from kmm.mempolicy import new_policy
 from kmm.mmzone import Zone
 from kmm.params import MIGRATE_UNMOVABLE, ZONE_MOVABLE, ZONE_NORMAL
 from kmm.replay import snapshot_files
-from kmm.running_system import RunningSystem
+from kmm.running_system import RemotePagesets, RunningSystem
 from tests.conftest import DIMM
 
 CONFIG = {
@@ -138,3 +140,73 @@ def test_nothing_is_recorded_of_what_the_tasks_do() -> None:
     lines, events = len(m.log), len(m.uevents)
     RunningSystem(m).run()
     assert (lines, events) == (len(m.log), len(m.uevents))
+
+
+def remote(pages: int) -> tuple[Machine, Zone, RemotePagesets]:
+    """Node 2 has no CPU; one that has keeps some of its pages on a list."""
+    m = machine(2)
+    for block in (32, 33):
+        m.write(STATE.format(block), "online_movable")
+    pagesets = RemotePagesets(m)
+    zone = m.nodes[m.pxm_to_node[2]].zone(ZONE_MOVABLE)
+    user = User(m, "hog", "shmem", pages, policy=new_policy(m, "bind", [zone.nid]))
+    user.fault(0, pages)
+    return m, zone, pagesets
+
+
+def test_a_cpu_gives_back_pages_of_another_node_when_it_has_left_them_alone() -> None:
+    m, zone, pagesets = remote(100)
+    kept = zone.pcp_state(0)[0]
+    batch = zone.pcp_state(0)[2]
+    assert 0 < kept < batch
+    pagesets.wait_after({"line": "dd"})
+    assert zone.pcp_state(0)[0] == kept
+    pagesets.wait_for_snapshot()
+    assert zone.pcp_state(0)[0] == kept
+    pagesets.wait_after({"line": "ls"})
+    assert zone.pcp_state(0)[0] == 0
+    m.validate()
+
+
+def test_each_use_begins_the_time_anew_and_a_batch_goes_at_a_time() -> None:
+    m, zone, pagesets = remote(1000)
+    m.users["hog"].release(0, 1000)
+    count, _, batch, _ = zone.pcp_state(0)
+    assert count > 2 * batch
+    pagesets.look()
+    pagesets.wait(2.0)
+    m.users["hog"].fault(0, 1)
+    pagesets.look()
+    pagesets.wait(2.0)
+    assert zone.pcp_state(0)[0] == count - 1
+    pagesets.wait(1.0)
+    assert zone.pcp_state(0)[0] == count - 1 - batch
+    pagesets.wait(3.0)
+    assert zone.pcp_state(0)[0] == count - 1 - 2 * batch
+    m.validate()
+
+
+@pytest.mark.parametrize(("pages", "left_alone"), [(10000, True), (40000, False)])
+def test_a_program_in_the_background_works_while_its_line_sleeps(
+    pages: int, left_alone: bool
+) -> None:
+    m, zone, pagesets = remote(100)
+    load = [{"kind": "anon", "pages": pages}]
+    pagesets.wait_after({"line": "hog 1 40 & sleep 4; cat /tmp/hog", "load": load})
+    assert (zone.pcp_state(0)[0] == 0) == left_alone
+    m.validate()
+
+
+def test_pages_of_a_cpus_own_node_stay_on_its_list() -> None:
+    m = machine(1)
+    for block in (32, 33):
+        m.write(STATE.format(block), "online_movable")
+    pagesets = RemotePagesets(m)
+    zone = m.nodes[1].zone(ZONE_MOVABLE)
+    user = User(m, "hog", "anon", 100, cpu=1)
+    user.fault(0, 100)
+    kept = zone.pcp_state(1)[0]
+    assert kept > 0
+    pagesets.wait_after({"line": "sleep 60"})
+    assert zone.pcp_state(1)[0] == kept
+    m.validate()

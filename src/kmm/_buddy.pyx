@@ -14,7 +14,7 @@ from kmm._freelist cimport (KMM_DEBUG, add_to_free_list, block_mt, block_of,
 from kmm._memmap cimport get_pageblock_migratetype, page_zone, section_online, state_order
 from kmm._page_alloc cimport rmqueue
 from kmm._page_owner cimport may_go_in_use
-from kmm._pcp cimport drain_pages, pindex_to_order
+from kmm._pcp cimport drain_pages, free_pcppages_bulk, pindex_to_order
 from kmm._vmstat cimport NR_ZONE_STATS
 
 cdef enum:
@@ -27,6 +27,12 @@ cdef enum:
 cdef int check_request(const zone_t *zone, int order, int mt, int cpu) except -1:
     if not 0 <= order < MAX_ORDER or not 0 <= mt <= MIGRATE_RECLAIMABLE or not 0 <= cpu < zone.nr_cpus:
         raise ValueError(f"rmqueue: order {order}, migratetype {mt} or CPU {cpu} out of range")
+    return 0
+
+
+cdef int check_index(str name, int64_t value, int64_t count) except -1:
+    if not 0 <= value < count:
+        raise ValueError(f"{name}: {value}; allowed: 0 to {count - 1}")
     return 0
 
 
@@ -207,10 +213,14 @@ cdef class BuddyZone:
 
     def free_list(self, int order, int mt):
         """The pfns on one free list, head first."""
+        check_index("order", order, MAX_ORDER)
+        check_index("mt", mt, MIGRATE_TYPES)
         return self._walk(&self.z.free_area[mt][order], order)
 
     def pcp_list(self, int cpu, int pindex):
         """The pfns on one per-CPU list, head first."""
+        check_index("cpu", cpu, self.z.nr_cpus)
+        check_index("pindex", pindex, PCP_LISTS)
         return self._walk(&self.z.pcp[cpu].lists[pindex], pindex_to_order(pindex))
 
     cdef list _walk(self, free_list_t *lst, int order):
@@ -224,7 +234,9 @@ cdef class BuddyZone:
 
     def pcp_state(self, int cpu):
         """(count, high, batch, free_factor) of one CPU's lists; pages, pages, pages, steps."""
-        cdef per_cpu_pages_t *pcp = &self.z.pcp[cpu]
+        cdef per_cpu_pages_t *pcp
+        check_index("cpu", cpu, self.z.nr_cpus)
+        pcp = &self.z.pcp[cpu]
         return pcp.count, pcp.high, pcp.batch, pcp.free_factor
 
     def pcp_pages(self):
@@ -257,13 +269,19 @@ cdef class BuddyZone:
             memset(&self.z.pcp[cpu], 0, sizeof(per_cpu_pages_t))
             self.z.pcp[cpu].batch = 1
 
-    def drain(self, int cpu=-1):
-        """Give the pages of one CPU's lists, or of all (-1), back to the free lists."""
+    def drain(self, int cpu=-1, int64_t most=-1):
+        """Give the pages of one CPU's lists, or of all (-1), back to the free lists.
+
+        :param most: how many pages of each CPU, -1 for all.
+        """
         cdef int c
         with nogil:
             for c in range(self.z.nr_cpus):
                 if cpu < 0 or c == cpu:
-                    drain_pages(&self.memmap.mem, &self.z, c)
+                    if most < 0:
+                        drain_pages(&self.memmap.mem, &self.z, c)
+                    else:
+                        free_pcppages_bulk(&self.memmap.mem, &self.z, &self.z.pcp[c], most, 0)
 
     def rmqueue(self, int order, int mt, int flags=0, int cpu=0):
         """Take one block of 2^order pages; return its pfn or -ENOMEM."""
@@ -405,10 +423,10 @@ cdef void junk_fill(mem_t *mem, pfn_t start, pfn_t end) noexcept nogil:
 def take_page_off_buddy(MemMap memmap, pfn_t pfn):
     """Take one page out of the free block that holds it and poison it; 0, or -EBUSY."""
     cdef mem_t *mem = &memmap.mem
-    cdef zone_t *zone = page_zone(mem, pfn)
+    cdef zone_t *zone = page_zone(mem, pfn) if section_online(mem, pfn) else NULL
     cdef int order = 0, o, mt
     cdef pfn_t head, half
-    if zone == NULL or not section_online(mem, pfn):
+    if zone == NULL:
         return -EBUSY
     for o in range(MAX_ORDER):
         head = pfn & ~((<pfn_t> 1 << o) - 1)
@@ -416,7 +434,8 @@ def take_page_off_buddy(MemMap memmap, pfn_t pfn):
             break
     else:
         return -EBUSY
-    mt = get_pageblock_migratetype(mem, pfn)
+    # The type of the block's first pageblock: the second may have another.
+    mt = get_pageblock_migratetype(mem, head)
     del_page_from_free_list(mem, zone, head, order)
     mark_dirty(mem, pfn)
     while order:

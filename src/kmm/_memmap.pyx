@@ -31,7 +31,7 @@ section_dtype = np.asarray(<section_t[:1]> &_section).dtype
 
 
 cdef class MemMap:
-    """The three record arrays of a machine and the table of its zones."""
+    """The record arrays of a machine and the tables of its zones, nodes and CPUs."""
 
     def __cinit__(self, page_t[::1] pages, uint8_t[::1] states, pageblock_t[::1] blocks,
                   section_t[::1] sections,
@@ -218,7 +218,7 @@ cdef class MemMap:
         :param nr: pages, a multiple of 512.
         :param zone_index: index into the zone table, or -1 for no zone.
         :param mt: migratetype of the pageblocks.
-        :param fill: pageblock_fill value for the pages' initial state.
+        :param fill: a FILL_* value, what the pages are until they have records of their own.
         :return: whether page records of the range had been written (they are zero now).
         """
         cdef bint dirty
@@ -244,6 +244,9 @@ cdef class MemMap:
         # Whoever frees the page has to see that there is more to do.
         if self.mem.states[pfn] & ~(STATE_MARKED | STATE_ORDER) == STATE_ALLOCATED:
             self.mem.states[pfn] |= STATE_MARKED
+        # A single page is swallowed when it is freed; a larger block is, when it is next taken.
+        if flags & PF_HWPOISON and self.mem.states[pfn] & ~STATE_MARKED != STATE_ALLOCATED:
+            self.mem.poisoned = 1
 
     def shrink_search(self, pfn_t start, pfn_t end, int zone_index, bint upward):
         """Find where a zone's span ends after a range left it.

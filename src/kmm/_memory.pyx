@@ -19,6 +19,8 @@ cdef enum:
     AHEAD = 16                      # records fetched ahead
     MAX_FOLIO_ORDER = 18            # of a gigantic huge page
     INDEX_BITS = 34                 # of a page at its user, in the page's record
+    PAGEVEC_SIZE = 15               # pages of a file that go at once
+    MAX_GATHER_BATCH = 510          # and of an address space
 
 
 cdef int64_t MAX_SLOTS = <int64_t> 1 << INDEX_BITS
@@ -319,6 +321,18 @@ cdef class PageUser:
         attach_page(mem, self.number, index, pfn, self.user.order >= PAGEBLOCK_ORDER,
                     <uint16_t> flags)
 
+    def attach_huge(self, PageAllocator m, int64_t start, pfn_t pfn, int flags=0):
+        """Make a block of order 9 that was handed out the pages of 512 absent slots."""
+        cdef mem_t *mem = self._mem(m)
+        self._check(start, PAGEBLOCK_PAGES)
+        if (start % PAGEBLOCK_PAGES or self.user.order
+                or self.slots[start:start + PAGEBLOCK_PAGES].any()
+                or not m.memmap_engine_.is_allocated(pfn, PAGEBLOCK_ORDER)):
+            raise ValueError(f"attach_huge: slot {start}, pfn {pfn:#x}")
+        if lru_make_room(mem, nodes_of(mem), 1):
+            raise MemoryError("attach_huge: LRU lists")
+        attach_page(mem, self.number, start, pfn, True, <uint16_t> flags)
+
     def detach(self, PageAllocator m, int64_t index):
         """Take a slot's page from the user, which is then the caller's; its pfn."""
         cdef mem_t *mem = self._mem(m)
@@ -347,7 +361,10 @@ cdef class PageUser:
         return True
 
     def let_go(self, PageAllocator m, int64_t start, int64_t n, int cpu):
-        """Free the pages of a range of slots, upward, and forget what is on the swap device.
+        """Free the pages of a range of slots, and forget what is on the swap device.
+
+        Upward, but what is on LRU lists goes in batches as the kernel gathers it, of which each is
+        freed from its end.
 
         A block of order 9 that the range holds only part of is split first.  A page that is
         pinned stays with whoever pinned it, without a user.
@@ -465,9 +482,30 @@ cdef inline void forget_swapped(mem_t *mem, user_t *user, uint64_t slot) noexcep
     user.nr_swapped -= 1
 
 
+cdef inline int64_t pages_together(int kind) noexcept nogil:
+    """How many pages are collected, and then freed from the last one back (release_pages)."""
+    if kind == USER_ANON:
+        return MAX_GATHER_BATCH
+    return PAGEVEC_SIZE if kind == USER_SHMEM or kind == USER_FILE else 1
+
+
+cdef void release_pages(mem_t *mem, const user_t *user, uint64_t *pfns, int64_t n,
+                        int cpu) noexcept nogil:
+    """Free collected pages in the order in which the kernel does, groups of them at once."""
+    cdef int64_t group = pages_together(user.kind), first = 0, i, j, failed
+    while first < n and group > 1:
+        i, j = first, min(first + group, n) - 1
+        while i < j:
+            pfns[i], pfns[j] = pfns[j], pfns[i]
+            i += 1
+            j -= 1
+        first += group
+    free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+
+
 cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu) noexcept nogil:
     cdef user_t *user = mem.users[number]
-    cdef int64_t at = start, freed = 0, n = 0, failed
+    cdef int64_t at = start, freed = 0, n = 0, most = MAX_GATHER_BATCH
     cdef uint64_t slot
     cdef uint64_t pfns[CHUNK]
     cdef folio_t folio
@@ -485,7 +523,7 @@ cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu)
                 stop_isolation(mem, &folio)
                 split_huge_page(mem, &folio)
                 continue
-            free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+            release_pages(mem, user, pfns, n, cpu)
             n = 0
             detach_page(mem, &folio)
             memset(&user.slots[at], 0, PAGEBLOCK_PAGES * sizeof(uint64_t))
@@ -503,8 +541,8 @@ cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu)
         pfns[n] = folio.pfn
         n += 1
         freed += <int64_t> 1 << user.order
-        if n == CHUNK:
-            free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+        if n == most:
+            release_pages(mem, user, pfns, n, cpu)
             n = 0
-    free_pages_bulk(mem, pfns, n, user.order, cpu, &failed)
+    release_pages(mem, user, pfns, n, cpu)
     return freed

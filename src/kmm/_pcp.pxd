@@ -10,6 +10,8 @@ cdef bint pcp_refill(mem_t *mem, zone_t *zone, int order, int mt, int flags,
 cdef void pcp_overflow(mem_t *mem, zone_t *zone, int order, int pindex, int cpu) noexcept nogil
 cdef void free_unref_page_rare(mem_t *mem, zone_t *zone, pfn_t pfn, int order, int mt,
                                int cpu) noexcept nogil
+cdef void free_pcppages_bulk(mem_t *mem, zone_t *zone, per_cpu_pages_t *pcp, int64_t count,
+                             int pindex) noexcept nogil
 cdef void drain_pages(mem_t *mem, zone_t *zone, int cpu) noexcept nogil
 cdef int64_t take_from_pcp(mem_t *mem, zone_t *zone, int order, int mt, int cpu, uint64_t *out,
                            int64_t n) noexcept nogil

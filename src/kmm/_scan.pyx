@@ -1,7 +1,7 @@
 """Scanners over ranges of pages: isolation, and what stands in its way (mm/page_isolation.c)."""
 from kmm._buddy cimport BuddyZone
 from kmm._freelist cimport (del_page_from_free_list, free_one_page, is_free_head,
-                            mark_allocated, mark_dirty, move_freepages)
+                            mark_dirty, mark_page_allocated, move_freepages)
 from kmm._memmap cimport (MemMap, get_pageblock_migratetype, section_online,
                           set_pageblock_migratetype)
 from kmm._page_owner cimport *
@@ -141,12 +141,12 @@ cdef bint crosses(const mem_t *mem, pfn_t boundary, pfn_t *head) noexcept nogil:
     return page.compound
 
 
-def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end, bint offline=True):
+def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end, bint offline=True,
+                             int mt=MIGRATE_MOVABLE):
     """Isolate the pageblocks of a range: the first, the last, then the rest upward.
 
-    A refusal puts the pageblocks that were isolated back as Movable.
-
     :param start: first pfn; end: pfn behind the last; offline: whether the range goes offline.
+    :param mt: what pageblocks that were isolated become again after a refusal.
     :return: -1; or the pfn of the page that is in the way; or -2 less the pfn of a gigantic page
         that reaches beyond the range, which isolation does not move.
     """
@@ -162,10 +162,10 @@ def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end, bint offlin
         if blocked < 0 and last != first:
             blocked = isolate_pageblock(mem, &zone.z, last, start, end, offline)
             if blocked >= 0:
-                unisolate_pageblock(mem, &zone.z, first, MIGRATE_MOVABLE)
+                unisolate_pageblock(mem, &zone.z, first, mt)
         if blocked < 0 and crosses(mem, behind, &head):
-            unisolate_pageblock(mem, &zone.z, last, MIGRATE_MOVABLE)
-            unisolate_pageblock(mem, &zone.z, first, MIGRATE_MOVABLE)
+            unisolate_pageblock(mem, &zone.z, last, mt)
+            unisolate_pageblock(mem, &zone.z, first, mt)
             with gil:
                 return -2 - <int64_t> head
         if blocked < 0:
@@ -174,8 +174,8 @@ def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end, bint offlin
                 if blocked >= 0:
                     break
             if blocked >= 0:
-                undo_isolate(mem, &zone.z, first, pfn, MIGRATE_MOVABLE)
-                unisolate_pageblock(mem, &zone.z, last, MIGRATE_MOVABLE)
+                undo_isolate(mem, &zone.z, first, pfn, mt)
+                unisolate_pageblock(mem, &zone.z, last, mt)
         if blocked < 0:
             split_at_boundary(mem, &zone.z, behind)
     return blocked
@@ -240,6 +240,6 @@ def take_isolated_range(BuddyZone zone, pfn_t start, pfn_t end):
             del_page_from_free_list(mem, &zone.z, pfn, order)
             for page in range(pfn, pfn + (<pfn_t> 1 << order)):
                 mark_dirty(mem, page)
-                mark_allocated(mem, page, 0)
+                mark_page_allocated(mem, page)
             pfn += <pfn_t> 1 << order
     return pfn

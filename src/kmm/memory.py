@@ -14,22 +14,34 @@ import numpy as np
 import numpy.typing as npt
 
 from kmm._memory import PageUser
+from kmm.cpuset import CpuSet, detach
 from kmm.errors import OutOfMemory, check_number, check_text, kernel_error
-from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, Placement, place
+from kmm.mempolicy import (
+    DEFAULT_POLICY,
+    MemPolicy,
+    Placement,
+    fault_interleaved,
+    interleave_nodes,
+    mask_of,
+    place,
+)
 from kmm.page_alloc import (
     __GFP_COMP,
+    __GFP_NORETRY,
     __GFP_RECLAIMABLE,
+    __GFP_THISNODE,
     __GFP_ZERO,
-    ALL_NODES,
     GFP_HIGHUSER_MOVABLE,
     GFP_KERNEL,
     GFP_TRANSHUGE,
     GFP_TRANSHUGE_LIGHT,
     __alloc_pages,
+    gfp_zone,
 )
 from kmm.params import (
     NR_PAGES_MAX,
     PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
     PG_ACTIVE,
     PG_DIRTY,
     PG_MLOCKED,
@@ -39,6 +51,7 @@ from kmm.params import (
     PG_WRITEBACK,
     USER_ANON,
     USER_FILE,
+    USER_HUGETLB,
     USER_KERNEL,
     USER_MOVABLE_OPS,
     USER_OFFLINE,
@@ -64,8 +77,10 @@ KIND_NAMES = {
     USER_KERNEL: "kernel",
     USER_MOVABLE_OPS: "driver_movable",
     USER_OFFLINE: "offline",
+    USER_HUGETLB: "hugetlb",
 }
-KINDS = {name: kind for kind, name in KIND_NAMES.items()}
+#: Those that a User can be of; huge pages of a pool have users of their own (hugetlbfs).
+KINDS = {name: kind for kind, name in KIND_NAMES.items() if kind != USER_HUGETLB}
 
 _GFP_OF_KIND = {
     USER_ANON: GFP_HIGHUSER_MOVABLE | __GFP_COMP | __GFP_ZERO,
@@ -79,6 +94,7 @@ _GFP_OF_KIND = {
     USER_MOVABLE_OPS: GFP_HIGHUSER_MOVABLE,
     USER_OFFLINE: GFP_HIGHUSER_MOVABLE,
 }
+_NEAR = __GFP_THISNODE | __GFP_NORETRY
 THP_CHOICES = ("never", "always", "madvise")
 #: Kinds whose pages come one by one: those on LRU lists, and those that drivers move.
 _SINGLE_PAGES = frozenset((USER_ANON, USER_SHMEM, USER_FILE, USER_MOVABLE_OPS))
@@ -126,6 +142,9 @@ class User:
         self.m, self.name, self.kind = m, name, KINDS[kind]
         self.cpu = m.this_cpu if cpu is None else check_number("cpu", cpu, 0, m.nr_cpus - 1)
         self.policy, self.thp = policy, thp
+        self.cpuset: CpuSet | None = None  # the top one
+        self.interleave_offset = 0  # of its first page in what interleaving counts
+        self.il_prev = -1  # the node that last had its turn, where the task counts
         self.gfp = _GFP_OF_KIND[self.kind]
         try:
             self.engine = PageUser(m.memmap_engine, self.kind, pages, order, tokens)
@@ -146,6 +165,18 @@ class User:
     def nr_present(self) -> int:
         """How many pages, or blocks, are in memory."""
         return self.engine.nr_present
+
+    @property
+    def mems(self) -> frozenset[int] | None:
+        """The nodes that its cpuset lets it use, None for all."""
+        return None if self.cpuset is None else self.cpuset.effective_mems
+
+    def placement(self, index: int) -> Placement:
+        """Return where the next page goes, which is that of an index."""
+        zone_idx, offset = gfp_zone(self.gfp), index + self.interleave_offset
+        if self.policy.mode == "interleave" and self.kind not in (USER_ANON, USER_SHMEM):
+            offset = self.policy.nodes.index(interleave_nodes(self.policy, self.il_prev))
+        return place(self.m, self.policy, self.cpu, offset, self.mems, zone_idx)
 
     # -- pages come ---------------------------------------------------------------------
 
@@ -177,14 +208,17 @@ class User:
         huge = self._fault_huge(at, end, flags)
         if huge:
             return huge
-        where = place(self.m, self.policy, self.cpu, at)
-        n = 1 if self.policy.mode == "interleave" else self._run_of_small(at, end) - at
-        done = self.engine.fault_in(
-            self.m, at, n, self.gfp, where.nid, _mask(where), self.cpu, flags
-        )
+        where = self.placement(at)
+        n = self._run_of_small(at, end) - at
+        if self.policy.mode == "interleave":
+            done = fault_interleaved(self, at, n, flags)
+        else:
+            done = self.engine.fault_in(
+                self.m, at, n, self.gfp, where.nid, mask_of(where), self.cpu, flags
+            )
         self.m.run_kswapds()
         if done == 0:
-            self._fault_slowly(at, where, flags)
+            self._fault_slowly(at, self.placement(at), flags)
             done = 1
         return done
 
@@ -192,10 +226,35 @@ class User:
         """Give 512 absent pages a block of order 9, if they may have one; how many pages it has."""
         if self.thp == "never" or at % PAGEBLOCK_NR_PAGES or at + PAGEBLOCK_NR_PAGES > end:
             return 0
-        where = place(self.m, self.policy, self.cpu, at)
-        gfp = GFP_TRANSHUGE if self.thp == "madvise" else GFP_TRANSHUGE_LIGHT
-        got = self.engine.fault_in_huge(self.m, at, gfp, where.nid, _mask(where), self.cpu, flags)
+        if self.engine.slots[at : at + PAGEBLOCK_NR_PAGES].any():
+            return 0
+        interleave = self.policy.mode == "interleave"
+        where = self.placement(at // PAGEBLOCK_NR_PAGES if interleave else at)
+        gfp, got = GFP_TRANSHUGE if self.thp == "madvise" else GFP_TRANSHUGE_LIGHT, False
+        # A huge page elsewhere is worth less than small ones near: first the nearest node alone.
+        near_first = not interleave and mask_of(where) >> where.nid & 1
+        if near_first:
+            got = self._try_huge(at, gfp | _NEAR, where, flags)
+        if not got and (not near_first or self.thp == "madvise"):
+            got = self._try_huge(at, gfp, where, flags)
+        if not got and self.thp == "madvise":
+            got = self._wait_for_huge(at, where, gfp, flags)
+        self.m.count_vm_event("thp_fault_alloc" if got else "thp_fault_fallback")
         return PAGEBLOCK_NR_PAGES if got else 0
+
+    def _try_huge(self, at: int, gfp: int, where: Placement, flags: int) -> bool:
+        return self.engine.fault_in_huge(
+            self.m, at, gfp, where.nid, mask_of(where), self.cpu, flags
+        )
+
+    def _wait_for_huge(self, at: int, where: Placement, gfp: int, flags: int) -> bool:
+        """Have a block of order 9 made for 512 absent pages; whether that worked."""
+        try:
+            pfn = _alloc_pages_of(self.m, gfp, PAGEBLOCK_ORDER, where.nid, where.nodemask, self.cpu)
+        except OutOfMemory:
+            return False
+        self.engine.attach_huge(self.m, at, pfn, flags)
+        return True
 
     def _run_of_small(self, at: int, end: int) -> int:
         """Where the run of pages ends that are touched one by one."""
@@ -205,10 +264,17 @@ class User:
 
     def _fault_slowly(self, index: int, where: Placement, flags: int) -> None:
         """Bring one page in that has to be waited for, or read from the swap device."""
-        pfn = _alloc_pages_of(
-            self.m, self.gfp, self.engine.order, where.nid, where.nodemask, self.cpu
-        )
-        self.engine.attach(self.m, index, pfn, flags)
+        m, order = self.m, self.engine.order
+        try:
+            pfn = _alloc_pages_of(m, self.gfp, order, where.nid, where.nodemask, self.cpu)
+        except OutOfMemory:
+            # Rather than have none, the kernel for itself looks beyond a cpuset's nodes.
+            if self.cpuset is None or self.kind < USER_SLAB_RECLAIMABLE:
+                raise
+            pfn = _alloc_pages_of(m, self.gfp, order, where.nid, None, self.cpu)
+        if self.policy.mode == "interleave":
+            self.il_prev = where.nid
+        self.engine.attach(m, index, pfn, flags)
 
     # -- pages go -----------------------------------------------------------------------
 
@@ -235,6 +301,7 @@ class User:
     def close(self) -> None:
         """Let everything go, and be no user any more."""
         self.release(0, self.pages)
+        detach(self)
         del self.m.users[self.name]
         del self.m.users_by_number[self.engine.number]
         self.engine.close()
@@ -267,12 +334,6 @@ class User:
             raise kernel_error(-22, f"user {self.name!r}: is closed")
         check_number("start", start, 0, self.pages)
         check_number("n", n, 0, self.pages - start)
-
-
-def _mask(where: Placement) -> int:
-    if where.nodemask is None:
-        return ALL_NODES
-    return sum(1 << nid for nid in where.nodemask)
 
 
 def out_of_memory_as_count(user: User, start: int, n: int) -> int:

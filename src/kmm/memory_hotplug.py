@@ -25,6 +25,7 @@ from kmm.arguments import (
 )
 from kmm.clock import SECOND
 from kmm.errors import Busy, KernelError, bug, check_number, check_text, kernel_error
+from kmm.hugetlb_move import dissolve_free_huge_pages, used_huge_page_across
 from kmm.memory_block import (
     MEM_CANCEL_OFFLINE,
     MEM_CANCEL_ONLINE,
@@ -728,11 +729,6 @@ def lru_cache_disable(m: Machine) -> None:
     """Keep pages from hiding in per-CPU LRU batches; kmm has none."""
 
 
-@fallible
-def dissolve_free_huge_pages(m: Machine, start_pfn: int, end_pfn: int) -> None:
-    """Give free hugetlb pages of a range back to the allocator; kmm has no pools yet."""
-
-
 @traced
 def __offline_isolated_pages(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> int:
     """Take the free blocks of a range off the lists; the sections go offline.
@@ -833,6 +829,8 @@ def scan_movable_pages(m: Machine, start_pfn: int, end_pfn: int) -> int | None:
 
     :raises Busy: if a driver holds an offline page (PageOffline) before that.
     """
+    if used_huge_page_across(m, start_pfn) is not None:
+        return start_pfn
     found, blocked = _migrate.scan_movable_pages(m.memmap_engine, start_pfn, end_pfn)
     if found == -16:
         m.dump_page(blocked, "unmovable page")
@@ -1074,11 +1072,13 @@ def offline_and_remove_memory(m: Machine, start: int, size: int) -> None:
     A failure brings the blocks back online in their zones; one that a notifier then refuses
     stays offline, as in the kernel.
 
-    :raises InvalidArgument: for a misaligned range; KernelError: what an offline failed with.
+    :raises InvalidArgument: for a misaligned range; KernelError: what an offline failed with;
+        ImpossibleState: for a range that ends beyond 64 TiB.
     """
     start, size = check_bytes(start, size)
     if not is_whole_blocks(m, start, size):
         raise kernel_error(-22, f"{start:#x}+{size:#x} is not whole blocks")
+    check_addressable("offline_and_remove_memory", start, size)
     offlined: list[tuple[MemoryBlock, int]] = []
 
     def offline(block: MemoryBlock) -> None:

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _migrate, _page_ref
+from kmm import _hugetlb, _migrate, _page_ref
 from kmm.balloon_compaction import note_migrated
 from kmm.errors import OutOfMemory
+from kmm.hugetlb_move import (
+    HugetlbResult,
+    mark_huge_pages,
+    migrate_hugetlbs,
+    used_huge_page_across,
+)
 from kmm.page_alloc import (
     __GFP_COMP,
     __GFP_HIGHMEM,
@@ -73,13 +79,17 @@ class MigrationResult:
     code: int = 0  # -ENOMEM if it stopped for want of a target
     left: Pfns = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     work: _List | None = None
+    huge: HugetlbResult | None = None
 
     def moved(self) -> tuple[Pfns, Pfns]:
         """The pages that were moved, and where to; to be asked before the next migration."""
-        if self.work is None:
-            return self.left[:0], self.left[:0]
-        done = self.work.status == MIGRATE_DONE
-        return self.work.pfns[done], self.work.to[done]
+        pfns = to = self.left[:0]
+        if self.work is not None:
+            done = self.work.status == MIGRATE_DONE
+            pfns, to = self.work.pfns[done], self.work.to[done]
+        if self.huge is not None:
+            pfns, to = np.concatenate([self.huge.moved, pfns]), np.concatenate([self.huge.to, to])
+        return pfns, to
 
 
 def hot_remove_target(m: Machine, pfn: int) -> MigrationTarget:
@@ -208,8 +218,26 @@ def migrate_pages(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationR
     :param pfns: isolated pages, a uint64 array.
     :return: what became of them.
     """
-    work = _List(m, pfns, target)
     note(m, "alloc_migration_target", len(pfns))
+    huge = mark_huge_pages(m, pfns)
+    if not huge.any():
+        return _migrate_others(m, pfns, target)
+    first = migrate_hugetlbs(m, pfns[huge], target.gfp, target.nid, target.nodemask)
+    if first.code:
+        result = MigrationResult(code=first.code, left=pfns[~huge])
+        _migrate.putback_movable_pages(m.memmap_engine, result.left)
+    else:
+        result = _migrate_others(m, pfns[~huge], target)
+    result.nr_succeeded += first.nr_succeeded
+    result.nr_failed += first.nr_failed
+    result.left = np.concatenate([first.left, result.left])
+    result.huge = first
+    return result
+
+
+def _migrate_others(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationResult:
+    """Move what is no huge page of a pool."""
+    work = _List(m, pfns, target)
     # To find room for a page others may have to be moved meanwhile.
     scratch, m.scratch = m.scratch, Scratch()
     try:
@@ -261,16 +289,20 @@ def do_migrate_range(m: Machine, start_pfn: int, end_pfn: int) -> MigrationResul
     out = m.scratch.pages(end_pfn - start_pfn)
     refused = np.zeros(10, dtype=np.uint64)
     n, bad = _migrate.isolate_range(m.memmap_engine, start_pfn, end_pfn, out, refused)
-    note(m, "isolate_lru_page", n)
+    note(m, "isolate_lru_page", n - int(np.count_nonzero(mark_huge_pages(m, out[:n]))))
+    pfns = out[:n]
+    across = used_huge_page_across(m, start_pfn)
+    if across is not None and _hugetlb.isolate_hugetlb(m.memmap_engine, across):
+        pfns = np.concatenate([np.array([across], dtype=np.uint64), pfns])
     held = [int(p) for p in refused[: min(bad, len(refused))] if is_orphan(m, int(p))]
     for pfn in refused[: min(bad, len(refused))]:
         if int(pfn) in held:
             continue
         _warn(m, f"failed to isolate pfn {int(pfn):x}", int(pfn), "isolation failed")
-    if n == 0:
+    if not len(pfns):
         return _warn_of_held(m, held, MigrationResult())
-    target = hot_remove_target(m, int(out[0]))
-    result = migrate_pages(m, out[:n], target)
+    target = hot_remove_target(m, int(pfns[0]))
+    result = migrate_pages(m, pfns, target)
     if m.balloons:
         note_migrated(m, *result.moved())
     code = result.code or len(result.left)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmm import _watermarks
+from kmm.cpuset import cpuset_hotplug_workfn
 from kmm.memory_block import (
     ACTION_NAMES,
     MEM_OFFLINE,
@@ -28,7 +29,7 @@ def _free_kbytes(m: Machine) -> int:
 @traced
 def cpuset_track_online_nodes(m: Machine, action: int, arg: MemoryNotify) -> int:
     """Let the top cpuset follow the nodes that have memory."""
-    m.top_cpuset_mems = set(m.n_memory)
+    cpuset_hotplug_workfn(m)
     return 0
 
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from kmm.clock import SECOND
 from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
 from kmm.load import play_loads
 from kmm.machine import Machine
 from kmm.params import PAGE_SIZE, MachineConfig
 from kmm.procfs import kpageflags
-from kmm.running_system import RunningSystem
+from kmm.running_system import RemotePagesets, RunningSystem
 from kmm.schema import RECORDED, check_boot_is_first, check_files, check_step, check_texts
 from kmm.symbols import TRACEABLE
 from kmm.sysfs import lookup
@@ -146,6 +147,9 @@ def boot_machine(recording: Mapping[str, Any]) -> Machine:
     if "struct_page_size" not in recording["machine"]:
         size = _struct_page_size(files.get("/proc/zoneinfo", ""), boot.get("log", []))
         config = replace(config, struct_page_size=size)
+    if "pdpe1gb" not in recording["machine"]:
+        lines = " ".join(boot.get("log", []))
+        config = replace(config, pdpe1gb="HugeTLB: registered 1.00 GiB page size" in lines)
     m = Machine.from_files(files, config)
     m.dimm_backends = set()
     return m
@@ -227,7 +231,7 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
     except ConfigError as e:
         raise ConfigError(f"{name}: {e}") from None
     steps = [{"step": dict(recording["steps"][0]["step"]), "files": snapshot_files(m)}]
-    system = RunningSystem(m)
+    system, pagesets = RunningSystem(m), RemotePagesets(m)
     log = uevents = 0
     for entry in recording["steps"][1:]:
         step = entry["step"]
@@ -235,6 +239,9 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
         probes = m.trace() if step.get("trace") else None
         out = play_step(m, step)
         m.kprobes = None
+        pagesets.wait_after(check_step(step, "step", RECORDED, others=True))
+        # At least as long as a recording waits for the system to settle: daemons look around.
+        m.clock.advance(SECOND)
         system.run()
         if probes is not None:
             out["calls"] = visible_calls(probes.calls, TRACEABLE)
@@ -244,6 +251,7 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
             out["log"], log = m.log[log:], len(m.log)
             out["uevents"], uevents = m.uevents[uevents:], len(m.uevents)
             out["files"] = snapshot_files(m)
+            pagesets.wait_for_snapshot()
         if check:
             m.validate()
         steps.append(out)

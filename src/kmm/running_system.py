@@ -3,14 +3,18 @@
 A recorded system is never idle: each CPU's tasks take memory from the zone nearest to it.  Of
 that, only what follows from the zonelists is modelled.  A kernel zone that serves a CPU holds
 slabs as soon as its first block is online, so that this block never goes offline again; a
-Movable zone that does has pages on that CPU's list.  A Machine by itself is idle.
+Movable zone that does has pages on that CPU's list.  And time passes between two operations, in
+which CPUs give back what they keep of other nodes' pages.  A Machine by itself is idle.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from kmm.errors import OutOfMemory
+from kmm.load import load_pages
 from kmm.mmzone import Zone
 from kmm.page_alloc import (
     __GFP_DIRECT_RECLAIM,
@@ -19,10 +23,16 @@ from kmm.page_alloc import (
     __alloc_pages,
     __free_pages,
 )
-from kmm.params import ZONE_MOVABLE, ZONE_NORMAL
+from kmm.params import USER_ANON, ZONE_MOVABLE, ZONE_NORMAL
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
+
+# Seconds.  The counters' worker looks at a CPU's lists every second, and finds at its third look
+# that nothing has changed; the rest is what a recording takes in the guest, about.
+_UNTOUCHED, _AGAIN = 2.7, 3.0
+_SETTLE, _SNAPSHOT = 0.9, 1.5
+_FAULT, _UNMAP = 90e-6, 20e-6
 
 # Nothing here waits for memory: a task that finds none near goes elsewhere.
 _SLAB, _USER = GFP_NOWAIT, GFP_HIGHUSER_MOVABLE & ~__GFP_DIRECT_RECLAIM
@@ -69,3 +79,77 @@ def _use(m: Machine, zone: Zone, gfp: int, nid: int, cpu: int, keep: bool) -> bo
     if not (came and keep):
         __free_pages(m, pfn, 0, cpu)
     return came
+
+
+class RemotePagesets:
+    """What CPUs keep on their lists of other nodes' zones, and since when (refresh_cpu_vm_stats).
+
+    A CPU that has left such a list alone for some seconds gives a batch of it back.
+
+    :param m: the machine.
+    """
+
+    def __init__(self, m: Machine) -> None:
+        self._m = m
+        self._counts: dict[tuple[int, int], int] = {}
+        self._idle: dict[tuple[int, int], float] = {}
+        self._used = _pages_of_tasks(m)
+
+    def _lists(self) -> list[tuple[Zone, int, int]]:
+        """The lists that have pages: zone, CPU, pages."""
+        m, out = self._m, []
+        for zone in m.all_zones():
+            if not zone.populated or not zone.pcp_pages():
+                continue
+            for cpu in range(m.nr_cpus):
+                count = zone.pcp_state(cpu)[0]
+                if count and zone.nid != m.node_of_cpu(cpu):
+                    out.append((zone, cpu, count))
+        return out
+
+    def look(self) -> None:
+        """Note which lists an operation has changed: their time begins anew."""
+        counts = {(zone.index, cpu): count for zone, cpu, count in self._lists()}
+        idle = {
+            k: self._idle.get(k, 0.0) if self._counts.get(k) == n else 0.0
+            for k, n in counts.items()
+        }
+        self._counts, self._idle = counts, idle
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass in which no task uses these lists."""
+        for zone, cpu, _ in self._lists():
+            key = zone.index, cpu
+            idle = self._idle.get(key, 0.0) + seconds
+            while idle >= _UNTOUCHED and zone.pcp_state(cpu)[0]:
+                zone.drain(cpu, zone.pcp_state(cpu)[2])
+                idle -= _AGAIN
+            self._idle[key], self._counts[key] = idle, zone.pcp_state(cpu)[0]
+
+    def wait_after(self, step: Mapping[str, Any]) -> None:
+        """Let the time pass from a step's last use of memory to when the recording looks."""
+        self.look()
+        used, self._used = self._used, _pages_of_tasks(self._m)
+        self.wait(_time_after(step, max(0, used - self._used)) + _SETTLE)
+
+    def wait_for_snapshot(self) -> None:
+        """Let the time pass that the recording takes to look."""
+        self.wait(_SNAPSHOT)
+
+
+def _pages_of_tasks(m: Machine) -> int:
+    return sum(user.nr_present for user in m.users.values() if user.kind == USER_ANON)
+
+
+def _time_after(step: Mapping[str, Any], freed: int) -> float:
+    """How long a shell line goes on when its programs have touched their memory, seconds.
+
+    :param freed: pages that programs which ended had.
+    """
+    line = step.get("line", "")
+    slept = sum(float(n) for n in re.findall(r"\bsleep ([0-9]{1,4}(?:\.[0-9]{1,3})?)\b", line))
+    # Programs begin, or end, in the background; files are written before the line goes on.
+    tasks = [one for one in step.get("load", ()) if one["kind"] == "anon"]
+    worked = sum(load_pages(one) for one in tasks if not one.get("free")) * _FAULT
+    worked += freed * _UNMAP
+    return max(0.0, slept - worked)

@@ -15,10 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
+from kmm.load import play_loads
 from kmm.machine import Machine
 from kmm.params import MachineConfig
 from kmm.procfs import kpageflags
 from kmm.schema import GFP_WORDS, SCHEMA, check_boot_is_first, check_step
+from kmm.workload import OPS as WORKLOAD_OPS
+from kmm.workload import Workload
 
 _KEYS = ("machine", "steps", "title")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -63,22 +66,50 @@ def check_scenario(data: Any, name: str) -> Scenario:
 
 
 def _check_together(steps: list[dict[str, Any]], nodes: int, name: str) -> None:
-    """Check what a step alone does not tell: nodes, the place of boot, ids that free knows."""
+    """Check what a step alone does not tell: nodes, the place of boot, ids that are known."""
     held: set[str] = set()
+    users: set[str] = set()
+    cpusets: set[str] = set()
     for i, step in enumerate(steps, 1):
         where = f"{name}: step {i}"
-        if step.get("node", 0) >= nodes:
-            raise ConfigError(f"{where}.node: {step['node']}; allowed: 0 to {nodes - 1}")
+        named = [("node", step.get("node", 0)), *(("nodes", n) for n in step.get("nodes", ()))]
+        for key, nid in named:
+            if nid >= nodes:
+                raise ConfigError(f"{where}.{key}: {nid}; allowed: 0 to {nodes - 1}")
         check_boot_is_first(step["op"], i - 1, where)
         if step["op"] == "alloc":
             held.add(step["id"])
         elif step["op"] == "free":
             if step["id"] not in held:
+                ids = f", one of {shown(sorted(held))}" if held else "; there is none"
                 raise ConfigError(
                     f"{where}.id: {shown(step['id'])}; allowed: the id of an alloc before it that "
-                    f"is not freed yet, of {shown(sorted(held))}"
+                    f"is not freed yet{ids}"
                 )
             held.discard(step["id"])
+        elif step["op"] in WORKLOAD_OPS:
+            _check_workload(step, users, cpusets, where)
+
+
+def _check_workload(
+    step: Mapping[str, Any], users: set[str], cpusets: set[str], where: str
+) -> None:
+    """Check the names of a workload's step, and note those that it makes."""
+    for key in ("cpuset", "parent"):
+        if key in step and step[key] not in cpusets:
+            have = f"{where}.{key}: {shown(step[key])}"
+            raise ConfigError(f"{have}; allowed: a cpuset before it, of {shown(sorted(cpusets))}")
+    if step["op"] == "cpuset":
+        cpusets.add(step["id"])
+    elif step["op"] == "user":
+        if step["id"] in users:
+            raise ConfigError(f"{where}.id: {shown(step['id'])}; allowed: one that is not in use")
+        users.add(step["id"])
+    elif step["id"] not in users:
+        have = f"{where}.id: {shown(step['id'])}"
+        raise ConfigError(f"{have}; allowed: the id of a user before it, of {shown(sorted(users))}")
+    elif step["op"] == "close":
+        users.discard(step["id"])
 
 
 def load_data(path: str | os.PathLike[str]) -> Any:
@@ -147,6 +178,7 @@ class Player:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.m = Machine(scenario.config)
+        self.workload = Workload(self.m)
         self.held: dict[str, list[tuple[npt.NDArray[np.uint64], int]]] = {}
 
     def play(self, step: Mapping[str, Any], trace: bool = False) -> Outcome:
@@ -185,8 +217,10 @@ class Player:
                 return "nothing to free: its alloc was refused"
             for pfns, order in self.held.pop(step["id"]):
                 m.free_pages_bulk(pfns, order)
+        elif op in WORKLOAD_OPS:
+            return self.workload.play(step)
         elif op == "sh":
-            return f"skipped: {'kmm plays no loads yet' if 'load' in step else 'changes nothing'}"
+            return play_loads(m, step["load"]) if "load" in step else "skipped: changes nothing"
         return ""
 
     def _alloc(self, step: Mapping[str, Any]) -> str:
@@ -210,5 +244,8 @@ def describe(step: Mapping[str, Any]) -> str:
     if op == "write":
         return f"echo {step['value']} > {step['path']}"
     names = [f.name for f in SCHEMA[op] if f.name in step and f.name != "load"]
+    if op in WORKLOAD_OPS:
+        more = " ".join(f"{name}={shown(step[name])}" for name in names if name != "id")
+        return f"{op} {step['id']} {more}".strip()
     rest = " ".join(str(step[name]) for name in names)
     return f"{op} {rest}".strip()

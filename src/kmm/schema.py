@@ -6,7 +6,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kmm.config import MAX_CPUS
 from kmm.errors import ConfigError, shown
+from kmm.memory import KINDS, THP_CHOICES
+from kmm.mempolicy import MODES
 from kmm.page_alloc import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_USER
 from kmm.params import MAX_ORDER, NR_PAGES_MAX, parse_size
 
@@ -23,7 +26,19 @@ _NUMBERS = {
     "pfn": (0, NR_PAGES_MAX - 1),
     "pages": (0, NR_PAGES_MAX),
     "order": (0, MAX_ORDER - 1),
+    "users": (1, 10000),
+    "cpu": (0, MAX_CPUS - 1),
+    "seed": (0, (1 << 64) - 1),
 }
+
+
+_WORDS = {
+    "policy": MODES,
+    "load kind": (*KINDS, "hugetlb", "hugetlb_user"),
+    "kind": tuple(KINDS),
+    "thp": THP_CHOICES,
+}
+_HUGETLB_SIZES = (2 << 20, 1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +50,12 @@ class Field:
     needed: bool = True
 
 
+# How much: one of these.
+_AMOUNT = (
+    Field("pages", "pages", False),
+    Field("size", "size", False),
+    Field("share", "share", False),
+)
 SCHEMA: dict[str, tuple[Field, ...]] = {
     "plug": (
         Field("id", "text"),
@@ -46,7 +67,7 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
     "write": (Field("path", "text"), Field("value", "text")),
     "read": (Field("path", "text"),),
     "pages": (Field("pfn", "pfn"), Field("count", "pages")),
-    "sh": (Field("line", "text"), Field("load", "any", False)),
+    "sh": (Field("line", "text"), Field("load", "load", False)),
     "alloc": (
         Field("id", "text"),
         Field("count", "pages"),
@@ -55,8 +76,45 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
         Field("node", "node", False),
     ),
     "free": (Field("id", "text"),),
+    "user": (
+        Field("id", "text"),
+        *_AMOUNT,
+        Field("kind", "kind", False),
+        Field("count", "users", False),
+        Field("policy", "policy", False),
+        Field("nodes", "nodes", False),
+        Field("cpuset", "text", False),
+        Field("cpu", "cpu", False),
+        Field("order", "order", False),
+        Field("thp", "thp", False),
+        Field("lock", "flag", False),
+    ),
+    "grow": (Field("id", "text"), *_AMOUNT),
+    "shrink": (Field("id", "text"), *_AMOUNT),
+    "touch": (Field("id", "text"), *_AMOUNT, Field("seed", "seed", False)),
+    "churn": (Field("id", "text"), *_AMOUNT, Field("seed", "seed", False)),
+    "fwrite": (Field("id", "text"), *_AMOUNT, Field("first", "pages", False)),
+    "fread": (Field("id", "text"), *_AMOUNT, Field("first", "pages", False)),
+    "truncate": (Field("id", "text"), Field("first", "pages", False)),
+    "close": (Field("id", "text"),),
+    "cpuset": (Field("id", "text"), Field("nodes", "nodes"), Field("parent", "text", False)),
     "boot": (),
 }
+# What the load of a sh step can hold, for each kind: pages, or size and count.
+LOAD_FIELDS = (
+    Field("kind", "load kind"),
+    Field("user", "text", False),
+    Field("file", "text", False),
+    Field("pages", "pages", False),
+    Field("size", "size", False),
+    Field("count", "pages", False),
+    Field("policy", "policy", False),
+    Field("nodes", "nodes", False),
+    Field("thp", "flag", False),
+    Field("lock", "flag", False),
+    Field("free", "flag", False),
+    Field("touch", "pages", False),
+)
 # What a recording of a real kernel can hold.
 RECORDED = ("boot", "plug", "unplug", "write", "sh", "pages")
 # What every step can have besides: a label, whether to record its call chain, and what only the
@@ -79,10 +137,14 @@ def _allowed(kind: str) -> str:
         "seconds": "a number of seconds above 0",
         "size": "bytes as a number below 2^64, or text like '512M' or '0x100000000'",
         "gfp": ", ".join(GFP_WORDS),
+        "share": "a part of the memory, above 0 and up to 1",
+        "load": "an object with 'kind', or a list of such",
+        "nodes": "a list of node numbers",
+        **{name: ", ".join(words) for name, words in _WORDS.items()},
     }[kind]
 
 
-def _value(value: Any, kind: str, where: str) -> Any:
+def _value(value: Any, kind: str, where: str, others: bool = False) -> Any:
     number = isinstance(value, int) and not isinstance(value, bool)
     if kind == "flag":
         ok = isinstance(value, bool)
@@ -94,8 +156,19 @@ def _value(value: Any, kind: str, where: str) -> Any:
     elif kind == "size":
         value = parse_size(value, where)
         ok = value <= _SIZE_MAX
+    elif kind == "share":
+        ok = (number or isinstance(value, float)) and 0 < value <= 1
+    elif kind == "load":
+        return check_load(value, where, others)
+    elif kind == "nodes":
+        ok = isinstance(value, list) and all(
+            isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= _NUMBERS["node"][1]
+            for n in value
+        )
+    elif kind in _WORDS:
+        ok = isinstance(value, str) and value in _WORDS[kind]
     else:
-        ok = kind == "any" or (isinstance(value, str) and (kind == "text" or value in GFP_WORDS))
+        ok = isinstance(value, str) and (kind == "text" or value in GFP_WORDS)
     if not ok:
         raise ConfigError(f"{where}: {shown(value)}; allowed: {_allowed(kind)}")
     return value
@@ -117,21 +190,81 @@ def check_step(
         raise ConfigError(f"{where}.op: missing; allowed: {', '.join(sorted(ops))}")
     if not isinstance(op, str) or op not in ops:
         raise ConfigError(f"{where}.op: {shown(op)}; allowed: {', '.join(sorted(ops))}")
-    fields = (*SCHEMA[op], *_COMMON)
-    known = {"op", *(f.name for f in fields)}
-    for name in step:
+    checked = _check_fields(step, (*SCHEMA[op], *_COMMON), where, others, ("op",))
+    if "share" in {f.name for f in SCHEMA[op]}:
+        _check_one_amount(checked, op == "user", where)
+    return {"op": op} | checked
+
+
+def _check_one_amount(step: Mapping[str, Any], needed: bool, where: str) -> None:
+    names = [f.name for f in _AMOUNT if f.name in step]
+    if len(names) > 1 or (needed and not names):
+        have = f"{names[-1]}: {shown(step[names[-1]])}" if names else "pages: missing"
+        raise ConfigError(f"{where}.{have}; allowed: one of pages, size and share")
+
+
+def _check_fields(
+    data: Mapping[str, Any],
+    fields: Collection[Field],
+    where: str,
+    others: bool,
+    more: Collection[str] = (),
+) -> dict[str, Any]:
+    """Check an object's fields; return it with sizes as bytes."""
+    known = {*more, *(f.name for f in fields)}
+    for name in data:
         if not others and name not in known:
             allowed = ", ".join(sorted(known))
             raise ConfigError(
-                f"{where}.{name}: {shown(step[name])}; no such field; allowed: {allowed}"
+                f"{where}.{name}: {shown(data[name])}; no such field; allowed: {allowed}"
             )
-    out = dict(step)
+    out = dict(data)
     for field in fields:
-        if field.name in step:
-            out[field.name] = _value(step[field.name], field.kind, f"{where}.{field.name}")
+        at = f"{where}.{field.name}"
+        if field.name in data:
+            out[field.name] = _value(data[field.name], field.kind, at, others)
         elif field.needed:
-            raise ConfigError(f"{where}.{field.name}: missing; allowed: {_allowed(field.kind)}")
+            raise ConfigError(f"{at}: missing; allowed: {_allowed(field.kind)}")
     return out
+
+
+def check_load(value: Any, where: str, others: bool = False) -> list[dict[str, Any]]:
+    """Check what a step's ``load`` says, one object or a list; return a list of objects.
+
+    :param others: whether fields that are not known are passed over.
+    :raises ConfigError: naming the load, the field, its value and what is allowed.
+    """
+    many = isinstance(value, list)
+    if not isinstance(value, list | Mapping):
+        raise ConfigError(f"{where}: {shown(value)}; allowed: {_allowed('load')}")
+    out = []
+    for i, load in enumerate(value if many else [value]):
+        at = f"{where}[{i}]" if many else where
+        if not isinstance(load, Mapping):
+            raise ConfigError(f"{at}: {shown(load)}; allowed: {_allowed('load')}")
+        checked = _check_fields(load, LOAD_FIELDS, at, others)
+        _check_amount(checked, at)
+        out.append(checked)
+    return out
+
+
+def _check_amount(load: Mapping[str, Any], where: str) -> None:
+    """Check what the fields of a load say together: how much, and of which nodes."""
+    if load["kind"] == "hugetlb":
+        if load.get("size") not in _HUGETLB_SIZES:
+            have = shown(load["size"]) if "size" in load else "missing"
+            raise ConfigError(f"{where}.size: {have}; allowed: 2M, 1G (pages of kind hugetlb)")
+        if "count" not in load:
+            raise ConfigError(f"{where}.count: missing; allowed: {_allowed('pages')}")
+    elif not load.get("free") and "pages" not in load and "size" not in load:
+        raise ConfigError(
+            f"{where}.pages: missing; allowed: {_allowed('pages')}, or size and count"
+        )
+    nodes, policy = load.get("nodes", []), load.get("policy")
+    if policy in ("bind", "interleave") and not nodes:
+        raise ConfigError(f"{where}.nodes: {shown(nodes)}; allowed: some, with policy {policy!r}")
+    if policy == "default" and nodes:
+        raise ConfigError(f"{where}.nodes: {shown(nodes)}; allowed: none with policy 'default'")
 
 
 def check_boot_is_first(op: str, number: int, where: str) -> None:

@@ -16,6 +16,7 @@ from kmm.vmstat import node_items, zone_items
 
 if TYPE_CHECKING:
     from kmm.acpi_memhotplug import AcpiDevice
+    from kmm.hugetlb import HState
     from kmm.machine import Machine
     from kmm.memory import User
     from kmm.memory_block import MemoryBlock
@@ -209,6 +210,17 @@ def _lru(m: Machine) -> dict[str, Any]:
     }
 
 
+def _pool(h: HState) -> dict[str, Any]:
+    """A pool's counts, and its free pages by node in their order."""
+    names = ("resv_huge_pages", "max_huge_pages", "nr_overcommit_huge_pages")
+    turns = ("next_nid_to_alloc", "next_nid_to_free")
+    out: dict[str, Any] = {name: getattr(h, name) for name in (*names, *turns)}
+    out["nr"] = dict(h.nr_huge_pages_node)
+    out["surplus"] = dict(h.surplus_huge_pages_node)
+    out["free"] = {nid: list(pages) for nid, pages in h.free.items()}
+    return out
+
+
 def dump(m: Machine) -> dict[str, Any]:
     """Return everything that a refused operation has to leave as it was.
 
@@ -240,6 +252,7 @@ def dump(m: Machine) -> dict[str, Any]:
         "users": {name: _user(m, user) for name, user in m.users.items()},
         "lru": _lru(m),
         "totals": _totals(m),
+        "hugetlb": {h.name: _pool(h) for h in m.hstates},
         "policy": _policy(m),
         "pins": {repr(pin) for pins in m.pins.values() for pin in pins},
     }

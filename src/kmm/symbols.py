@@ -206,7 +206,16 @@ SYMBOLS: tuple[Symbol, ...] = (
         "alloc_contig_range",
         status="adapted",
         traceable=False,
-        note="pages in use are in the way; migration is not modelled yet",
+        note="where a gigantic page reaches out of the range, nothing is isolated before it fails",
+    ),
+    *_rows(
+        _ALLOC,
+        "contig_alloc",
+        "__alloc_contig_migrate_range",
+        status="adapted",
+        traceable=False,
+        note="a page that is held goes back to its list between the tries; any signal ends it, "
+        "not only a fatal one",
     ),
     *_rows(_ALLOC, "contig_alloc", "alloc_contig_pages free_contig_range", traceable=False),
     Symbol("__offline_isolated_pages", _ALLOC, "memory_hotplug"),
@@ -260,7 +269,44 @@ SYMBOLS: tuple[Symbol, ...] = (
     Symbol("do_migrate_range", _HOTPLUG, "migrate", traceable=False),
     Symbol("isolate_lru_page", "mm/vmscan.c", "_migrate", note="the engine isolates a whole range"),
     *_rows("mm/migrate.c", "migrate", "migrate_pages alloc_migration_target"),
-    Symbol("dissolve_free_huge_pages", "mm/hugetlb.c", "memory_hotplug", "stub"),
+    Symbol("dissolve_free_huge_pages", "mm/hugetlb.c", "hugetlb_move"),
+    *_rows(
+        "mm/hugetlb.c",
+        "hugetlb_move",
+        "dissolve_free_huge_page alloc_and_dissolve_huge_page isolate_or_dissolve_huge_page",
+        traceable=False,
+        note="the memmap of a huge page is never given back (hugetlb_free_vmemmap is off)",
+    ),
+    Symbol("unmap_and_move_huge_page", "mm/migrate.c", "hugetlb_move", traceable=False),
+    *_rows(
+        "mm/hugetlb.c",
+        "hugetlb",
+        "alloc_buddy_huge_page free_huge_page",
+        traceable=False,
+    ),
+    Symbol(
+        "alloc_gigantic_page",
+        "mm/hugetlb.c",
+        "hugetlb",
+        "adapted",
+        traceable=False,
+        note="at boot too, where the kernel asks memblock; hugetlb_cma= is not there (no CMA)",
+    ),
+    Symbol(
+        "set_max_huge_pages",
+        "mm/hugetlb.c",
+        "hugetlb_pool",
+        "adapted",
+        traceable=False,
+        note="no signal ends it",
+    ),
+    *_rows(
+        "mm/hugetlb.c",
+        "hugetlb_pool",
+        "hugetlb_acct_memory demote_pool_huge_page",
+        traceable=False,
+        note="no subpools and cgroups; the task has no policy and cpuset of its own",
+    ),
     *_rows("mm/vmscan.c", "node", "kswapd_run kswapd_stop"),
     *_rows("mm/compaction.c", "node", "kcompactd_run kcompactd_stop"),
     Symbol("writeback_set_ratelimit", "mm/page-writeback.c", "watermarks"),
@@ -272,6 +318,15 @@ SYMBOLS: tuple[Symbol, ...] = (
         "adapted",
         traceable=False,
         note="follows the nodes with memory at once, not from a work queue",
+    ),
+    Symbol(
+        "cpuset_hotplug_workfn",
+        "kernel/cgroup/cpuset.c",
+        "cpuset",
+        "adapted",
+        traceable=False,
+        note="policies of tasks of the top group are left alone: nodes without memory are passed "
+        "over anyway",
     ),
     Symbol(
         "nr_free_pagecache_pages",
@@ -321,6 +376,8 @@ LEFT_BEHIND: dict[str, str] = {
     "another zone",
     "failed offline": "isolated pageblocks are typed Movable; their free blocks come back "
     "at the tails of the lists; the zone's per-CPU lists are drained",
+    "failed offline of a block with huge pages": "those that moved stay where they went, and those "
+    "that were dissolved are gone from their pool",
     "failed online_movable": "of a block that is online already: the wish stays for the next 1 "
     "written to online",
     "failed hard_offline_page": "of a page that the kernel uses or somebody holds: it is marked "

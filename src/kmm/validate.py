@@ -30,6 +30,8 @@ from kmm.sparse import (
     VMEMMAP_NOT_OURS,
     vmemmap_chunks,
 )
+from kmm.validate_compaction import check_compaction
+from kmm.validate_hugetlb import check_hugetlb
 from kmm.validate_users import check_users
 from kmm.validate_zone import _equal, _true, check_recomputed, check_zone
 
@@ -186,6 +188,10 @@ def check_node_states(m: Machine) -> None:
     # Where a refusal kept an event from it, the kernel's is stale too, until the next one.
     if not any(n.name == "cpuset" and n.missed for n in m.memory_notifiers):
         _equal("top cpuset's nodes", m.top_cpuset_mems, m.n_memory)
+    for cs in m.cpusets.values():
+        above = m.top_cpuset_mems if cs.parent is None else cs.parent.effective_mems
+        have = set(cs.mems_allowed & above) or set(above)
+        _equal(f"nodes of cpuset {cs.name}", set(cs.effective_mems), have)
 
 
 def check_zonelists(m: Machine) -> None:
@@ -377,6 +383,8 @@ def validate(m: Machine) -> None:
             check_recomputed(m, zone)
     check_vmemmap(m)
     check_zonelists(m)
+    check_hugetlb(m)
+    check_compaction(m)
     check_totals(m)
     check_users(m)
     check_sysfs(m)

@@ -1,0 +1,234 @@
+"""Workloads: what the programs and the kernel of a scenario do to memory, step by step.
+
+A step names users by an id, which may stand for several of them.  Whatever is random comes of the
+machine's seed and the step's, so that a scenario plays the same each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kmm import _workload
+from kmm.cpuset import CpuSet, update_nodemask
+from kmm.errors import OutOfMemory, kernel_error
+from kmm.memory import KIND_NAMES, User
+from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, fault_interleaved, mask_of, new_policy
+from kmm.params import PAGE_SHIFT, PG_DIRTY, PG_REFERENCED, USER_SLAB_RECLAIMABLE
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+#: The steps that are played here.
+OPS = ("user", "grow", "shrink", "touch", "churn", "fwrite", "fread", "truncate", "close", "cpuset")
+
+
+class Workload:
+    """The users that the steps of one scenario have made, by their ids.
+
+    :param m: the machine they live on.
+    """
+
+    def __init__(self, m: Machine) -> None:
+        self.m = m
+        self.groups: dict[str, list[User]] = {}
+
+    def play(self, step: Mapping[str, Any]) -> str:
+        """Play one checked step of OPS; returns what came of it, in words.
+
+        :raises KernelError: naming what the machine does not take; what was done before stays.
+        """
+        if step["op"] == "cpuset":
+            return self._cpuset(step)
+        if step["op"] == "user":
+            return self._user(step)
+        if step["id"] not in self.groups:
+            return "nothing to do: its user was refused, or is closed"
+        act: Callable[[User, Mapping[str, Any]], str] = getattr(self, f"_{step['op']}")
+        return "; ".join(act(user, step) for user in list(self.groups[step["id"]]))
+
+    # -- making -------------------------------------------------------------------------
+
+    def _nodes(self, step: Mapping[str, Any]) -> list[int]:
+        return [self.m.pxm_to_node.get(pxm, pxm) for pxm in step.get("nodes", [])]
+
+    def _policy(self, step: Mapping[str, Any]) -> MemPolicy:
+        nodes = self._nodes(step)
+        mode = step.get("policy", "bind" if nodes else "default")
+        cpuset = self._cpuset_of(step)
+        mems = None if cpuset is None else cpuset.effective_mems
+        return DEFAULT_POLICY if mode == "default" else new_policy(self.m, mode, nodes, mems=mems)
+
+    def _cpuset_of(self, step: Mapping[str, Any]) -> CpuSet | None:
+        if "cpuset" not in step:
+            return None
+        if step["cpuset"] not in self.m.cpusets:
+            allowed = ", ".join(map(repr, self.m.cpusets)) or "none is there"
+            raise kernel_error(-22, f"cpuset: {step['cpuset']!r}; allowed: {allowed}")
+        return self.m.cpusets[step["cpuset"]]
+
+    def _user(self, step: Mapping[str, Any]) -> str:
+        """Make users, which have no page yet."""
+        m, count = self.m, step.get("count", 1)
+        names = [step["id"]] if count == 1 else [f"{step['id']}.{i}" for i in range(1, count + 1)]
+        if step["id"] in self.groups or any(name in m.users for name in names):
+            raise kernel_error(-22, f"id: {step['id']!r}; allowed: one that is not in use")
+        policy, cpuset = self._policy(step), self._cpuset_of(step)
+        order = step.get("order", 0)
+        pages = amount_of(m, step, policy) >> order
+        users = []
+        for name in names:
+            user = User(
+                m,
+                name,
+                step.get("kind", "anon"),
+                pages,
+                policy=policy,
+                cpu=step.get("cpu"),
+                order=order,
+                thp=step.get("thp", "never"),
+            )
+            user.engine.locked = step.get("lock", False)
+            if cpuset is not None:
+                cpuset.attach(user)
+            users.append(user)
+        self.groups[step["id"]] = users
+        return f"{count} of kind {KIND_NAMES[users[0].kind]}, up to {pages} {_unit(order)} each"
+
+    def _cpuset(self, step: Mapping[str, Any]) -> str:
+        m, nodes = self.m, self._nodes(step)
+        if step["id"] in m.cpusets:
+            cs = m.cpusets[step["id"]]
+            update_nodemask(cs, nodes)
+        else:
+            parent = m.cpusets.get(step.get("parent", ""))
+            if "parent" in step and parent is None:
+                allowed = ", ".join(map(repr, m.cpusets)) or "none is there"
+                raise kernel_error(-22, f"parent: {step['parent']!r}; allowed: {allowed}")
+            cs = CpuSet(m, step["id"], nodes, parent)
+        return f"nodes {', '.join(map(str, sorted(cs.effective_mems)))}"
+
+    # -- changing -----------------------------------------------------------------------
+
+    def _grow(self, user: User, step: Mapping[str, Any]) -> str:
+        want = min(_blocks(self.m, step, user), user.pages - user.nr_present)
+        before, short = user.nr_present, ""
+        try:
+            user.grow(want)
+        except OutOfMemory as e:
+            short = f": {e}"
+        return f"{user.name}: {user.nr_present - before} of {want} came{short}"
+
+    def _shrink(self, user: User, step: Mapping[str, Any]) -> str:
+        freed = user.shrink(_blocks(self.m, step, user))
+        return f"{user.name}: {freed} pages went, {user.nr_present} are left"
+
+    def _touch(self, user: User, step: Mapping[str, Any]) -> str:
+        """Touch slots at random, each once."""
+        n = min(_blocks(self.m, step, user), user.pages)
+        slots = self._random(step, user).choice(user.pages, n, replace=False, shuffle=True)
+        before = user.nr_present
+        done = touch(user, slots.astype(np.int64))
+        came = user.nr_present - before
+        return f"{user.name}: {done} of {n} touched, {came} of them came"
+
+    def _churn(self, user: User, step: Mapping[str, Any]) -> str:
+        """Free and allocate blocks of a cache at random, so many in all."""
+        if user.kind < USER_SLAB_RECLAIMABLE:
+            raise kernel_error(-22, f"id: {user.name!r}; allowed: users of the kernel's kinds")
+        n = _blocks(self.m, step, user)
+        slots = self._random(step, user).integers(0, max(user.pages, 1), n, dtype=np.int64)
+        where = user.placement(0)
+        done, came, went = _workload.churn_slots(
+            user.engine, self.m, slots, user.gfp, where.nid, mask_of(where), user.cpu
+        )
+        self.m.run_kswapds()
+        self.m.give_back_records()
+        return f"{user.name}: {done} of {n} turned over, {came} came, {went} went"
+
+    def _fwrite(self, user: User, step: Mapping[str, Any]) -> str:
+        return self._file(user, step, PG_DIRTY)
+
+    def _fread(self, user: User, step: Mapping[str, Any]) -> str:
+        return self._file(user, step, PG_REFERENCED)
+
+    def _file(self, user: User, step: Mapping[str, Any], flags: int) -> str:
+        start = min(step.get("first", 0), user.pages)
+        n = min(_blocks(self.m, step, user), user.pages - start)
+        before, short = user.nr_present, ""
+        try:
+            user.fault(start, n, flags)
+        except OutOfMemory as e:
+            short = f": {e}"
+        return f"{user.name}: {user.nr_present - before} of {n} pages came{short}"
+
+    def _truncate(self, user: User, step: Mapping[str, Any]) -> str:
+        start = min(step.get("first", 0), user.pages)
+        freed = user.release(start, user.pages - start)
+        return f"{user.name}: {freed} pages went, {user.nr_present} are left"
+
+    def _close(self, user: User, step: Mapping[str, Any]) -> str:
+        freed = user.nr_present << user.engine.order
+        user.close()
+        self.groups.pop(step["id"], None)
+        return f"{user.name}: {freed} pages went"
+
+    def _random(self, step: Mapping[str, Any], user: User) -> np.random.Generator:
+        """What is random in a step, for each user another."""
+        words = [self.m.config.seed, step.get("seed", 0), *user.name.encode()]
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
+
+
+def touch(user: User, slots: np.ndarray[Any, np.dtype[np.int64]]) -> int:
+    """Touch slots of a user in an order; those that are absent get a page, as far as there is one.
+
+    :param slots: their numbers, int64.
+    :return: how many were touched.
+    """
+    m, at = user.m, 0
+    interleaved = user.policy.mode == "interleave"
+    while at < len(slots):
+        if interleaved:
+            done = fault_interleaved(user, int(slots[at]), 1, 0)
+        else:
+            where = user.placement(int(slots[at]))
+            done = _workload.touch_slots(
+                user.engine, m, slots[at:], user.gfp, where.nid, mask_of(where), user.cpu
+            )
+            m.run_kswapds()
+        at += done
+        if done == 0:
+            # The next one has to be waited for.
+            try:
+                user.fault(int(slots[at]), 1)
+            except OutOfMemory:
+                break
+            at += 1
+    return at
+
+
+def amount_of(m: Machine, step: Mapping[str, Any], policy: MemPolicy) -> int:
+    """Return how many pages a step is about.
+
+    :param policy: a share is one of its nodes' memory, or of the whole machine's.
+    """
+    if "pages" in step:
+        return int(step["pages"])
+    if "size" in step:
+        return int(step["size"] >> PAGE_SHIFT)
+    nodes: Iterable[int] = policy.nodes or sorted(m.nodes)
+    managed = sum(z.managed_pages for nid in nodes for z in m.nodes[nid].zones)
+    return int(managed * step["share"])
+
+
+def _blocks(m: Machine, step: Mapping[str, Any], user: User) -> int:
+    """How many of a user's slots a step is about: all, if it does not say."""
+    if not {"pages", "size", "share"} & step.keys():
+        return user.pages
+    return amount_of(m, step, user.policy) >> user.engine.order
+
+
+def _unit(order: int) -> str:
+    return "pages" if order == 0 else f"blocks of order {order}"

@@ -1,0 +1,246 @@
+"""Workload steps: what they do, that they do it again, and what they refuse."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kmm.errors import ConfigError
+from kmm.params import PAGEBLOCK_NR_PAGES, PG_DIRTY, USER_SLAB_RECLAIMABLE
+from kmm.scenario import Outcome, Player, check_scenario
+from kmm.vmstat import node_items
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+MACHINE = {
+    "memory": "512M",
+    "cpus": 2,
+    "nodes": [{"cpus": "0-1", "memory": "256M"}, {"memory": "256M"}],
+    "seed": 3,
+}
+
+
+def played(*steps: dict[str, Any], **machine: Any) -> tuple[Player, list[Outcome]]:
+    """Play steps; the machine holds afterwards."""
+    scenario = check_scenario({"machine": MACHINE | machine, "steps": list(steps)}, "file")
+    player = Player(scenario)
+    outcomes = [player.play(step) for step in scenario.steps]
+    player.m.validate()
+    return player, outcomes
+
+
+def user(id: str, **more: Any) -> dict[str, Any]:
+    return {"op": "user", "id": id, **more}
+
+
+def step(op: str, id: str, **more: Any) -> dict[str, Any]:
+    return {"op": op, "id": id, **more}
+
+
+def test_users_grow_and_shrink_by_pages_bytes_and_shares() -> None:
+    player, outcomes = played(
+        user("a", pages=1000),
+        step("grow", "a", pages=300),
+        step("grow", "a", size="400K"),
+        step("shrink", "a", pages=50),
+        step("grow", "a"),
+        step("shrink", "a", pages=5000),
+        user("b", share=0.5, nodes=[1]),
+        step("grow", "b", share=0.25),
+    )
+    said = [o.output for o in outcomes]
+    assert said[1:6] == [
+        "a: 300 of 300 came",
+        "a: 100 of 100 came",
+        "a: 50 pages went, 350 are left",
+        "a: 650 of 650 came",
+        "a: 1000 pages went, 0 are left",
+    ]
+    m = player.m
+    managed = sum(z.managed_pages for z in m.nodes[1].zones)
+    b = m.users["b"]
+    assert (b.pages, b.nr_present) == (managed // 2, managed // 4)
+    assert node_items(m, m.nodes[1])["nr_anon_pages"] == managed // 4
+
+
+def test_an_id_may_stand_for_many_users() -> None:
+    player, outcomes = played(
+        user("w", count=3, pages=100, nodes=[1], policy="preferred"),
+        step("grow", "w", pages=10),
+    )
+    assert outcomes[1].output == "w.1: 10 of 10 came; w.2: 10 of 10 came; w.3: 10 of 10 came"
+    assert [player.m.users[f"w.{i}"].policy.nodes for i in (1, 2, 3)] == [(1,)] * 3
+
+
+def test_touching_is_random_but_the_same_each_time() -> None:
+    steps = [user("a", pages=4096), step("touch", "a", pages=1000, seed=5)]
+    first, _ = played(*steps)
+    again, _ = played(*steps)
+    assert (first.m.users["a"].pfns() == again.m.users["a"].pfns()).all()
+    assert first.m.users["a"].nr_present == 1000
+    for other in (
+        played(steps[0], step("touch", "a", pages=1000, seed=6)),
+        played(*steps, seed=4),
+    ):
+        there = first.m.users["a"].pfns() >= 0
+        assert ((other[0].m.users["a"].pfns() >= 0) != there).any()
+    # Pages come in the order in which they are touched, not in that of their indices.
+    present = [int(p) for p in first.m.users["a"].pfns() if p >= 0]
+    assert present != sorted(present)
+
+
+def test_touching_what_is_there_brings_no_page() -> None:
+    player, outcomes = played(
+        user("a", pages=500), step("grow", "a"), step("touch", "a", pages=200)
+    )
+    assert outcomes[2].output == "a: 200 of 200 touched, 0 of them came"
+    slots = player.m.users["a"].engine.slots
+    assert np.count_nonzero(slots >> np.uint64(60) & np.uint64(1)) == 200  # young ones
+
+
+def test_touching_takes_turns_and_huge_pages_stay_whole() -> None:
+    player, _ = played(
+        user("a", pages=600, policy="interleave", nodes=[0, 1]),
+        step("touch", "a", pages=600),
+        user("h", pages=1024, thp="always"),
+        step("grow", "h"),
+        step("touch", "h", pages=100),
+    )
+    m = player.m
+    nids = [m.page_zone(int(p)).nid for p in m.users["a"].pfns()]  # type: ignore[union-attr]
+    assert nids == [0, 1] * 300
+    assert m.memmap_engine.is_allocated(int(m.users["h"].pfns()[PAGEBLOCK_NR_PAGES]), 9)
+
+
+def test_slabs_churn_and_every_block_is_accounted_for() -> None:
+    player, outcomes = played(
+        user("s", kind="slab_reclaimable", order=2, pages=4000),
+        step("churn", "s", pages=40000, seed=1),
+        step("churn", "s", pages=40000, seed=2),
+    )
+    s = player.m.users["s"]
+    assert s.kind == USER_SLAB_RECLAIMABLE
+    assert s.pages == 1000
+    came = went = 0
+    for o in outcomes[1:]:
+        words = o.output.replace(",", "").split()
+        assert words[1:4] == ["10000", "of", "10000"]
+        came, went = came + int(words[6]), went + int(words[8])
+    assert came - went == s.nr_present
+    assert 300 < s.nr_present < 700
+    m = player.m
+    assert sum(node_items(m, p)["nr_slab_reclaimable"] for p in m.nodes.values()) == 4 * (
+        s.nr_present
+    ) + sum(p.vmstat.get("nr_slab_reclaimable", 0) for p in m.nodes.values())
+
+
+def test_files_are_written_read_and_cut() -> None:
+    player, outcomes = played(
+        user("f", kind="file", pages=1000),
+        step("fwrite", "f", pages=100, first=50),
+        step("fread", "f", pages=200),
+        step("truncate", "f", first=120),
+        step("fwrite", "f", first=990, pages=50),
+    )
+    said = [o.output for o in outcomes]
+    assert said[1:] == [
+        "f: 100 of 100 pages came",
+        "f: 100 of 200 pages came",
+        "f: 80 pages went, 120 are left",
+        "f: 10 of 10 pages came",
+    ]
+    m, pfns = player.m, player.m.users["f"].pfns()
+    assert m.memmap["flags"][pfns[60]] & PG_DIRTY
+    assert not m.memmap["flags"][pfns[10]] & PG_DIRTY
+    assert node_items(m, m.nodes[0])["nr_dirty"] == 80
+
+
+def test_what_is_closed_gives_everything_back() -> None:
+    before, _ = played()
+    player, outcomes = played(
+        user("a", pages=5000, lock=True),
+        step("grow", "a"),
+        user("s", kind="slab", order=3, pages=800),
+        step("grow", "s"),
+        step("close", "s"),
+        step("close", "a"),
+    )
+    assert [o.output for o in outcomes[4:]] == ["s: 800 pages went", "a: 5000 pages went"]
+    free = [sum(z.nr_free_pages + z.pcp_pages() for z in p.m.all_zones()) for p in (before, player)]
+    assert free[0] == free[1]
+    assert not player.m.users
+
+
+def test_tasks_of_a_cpuset_get_its_nodes_only() -> None:
+    player, outcomes = played(
+        step("cpuset", "batch", nodes=[1]),
+        step("cpuset", "below", nodes=[], parent="batch"),
+        user("a", pages=100, cpuset="below"),
+        step("grow", "a", pages=50),
+        step("cpuset", "batch", nodes=[0]),
+        step("grow", "a", pages=50),
+    )
+    assert [outcomes[i].output for i in (0, 1, 4)] == ["nodes 1", "nodes 1", "nodes 0"]
+    m = player.m
+    nids = [m.page_zone(int(p)).nid for p in m.users["a"].pfns()]  # type: ignore[union-attr]
+    assert nids == [1] * 50 + [0] * 50
+
+
+def test_what_does_not_fit_is_said_and_what_fits_stays() -> None:
+    player, outcomes = played(user("a", share=1.0), step("grow", "a"), step("shrink", "a"))
+    assert "came: " in outcomes[1].output or outcomes[1].error
+    assert player.m.users["a"].nr_present == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([user("a")], "step 1.pages: missing; allowed: one of pages, size and share"),
+        ([user("a", pages=1, share=0.5)], "step 1.share: 0.5; allowed: one of pages, size and"),
+        ([user("a", share=0)], "step 1.share: 0; allowed: a part of the memory"),
+        ([user("a", share=1.5)], "step 1.share: 1.5; allowed: a part of the memory"),
+        ([user("a", share="1")], "step 1.share: '1'; allowed: a part of the memory"),
+        ([user("a", pages=1, kind="heap")], "step 1.kind: 'heap'; allowed: anon, shmem, file"),
+        ([user("a", pages=1, thp=True)], "step 1.thp: True; allowed: never, always, madvise"),
+        ([user("a", pages=1, count=0)], "step 1.count: 0; allowed: a number from 1 to 10000"),
+        ([user("a", pages=1, nodes=[7])], "step 1.nodes: 7; allowed: 0 to 1"),
+        ([user("a", pages=1, cpuset="x")], "step 1.cpuset: 'x'; allowed: a cpuset before it"),
+        ([step("cpuset", "a", nodes=[0], parent="x")], "step 1.parent: 'x'; allowed: a cpuset"),
+        ([step("cpuset", "a")], "step 1.nodes: missing; allowed: a list of node numbers"),
+        ([step("grow", "a")], "step 1.id: 'a'; allowed: the id of a user before it"),
+        ([user("a", pages=1)] * 2, "step 2.id: 'a'; allowed: one that is not in use"),
+        ([user("a", pages=1), step("close", "a"), step("grow", "a")], "step 3.id: 'a'; allowed"),
+        ([user("a", pages=1), step("churn", "a", seed=-1)], "step 2.seed: -1; allowed"),
+    ],
+)
+def test_bad_steps_are_named(steps: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_scenario({"machine": MACHINE, "steps": steps}, "file")
+
+
+def test_what_the_machine_refuses_is_an_error_of_the_step() -> None:
+    player, outcomes = played(
+        user("a", pages=1, order=3),
+        user("b", pages=1, cpu=5),
+        step("grow", "b"),
+        user("c", pages=100),
+        step("churn", "c"),
+    )
+    assert "order: 3" in outcomes[0].error
+    assert "cpu: 5" in outcomes[1].error
+    assert outcomes[2].output == "nothing to do: its user was refused, or is closed"
+    assert "allowed: users of the kernel's kinds" in outcomes[4].error
+    assert list(player.m.users) == ["c"]
+
+
+def test_policies_decide_how_much_can_be_taken_away(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLES / "ageing.py"))["main"]()
+    lines = capsys.readouterr().out.splitlines()
+    share = {line[:24].strip(): int(line[24:28]) for line in lines}
+    assert all("of 16 blocks" in line for line in lines)
+    assert share["online_movable"] == share["memmap_on_memory"] == 16
+    assert share["online_kernel"] < share["auto-movable, ratio 301"] <= 16
+    assert share["auto-movable, ratio 100"] <= share["auto-movable, ratio 301"]
