@@ -55,6 +55,11 @@ class HState:
         self._spare: list[int] = []
 
     @property
+    def free_pages_user(self) -> PageUser | None:
+        """The user of the free pages, None if there never was one."""
+        return self._user
+
+    @property
     def size(self) -> int:
         """Bytes of a page."""
         return 1 << (self.order + PAGE_SHIFT)

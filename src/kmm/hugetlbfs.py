@@ -122,3 +122,4 @@ class HugetlbUser(User):
         self.reserved[:] = False
         del self.m.users[self.name]
         del self.m.users_by_number[self.engine.number]
+        self.engine.close()

@@ -20,6 +20,7 @@ from kmm.params import (
 from kmm.sparse import SECTION_IS_ONLINE
 
 if TYPE_CHECKING:
+    from kmm._memory import PageUser
     from kmm.machine import Machine
 
 #: The order of a node's lists, and how those pages are called that are only counted.
@@ -104,13 +105,21 @@ def _huge(m: Machine, blocks: Ints) -> list[Ints]:
     ]
 
 
+def engines_of(m: Machine) -> dict[int, PageUser]:
+    """Return the table of each user by its number, those of the pools' free huge pages too."""
+    found = {number: user.engine for number, user in m.users_by_number.items()}
+    pools = [h.free_pages_user for h in m.hstates]
+    return found | {user.number: user for user in pools if user is not None}
+
+
 def user_tables(m: Machine) -> tuple[Ints, Ints]:
     """Return kind and order of each user by its number, kind 0 where there is none."""
-    most = max(m.users_by_number, default=0) + 1
+    engines = engines_of(m)
+    most = max(engines, default=0) + 1
     kinds: Ints = np.zeros(max(most, 1 << 16), dtype=np.int64)
     orders = np.zeros_like(kinds)
-    for number, user in m.users_by_number.items():
-        kinds[number], orders[number] = user.kind, user.engine.order
+    for number, engine in engines.items():
+        kinds[number], orders[number] = engine.kind, engine.order
     return kinds, orders
 
 

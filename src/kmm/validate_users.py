@@ -40,6 +40,7 @@ from kmm.used_pages import (
     Bools,
     Ints,
     UsedPages,
+    engines_of,
     live_entries,
     nodes_of,
     used_pages,
@@ -70,8 +71,8 @@ def _name(m: Machine, number: int) -> str:
 def _present_slots(m: Machine) -> _Slots:
     """Read the tables of all users, and compare their counts."""
     numbers, indices, values = [], [], []
-    for number, user in m.users_by_number.items():
-        slots = user.engine.slots[: user.engine.nr_slots]
+    for number, engine in engines_of(m).items():
+        slots = engine.slots[: engine.nr_slots]
         index = np.flatnonzero(slots)
         value = slots[index]
         present = value & np.uint64(SLOT_PRESENT) != 0
@@ -79,8 +80,8 @@ def _present_slots(m: Machine) -> _Slots:
         name = _name(m, number)
         odd = index[present == swapped]
         _true(not len(odd), f"{name}: slot {int(odd[0]) if len(odd) else 0}: has no one place")
-        _equal(f"{name}: nr_present", user.engine.nr_present, int(np.count_nonzero(present)))
-        _equal(f"{name}: nr_swapped", user.engine.nr_swapped, int(np.count_nonzero(swapped)))
+        _equal(f"{name}: nr_present", engine.nr_present, int(np.count_nonzero(present)))
+        _equal(f"{name}: nr_swapped", engine.nr_swapped, int(np.count_nonzero(swapped)))
         numbers.append(np.full(int(np.count_nonzero(present)), number))
         indices.append(index[present])
         values.append(value[present])
@@ -210,7 +211,9 @@ def check_users(m: Machine) -> None:
     """Users' slots, the records of their pages, LRU lists, and what is counted of all that."""
     named = {user.engine.number for user in m.users.values()}
     known = m.memmap_engine.user_numbers()
-    _equal("users", (sorted(named), sorted(m.users_by_number)), (known, known))
+    pools = sorted(set(engines_of(m)) - set(m.users_by_number))
+    named |= set(pools)
+    _equal("users", (sorted(named), sorted(engines_of(m))), (known, known))
     slots = _present_slots(m)
     pages, state = used_pages(m)
     _check_slots(m, slots, pages, state)
