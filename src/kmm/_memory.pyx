@@ -46,7 +46,8 @@ cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint hu
     cdef pageblock_t *block
     cdef page_t *page
     cdef uint16_t *where
-    cdef uint64_t i, slot = SLOT_PRESENT | pfn
+    cdef int64_t i
+    cdef uint64_t slot = SLOT_PRESENT | pfn
     if user.locked:
         flags |= PF_MLOCKED
     flags |= kind_flags(user.kind)
@@ -96,7 +97,7 @@ cdef void split_huge_page(mem_t *mem, const folio_t *folio) noexcept nogil:
     cdef zone_t *zone = page_zone(mem, folio.pfn)
     cdef uint16_t flags = folio.flags[0], broken
     cdef pfn_t pfn
-    cdef uint64_t i
+    cdef int64_t i
     cdef pageblock_t *block = block_of(mem, folio.pfn)
     if flags & PF_LRU:
         lru_del(mem, zone, user.kind, True, folio.flags)
