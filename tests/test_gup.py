@@ -11,7 +11,7 @@ from kmm import GFP_KERNEL, KernelError, Machine
 from kmm.gup import pins_of
 from kmm.memory import User
 from kmm.mempolicy import new_policy
-from kmm.snapshot import differences, dump
+from kmm.snapshot import dump
 from kmm.vmstat import all_node_items, all_vm_events
 from tests.conftest import DIMM, two_nodes
 from tests.settle import settled_differences
@@ -144,8 +144,9 @@ def test_a_huge_page_without_room_elsewhere_is_moved_in_parts() -> None:
     m.validate()
 
 
-@pytest.mark.parametrize("kind", ["anon", "shmem", "file"])
-@pytest.mark.parametrize("thp", ["never", "madvise"])
+@pytest.mark.parametrize(
+    ("kind", "thp"), [("anon", "never"), ("anon", "madvise"), ("shmem", "never"), ("file", "never")]
+)
 def test_pages_that_lose_their_user_are_free_when_they_are_let_go(kind: str, thp: str) -> None:
     m = machine("kernel")
     free = sum(z.nr_free_pages + z.pcp_pages() for z in m.all_zones())

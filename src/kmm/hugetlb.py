@@ -114,11 +114,6 @@ class HState:
         """The gfp flags of new pages: gigantic ones stay out of Movable zones (htlb_alloc_mask)."""
         return GFP_HIGHUSER if self.is_gigantic else GFP_HIGHUSER_MOVABLE
 
-    @property
-    def page_user(self) -> PageUser | None:
-        """Who has the pool's free pages, once there has been one."""
-        return self._user
-
     def hold(self, pfn: int) -> int:
         """Make a block a page of the pool's user; its slot."""
         if self.pool is None:

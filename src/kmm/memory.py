@@ -173,7 +173,9 @@ class User:
 
     def placement(self, index: int) -> Placement:
         """Return where the next page goes, which is that of an index."""
-        zone_idx, offset = gfp_zone(self.gfp), index + self.interleave_offset
+        # By what pages of its kind usually are, even where one is requested that has to stay.
+        usual = _GFP_OF_KIND.get(self.kind, self.gfp)
+        zone_idx, offset = gfp_zone(usual), index + self.interleave_offset
         if self.policy.mode == "interleave" and self.kind not in (USER_ANON, USER_SHMEM):
             offset = self.policy.nodes.index(interleave_nodes(self.policy, self.il_prev))
         return place(self.m, self.policy, self.cpu, offset, self.mems, zone_idx)
