@@ -104,8 +104,17 @@ def test_memory_that_goes_without_notice_while_it_is_online_stops_the_kernel(m: 
     m.plug("a", 1, DIMM, BLOCK)
     m.write(f"{MEMORY}/memory32/state", "online_movable")
     m.dimms["a"].sta = 0
+    before, lines = dump(m), len(m.log)
     with pytest.raises(ImpossibleState, match="__remove_memory"):
         m.notify("a", "device_check")
+    assert differences(before, dump(m)) == []
+    assert [line.split(",")[0] for line in m.log[lines:]] == ["removing memory fails"]
+    m.validate()
+    # Nothing of it was removed: with its memory offline, the device can go.
+    m.write(f"{MEMORY}/memory32/state", "offline")
+    assert m.notify("a", "device_check") == 0
+    assert 32 not in m.memory_blocks
+    m.validate()
 
 
 @pytest.mark.parametrize(
@@ -182,11 +191,15 @@ def test_a_containers_children_go_last_first_and_no_profile_is_asked(m: Machine)
 
 def test_a_block_that_is_online_again_in_an_offline_container_stops_the_kernel(m: Machine) -> None:
     """Nothing keeps user space from it, and nothing looks again before the memory is removed."""
-    name, _ = m.plug_container([("a", 1, DIMM, BLOCK)])
+    name, _ = m.plug_container([("a", 1, DIMM, BLOCK), ("b", 1, DIMM + BLOCK, BLOCK)])
     m.write(f"/sys/devices/system/container/{name}/online", "0")
     m.write(f"{MEMORY}/memory32/state", "online_movable")
+    before = dump(m)
     with pytest.raises(ImpossibleState, match="__remove_memory"):
         m.unplug_container(name)
+    # The other module, which the kernel would have removed first, is still there.
+    assert differences(before, dump(m)) == []
+    m.validate()
 
 
 def test_a_container_must_be_taken_offline_by_user_space(m: Machine) -> None:

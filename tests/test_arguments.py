@@ -12,6 +12,7 @@ import pytest
 from kmm import Machine
 from kmm import memory_hotplug as mh
 from kmm.errors import ImpossibleState, KernelError
+from kmm.memory_block import walk_memory_blocks
 from kmm.mmzone import MemoryGroup
 from kmm.snapshot import differences, dump
 from tests.conftest import DIMM, two_nodes
@@ -182,6 +183,65 @@ def test_removing_passes_over_blocks_that_are_not_there(m: Machine, start: int) 
     m.validate()
 
 
-def test_more_containers_than_a_byte_can_number(m: Machine) -> None:
-    names = {m.plug_container([])[0] for _ in range(258)}
+@pytest.mark.parametrize("remove", ["remove_memory", "try_remove_memory", "__remove_memory"])
+@pytest.mark.parametrize(
+    ("start", "size"),
+    [
+        (1 << 32, 1 << 40),
+        (1 << 32, 3 << 27),
+        (1 << 40, 1 << 28),
+        ((1 << 40) - (1 << 27), 1 << 28),
+        (1 << 40, 1 << 40),
+    ],
+)
+def test_removing_what_is_there_in_part_or_not_at_all(
+    m: Machine, remove: str, start: int, size: int
+) -> None:
+    """RAM ends at 1 GiB, two blocks are at 4 GiB; the ranges begin and end beside page tables."""
+    mh.add_memory(m, 1, DIMM, 2 * BLOCK)
+    getattr(mh, remove)(m, start, size)
+    gone = start == DIMM
+    assert (32 in m.memory_blocks) == (33 in m.memory_blocks) == (not gone)
+    assert m.sections["flags"][32:34].any() == (not gone)
+    assert (1 in m.n_online) == (not gone)
+    m.validate()
+
+
+def test_removing_sections_of_several_page_tables_around_a_hole() -> None:
+    """Blocks on both sides of the first and of the second boundary of 64 GiB, none between."""
+    m = two_nodes(maxmem="256G")
+    starts = [(64 << 30) - BLOCK, 64 << 30, (128 << 30) - BLOCK, 128 << 30]
+    for start in starts:
+        mh.add_memory(m, 1, start, BLOCK)
+    mh.remove_memory(m, starts[0], starts[-1] + BLOCK - starts[0])
+    assert not set(m.memory_blocks) & set(range(8, 2048))
+    assert not m.sections["flags"][8:2048].any()
+    m.validate()
+
+
+def test_a_range_larger_than_the_address_space_ends_at_once(m: Machine) -> None:
+    mh.add_memory(m, 1, DIMM, BLOCK)
+    error = unchanged(m, lambda: mh.offline_and_remove_memory(m, 1 << 62, 1 << 62), ImpossibleState)
+    assert str(error).startswith("offline_and_remove_memory: 0x4000000000000000+")
+    m.validate()
+
+
+def test_walking_a_large_range_asks_only_the_blocks_there_are(m: Machine) -> None:
+    mh.add_memory(m, 1, DIMM, 2 * BLOCK)
+    seen: list[int] = []
+    for start, size in ((DIMM - 1, 1 << 63), (DIMM, BLOCK + 1), (DIMM + BLOCK, 1), (DIMM, 0)):
+        walk_memory_blocks(m, start, size, lambda block: seen.append(block.block_id))
+        seen.append(0)
+    assert seen == [32, 33, 0, 32, 33, 0, 33, 0, 0]
+
+
+def test_more_containers_than_a_byte_can_number() -> None:
+    m = two_nodes(slots=256, maxmem="64G")
+    names = set()
+    for i in range(258):
+        name, _ = m.plug_container([(f"d{i}", 1, DIMM, BLOCK)])
+        names.add(name)
+        device = m.acpi_containers[name].children[0]
+        # The container stays while what is in it goes by itself.
+        assert device.dimm is not None and m.unplug(device.dimm.dimm_id) == 0
     assert len(names) == 258

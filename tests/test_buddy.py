@@ -39,6 +39,19 @@ def test_pages_of_a_fresh_block_come_upward_and_other_types_claim_other_blocks()
     m.validate()
 
 
+def test_lists_that_there_are_not_cannot_be_looked_at() -> None:
+    _m, zone = kernel_zone(1)
+    for name, view in (
+        ("order", lambda: zone.free_list(11, 0)),
+        ("mt", lambda: zone.free_list(0, 5)),
+        ("cpu", lambda: zone.pcp_list(2, 0)),
+        ("pindex", lambda: zone.pcp_list(0, -1)),
+        ("cpu", lambda: zone.pcp_state(-1)),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: "):
+            view()
+
+
 def test_one_request_takes_a_batch_out_of_the_free_count() -> None:
     m, zone = kernel_zone(1)
     assert zone.pageset_batch == 7

@@ -98,8 +98,12 @@ MACHINE = {"memory": "1G", "nodes": [{"cpus": "0", "memory": "1G"}, {}]}
         (one(op="sh", line="x", keep=5), "step 1.keep: 5; allowed: true or false"),
         (one(op="free", id="a"), "step 1.id: 'a'; allowed: the id of an alloc before it"),
         (
+            {"steps": [ALLOC, {"op": "free", "id": "b"}]},
+            "id: 'b'; allowed: the id of an alloc before it that is not freed yet, one of ['a']",
+        ),
+        (
             {"steps": [ALLOC, {"op": "free", "id": "a"}, {"op": "free", "id": "a"}]},
-            "step 3.id: 'a'; allowed: the id of an alloc before it that is not freed yet, of []",
+            "id: 'a'; allowed: the id of an alloc before it that is not freed yet; there is none",
         ),
         ({"steps": [ALLOC, {"op": "boot"}]}, "step 2.op: 'boot'; allowed: in the first step only"),
         (one(op="plug", id="a", node=0, addr=0, size=10**40), "step 1.size: 1000000000"),

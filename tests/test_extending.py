@@ -19,12 +19,32 @@ SOURCES = Path(__file__).parent / "extending"
 DOC = Path(__file__).parent.parent / "docs" / "extending.md"
 
 
+MASKED = """
+import numpy as np
+from libc.stdint cimport uint64_t
+from kmm._buddy cimport GFP_ATOMIC, PageAllocator, alloc_pages, alloc_pages_bulk
+
+
+def bulk(PageAllocator machine, int order, int n, uint64_t nodes):
+    cdef uint64_t[::1] out = np.zeros(n, dtype=np.uint64)
+    return out.base[: alloc_pages_bulk(machine.mem, GFP_ATOMIC, order, 1, nodes, 0, &out[0], n)]
+
+
+def singles(PageAllocator machine, int order, int n, uint64_t nodes):
+    got = [alloc_pages(machine.mem, GFP_ATOMIC, order, 1, nodes, 0) for _ in range(n)]
+    return [pfn for pfn in got if pfn >= 0]
+"""
+
+
 def compile_jobs(where: Path, *directives: str) -> ModuleType:
     """Build the simulator in a directory of its own; any warning fails."""
-    for name in ("jobs.pyx", "setup.py"):
-        shutil.copy(SOURCES / name, where)
-    source = where / "jobs.pyx"
-    source.write_text("".join(f"# cython: {d}\n" for d in directives) + source.read_text())
+    source = (SOURCES / "jobs.pyx").read_text()
+    return compile_source(where, "".join(f"# cython: {d}\n" for d in directives) + source)
+
+
+def compile_source(where: Path, source: str) -> ModuleType:
+    shutil.copy(SOURCES / "setup.py", where)
+    (where / "jobs.pyx").write_text(source)
     built = subprocess.run(
         [sys.executable, "-W", "ignore", "setup.py", "build_ext", "--inplace"],
         cwd=where,
@@ -114,6 +134,18 @@ def test_declarations_compile_whatever_the_directives(
     m = machine()
     assert compile_jobs(tmp_path, *directives).run(m, 1, 100, 7) == 0
     m.validate()
+
+
+def test_a_bulk_request_with_a_node_mask_is_the_same_single_requests(tmp_path: Path) -> None:
+    """An atomic request that fails leaves the mask; the next one begins with it again."""
+    calls = compile_source(tmp_path, MASKED)
+    a, b = machine(), machine()
+    for order in (0, 4):
+        n = 40_000 >> order
+        assert calls.bulk(a, order, n, 2).tolist() == calls.singles(b, order, n, 2)
+        assert a.memmap_engine.kswapd_state(0) == b.memmap_engine.kswapd_state(0)
+        assert a.memmap_engine.kswapd_state(1) == b.memmap_engine.kswapd_state(1)
+    a.validate()
 
 
 def test_the_document_shows_the_code_that_is_compiled_here() -> None:

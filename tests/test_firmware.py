@@ -13,6 +13,15 @@ from tests.conftest import DIMM, recording, two_nodes
 G, B = 1 << 30, 128 << 20
 
 
+def test_a_dimm_has_a_name(m: Machine) -> None:
+    with pytest.raises(FirmwareRefused, match="Parameter 'id' expects an identifier"):
+        m.plug("", 1, DIMM, B)
+    with pytest.raises(FirmwareRefused, match="Parameter 'id' expects an identifier"):
+        m.plug_container([("a", 1, DIMM, B), ("", 1, DIMM + B, B)])
+    assert m.dimms == {} and m.acpi_containers == {} and m.uevents == []
+    m.validate()
+
+
 @pytest.mark.parametrize(
     ("node", "addr", "size", "words"),
     [

@@ -9,9 +9,12 @@ Expect: the first block behind the image and the last one stay, all between go o
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 
-from kmm import GFP_KERNEL, KernelError, Machine, MachineConfig
+from kmm import GFP_KERNEL, ConfigError, KernelError, Machine, MachineConfig
 from kmm.params import KPF_RESERVED
 from kmm.procfs import kpageflags
 from kmm.replay import boot_machine, snapshot_files
@@ -102,3 +105,31 @@ def test_pageblocks_reserved_for_atomic_requests_are_counted() -> None:
     m = Machine.from_files(files, data["machine"])
     assert m.nodes[0].zone(1).nr_reserved_highatomic == 2 * 512
     m.validate()
+
+
+def test_a_zone_with_a_hundred_thousand_free_pages_is_built_soon() -> None:
+    """A thousand of them took as long as all may take."""
+    files = snapshot_files(Machine(MachineConfig.from_dict(CONFIG)))
+    for path in ("/proc/pagetypeinfo", "/proc/buddyinfo"):
+        files[path] = re.sub(
+            r"(Node +2, zone +Normal(?:, type +Movable)?) ( *>?\d+){11} *$",
+            r"\1 100000" + 10 * " 0",
+            files[path],
+            flags=re.M,
+        )
+    start = time.perf_counter()
+    m = Machine.from_files(files, CONFIG)
+    assert time.perf_counter() - start < 10
+    assert m.nodes[2].zone(2).nr_free() == [100000, *[0] * 10]
+    m.validate()
+
+
+def test_more_free_blocks_than_room_are_refused_at_once() -> None:
+    files = snapshot_files(Machine(MachineConfig.from_dict(CONFIG)))
+    files["/proc/pagetypeinfo"] = re.sub(
+        r"(Node +2, zone +Normal, type +Movable +)\d+",
+        r"\g<1>99999999999",
+        files["/proc/pagetypeinfo"],
+    )
+    with pytest.raises(ConfigError, match="zone Normal: its free blocks of order 0 do not fit"):
+        Machine.from_files(files, CONFIG)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from kmm import ConfigError, Machine
+from kmm import GFP_HIGHUSER_MOVABLE, ConfigError, Machine
 from kmm.from_files import read_tree
+from kmm.params import ZONE_MOVABLE, ZONE_NORMAL
 from kmm.replay import boot_machine, snapshot_files
-from tests.conftest import DIMM, RECORDINGS, recording
+from tests.conftest import DIMM, RECORDINGS, recording, two_nodes
 
 VM = "/proc/sys/vm/"
+BLOCK = 128 << 20
+STATE = "/sys/devices/system/memory/memory{}/state"
 
 
 def save(files: dict[str, str], root: Path) -> None:
@@ -54,6 +57,90 @@ def test_a_machine_in_the_middle_of_its_life_can_be_saved(tmp_path: Path) -> Non
     m.validate()
 
 
+def lived() -> Machine:
+    """Two nodes in use, pages on the lists of all CPUs, and a zone that is empty again."""
+    m = two_nodes()
+    m.plug("a", 1, DIMM, 5 * BLOCK)
+    for block, kind in ((32, "movable"), (33, "movable"), (34, "kernel")):
+        m.write(STATE.format(block), f"online_{kind}")
+    m.free_pages_bulk(m.alloc_pages_bulk(1000, 0, GFP_HIGHUSER_MOVABLE, 1))
+    for block in (32, 33):
+        m.write(STATE.format(block), "offline")
+    pfns = m.alloc_pages_bulk(1000)
+    m.alloc_pages_bulk(30, 3, nid=1)
+    m.free_pages_bulk(pfns[::3])
+    for cpu in (0, 1):
+        m.alloc_pages(cpu=cpu)
+        m.free_pages(m.alloc_pages(2, nid=1, cpu=cpu), 2, cpu=cpu)
+    return m
+
+
+def texts(m: Machine) -> dict[str, str]:
+    """All that read_tree takes of a machine, and what follows from it."""
+    files = snapshot_files(m)
+    more = ["/proc/vmstat", "/proc/cmdline"]
+    for nid in m.n_online:
+        more += [f"/sys/devices/system/node/node{nid}/{name}" for name in ("numastat", "vmstat")]
+    return files | {path: m.read(path).rstrip("\n") for path in more}
+
+
+def test_a_saved_machine_shows_the_same_texts(tmp_path: Path) -> None:
+    m = lived()
+    assert all(m.nodes[0].zone(1).pcp_state(cpu)[0] for cpu in (0, 1))
+    for gone in (False, True):
+        if gone:
+            # Of a node that is offline only the sums of the whole machine tell.
+            m = two_nodes()
+            m.plug("a", 1, DIMM, BLOCK)
+            m.write(STATE.format(32), "online_movable")
+            m.free_pages(m.alloc_pages(0, GFP_HIGHUSER_MOVABLE, 1))
+            m.unplug("a")
+            assert 1 not in m.n_online
+        files = texts(m)
+        save(files, tmp_path / str(gone))
+        again = Machine.from_files(read_tree(tmp_path / str(gone)))
+        again.validate()
+        again.kthreads = set(m.kthreads)
+        shown = texts(again)
+        for path, text in files.items():
+            assert shown[path] == text, path
+        assert shown.keys() == files.keys()
+
+
+def test_pages_on_lists_go_back_when_memory_goes_offline() -> None:
+    """All that is not free in the zone is on a CPU's list, so nothing stands in the way."""
+    m = two_nodes()
+    m.plug("a", 1, DIMM, 2 * BLOCK)
+    for block in (32, 33):
+        m.write(STATE.format(block), "online_movable")
+    m.free_pages_bulk(m.alloc_pages_bulk(100, 0, GFP_HIGHUSER_MOVABLE, 1, cpu=1), cpu=1)
+    again = Machine.from_files(texts(m))
+    zone = again.nodes[1].zone(ZONE_MOVABLE)
+    assert zone.pcp_state(1)[0] == zone.pcp_pages() == zone.managed_pages - zone.nr_free_pages > 0
+    again.validate()
+    for block in (32, 33):
+        again.write(STATE.format(block), "offline")
+    assert not zone.populated
+    again.validate()
+
+
+def test_more_pages_on_lists_than_can_be_are_as_many_as_there_can() -> None:
+    m = lived()
+    files = texts(m)
+    files["/proc/zoneinfo"] = re.sub(r"count: \d+", "count: 9999999999", files["/proc/zoneinfo"])
+    again = Machine.from_files(files)
+    zone = again.nodes[1].zone(ZONE_NORMAL)
+    assert zone.pcp_pages() == zone.managed_pages - zone.nr_free_pages
+    again.validate()
+
+
+def test_a_count_of_a_node_that_is_none_is_named() -> None:
+    path = "/sys/devices/system/node/node0/numastat"
+    files = texts(lived()) | {path: "numa_hit many"}
+    with pytest.raises(ConfigError, match=path + ": numa_hit 'many'; allowed: a number"):
+        Machine.from_files(files)
+
+
 def test_without_block_devices_ram_is_online() -> None:
     files = recording("movable_node")["steps"][0]["files"]
     bare = {p: t for p, t in files.items() if "/system/memory/memory" not in p}
@@ -76,6 +163,20 @@ def test_without_block_devices_ram_is_online() -> None:
 )
 def test_bad_files_are_named(change: dict[str, str], message: str) -> None:
     files = {**recording("movable_node")["steps"][0]["files"], **change}
+    with pytest.raises(ConfigError, match=message):
+        Machine.from_files(files)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "files: None; allowed: paths and their texts, as .*read_tree\\('/'\\) collects"),
+        (5, "files: 5; allowed: paths and their texts"),
+        ("saved", "files: 'saved'; allowed: .*read_tree\\('saved'\\)"),
+        ([("/proc/iomem", "")], "files: \\[\\('/proc/iomem', ''\\)\\]; allowed"),
+    ],
+)
+def test_what_is_no_mapping_of_files(files, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Machine.from_files(files)
 

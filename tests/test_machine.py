@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from array import array
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -316,9 +318,28 @@ def test_machines_do_not_share_state() -> None:
         (lambda m: m.alloc_pages_bulk(3, out=np.zeros(3, dtype=np.int32)), "out: allowed"),
         (lambda m: m.free_pages(-1), "pfn: -1; allowed"),
         (lambda m: m.free_pages(5, 12), "order: 12; allowed"),
-        (lambda m: m.free_pages_bulk([-1]), "pfns: allowed"),
-        (lambda m: m.free_pages_bulk(["a"]), "pfns: allowed"),
-        (lambda m: m.free_pages_bulk([1.5]), "pfns: allowed"),
+        (lambda m: m.free_pages_bulk([-1]), "pfns: .*; allowed"),
+        (lambda m: m.free_pages_bulk(["a"]), "pfns: .*; allowed"),
+        (lambda m: m.free_pages_bulk([1.5]), r"pfns: \[1.5\]; allowed"),
+        (lambda m: m.free_pages_bulk(5), "pfns: 5; allowed: a list of numbers from 0 to 2"),
+        (lambda m: m.free_pages_bulk(np.uint64(5)), "pfns: .*5.*; allowed: a list"),
+        (lambda m: m.free_pages_bulk([[5, 6], [7, 8]]), r"pfns: \[\[5, 6\], \[7, 8\]\]; allowed"),
+        (
+            lambda m: m.free_pages_bulk(np.zeros((2, 3), dtype=np.uint64)),
+            r"pfns: an array of shape \(2, 3\) and dtype uint64; allowed",
+        ),
+        (lambda m: m.free_pages_bulk(np.zeros((0, 3), dtype=np.int64)), "pfns: an array of shape"),
+        (lambda m: m.free_pages_bulk(np.array(5)), r"pfns: an array of shape \(\)"),
+        (
+            lambda m: m.free_pages(1 << 64),
+            "pfn: 18446744073709551616; allowed: .* to 1844674407370",
+        ),
+        (lambda m: m.split_page(1 << 64, 1), "pfn: 18446744073709551616; allowed: .* to 184467440"),
+        (lambda m: m.free_pages(True), "pfn: True; allowed"),
+        (lambda m: m.free_pages((1 << 64) - 1), "EFAULT"),
+        (lambda m: m.split_page((1 << 64) - 1, 0), "EFAULT"),
+        (lambda m: m.free_pages_bulk([(1 << 64) - 1]), "EFAULT"),
+        (lambda m: m.plug_container([]), r"dimms: \[\]; allowed: .* of one DIMM or more"),
         (lambda m: m.alloc_pages(0, GFP_KERNEL | 0x18), "gfp: 0xcd8; allowed: movable or"),
         (lambda m: m.alloc_pages_bulk(3, 0, GFP_KERNEL | 0x18), "gfp: 0xcd8; allowed"),
         (lambda m: m.kpageflags(0, -1), "count: -1; allowed"),
@@ -331,6 +352,35 @@ def test_bad_arguments_are_named_and_change_nothing(act: Any, message: str) -> N
         act(m)
     assert differences(before, dump(m)) == []
     m.validate()
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        lambda: array("Q", bytes(40)),
+        lambda: memoryview(bytearray(40)).cast("Q"),
+        lambda: np.zeros(5, dtype=np.uint64).view(np.recarray),
+    ],
+)
+@pytest.mark.parametrize("n", [0, 3, 5])
+def test_whatever_is_filled_an_array_comes_back(buffer: Callable[[], Any], n: int) -> None:
+    m, other = two_nodes(), two_nodes()
+    room = buffer()
+    pfns = m.alloc_pages_bulk(n, out=room)
+    assert type(pfns) is np.ndarray and pfns.dtype == np.uint64
+    assert pfns.tolist() == other.alloc_pages_bulk(n).tolist() == list(room)[:n]
+    if n:
+        assert np.shares_memory(pfns, np.asarray(room))
+    m.free_pages_bulk(pfns)
+    m.validate()
+
+
+def test_no_pages_are_freed_of_an_empty_list() -> None:
+    m = two_nodes()
+    before = dump(m)
+    for nothing in ([], (), np.zeros(0), np.zeros(0, dtype=np.uint64), array("Q")):
+        m.free_pages_bulk(nothing)
+    assert differences(before, dump(m)) == []
 
 
 def test_a_block_freed_twice_in_one_call_frees_nothing() -> None:

@@ -7,9 +7,10 @@ import re
 
 import pytest
 
-from kmm import KernelError, Machine
-from kmm.errors import EHWPOISON
-from kmm.params import KPF_HWPOISON, KPF_RESERVED
+from kmm import GFP_HIGHUSER_MOVABLE, KernelError, Machine
+from kmm.errors import EHWPOISON, kernel_error
+from kmm.page_alloc import allocator_undo, drain_all_pages
+from kmm.params import KPF_HWPOISON, KPF_RESERVED, PG_TAKEN
 from kmm.snapshot import differences, dump
 from tests.conftest import DIMM, two_nodes
 
@@ -155,3 +156,95 @@ def test_memmap_of_its_own_block_is_in_use() -> None:
     assert m.unplug("a") == 0
     assert corrupted(m) == 0
     m.validate()
+
+
+def test_a_marked_page_of_a_split_block_comes_back_to_nobody(online: Machine) -> None:
+    first = online.alloc_pages(3, nid=0)
+    for pfn in (first, first + 5):
+        assert refused(hard, online, pfn) == errno.EBUSY
+    online.split_page(first, 3)
+    zone = online.page_zone(first)
+    assert zone is not None
+    freed = zone.vm_events["pgfree"]
+    online.free_pages(online.alloc_pages(nid=0))
+    for pfn in range(first, first + 8):
+        online.free_pages(pfn)
+    assert zone.vm_events["pgfree"] == freed + 1 + 6
+    again = {online.alloc_pages(nid=0) for _ in range(20)}
+    assert set(range(first, first + 8)) - again == {first, first + 5}
+    online.validate()
+
+
+def test_a_used_page_that_went_offline_with_a_mark_cannot_be_freed(online: Machine) -> None:
+    pfn = online.alloc_pages(0, GFP_HIGHUSER_MOVABLE, nid=1)
+    assert refused(hard, online, pfn) == errno.EBUSY
+    online.write(f"{MEMORY}/memory32/state", "offline")
+    for act in (online.free_pages, lambda p: online.free_pages_bulk([p])):
+        with pytest.raises(KernelError) as e:
+            act(pfn)
+        assert e.value.errno == errno.EFAULT
+    online.write(f"{MEMORY}/memory32/state", "online_movable")
+    online.validate()
+
+
+def test_the_host_keeps_the_record_of_a_marked_page_that_is_free(online: Machine) -> None:
+    first = online.alloc_pages(9, nid=0)
+    assert refused(hard, online, first + 5) == errno.EBUSY
+    online.free_pages(first, 9)
+    online._attach(online.memmap_engine, 0)
+    drain_all_pages(online)
+    assert online.memmap["flags"][first + 5]
+    online.validate()
+
+
+def test_a_block_of_two_types_is_broken_up_as_its_first_pageblock(online: Machine) -> None:
+    first = PFN + 1024
+    online.memmap_engine.set_pageblock_migratetype(first + 512, 2)
+    soft(online, first + 600)
+    assert first in online.nodes[1].zone(3).free_list(9, 1)
+    assert first + 512 in online.nodes[1].zone(3).free_list(6, 1)
+    online.validate()
+
+
+@pytest.mark.parametrize(("order", "again"), [(3, 0), (3, 3), (4, 4), (6, 10), (9, 9), (10, 10)])
+def test_a_block_with_a_marked_page_is_dropped_when_it_is_next_taken(
+    online: Machine, order: int, again: int
+) -> None:
+    first = online.alloc_pages(order, nid=0)
+    bad = first + (1 << order) - 1
+    assert refused(hard, online, bad) == errno.EBUSY
+    online.free_pages(first, order)
+    drain_all_pages(online)
+    online.validate()
+    taken = online.alloc_pages_bulk(1 << 20, again, nid=0)
+    assert len(taken)
+    assert not ((taken <= bad) & (bad < taken + (1 << again))).any()
+    # All that was taken with it is in nobody's hands.
+    flags = online.memmap["flags"][bad >> again << again :][: 1 << again]
+    assert (flags & PG_TAKEN).all()
+    online.validate()
+    online.free_pages_bulk(taken, again)
+    online.validate()
+
+
+def test_a_failed_chain_finds_a_dropped_block_free_again(online: Machine) -> None:
+    first = online.alloc_pages(6, nid=0)
+    assert refused(hard, online, first + 9) == errno.EBUSY
+    online.free_pages(first, 6)
+    before = dump(online)
+    with pytest.raises(KernelError), allocator_undo(online):
+        online.alloc_pages_bulk(1 << 20, nid=0)
+        raise kernel_error(-errno.ENOMEM)
+    assert not differences(before, dump(online))
+    online.validate()
+
+
+def test_a_marked_page_that_was_asked_for_by_address_comes_back_to_nobody(online: Machine) -> None:
+    first = online.alloc_pages(6, nid=0)
+    assert refused(hard, online, first + 9) == errno.EBUSY
+    online.free_pages(first, 6)
+    online.alloc_contig_range(first, first + 64)
+    online.free_contig_range(first, 64)
+    online.validate()
+    assert first + 9 not in online.alloc_pages_bulk(1 << 20, nid=0)
+    online.validate()

@@ -19,7 +19,9 @@ from kmm import (
     KernelError,
     Machine,
     MachineConfig,
+    page_alloc,
 )
+from kmm.errors import kernel_error
 from kmm.mmzone import Zone
 from kmm.page_alloc import __GFP_DMA, __GFP_DMA32, __GFP_RECLAIMABLE, __GFP_THISNODE
 from kmm.snapshot import dump, dump_zone
@@ -368,4 +370,81 @@ def test_requests_larger_than_the_host_are_answered() -> None:
     for pfn, count in (("a", 1), (1, -4), (1, 1 << 50)):
         with pytest.raises(KernelError, match="allowed"):
             m.free_contig_range(pfn, count)  # type: ignore[arg-type]
+    m.validate()
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("gfp", (-1, 0, 0)),
+        ("gfp", (1 << 40, 0, 0)),
+        ("gfp", ("GFP_KERNEL", 0, 0)),
+        ("gfp", (GFP_KERNEL | 0x18, 0, 0)),
+        ("order", (GFP_KERNEL, 11, 0)),
+        ("order", (GFP_KERNEL, 10**5000, 0)),
+        ("nid", (GFP_KERNEL, 0, 2)),
+        ("nodemask", (GFP_KERNEL, 0, 0, [-1])),
+        ("nodemask", (GFP_KERNEL, 0, 0, [64])),
+        ("cpu", (GFP_KERNEL, 0, 0, None, 2)),
+        ("cpu", (GFP_KERNEL, 0, 0, None, -1)),
+    ],
+)
+def test_a_request_that_nobody_could_make_is_refused(name: str, args: tuple[Any, ...]) -> None:
+    m = machine()
+    m.alloc_pages(1)
+    before = dump(m)
+    with pytest.raises(KernelError, match=f"{name}: .*allowed: ") as e:
+        page_alloc.__alloc_pages(m, *args)
+    assert e.value.errno == errno.EINVAL
+    assert dump(m) == before
+    m.validate()
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("pfn", (-1, 0)), ("order", (0, 11)), ("order", (0, -1)), ("cpu", (0, 0, 2))],
+)
+def test_a_free_that_nobody_could_make_is_refused(name: str, args: tuple[Any, ...]) -> None:
+    m = machine()
+    with pytest.raises(KernelError, match=f"{name}: .*allowed: ") as e:
+        page_alloc.__free_pages(m, *args)
+    assert e.value.errno == errno.EINVAL
+
+
+def test_what_a_failed_chain_freed_is_not_given_back_to_the_host() -> None:
+    m = machine()
+    kept, freed = np.split(m.alloc_pages_bulk(100_000), [1])
+    freed, rest = freed[::700], np.delete(freed, slice(None, None, 700))
+    m.free_pages_bulk(np.random.default_rng(1).permutation(rest))
+    m._attach(m.memmap_engine, 4)
+    before = dump(m)
+    with pytest.raises(KernelError), page_alloc.allocator_undo(m):
+        m.free_pages_bulk(freed)
+        page_alloc.drain_all_pages(m)
+        m.alloc_pages_bulk(1 << 20)
+        raise kernel_error(-errno.ENOMEM)
+    assert dump(m) == before
+    m.validate()
+    m.free_pages_bulk(np.append(kept, freed))
+    m.validate()
+
+
+def test_a_failed_chain_wakes_nobody() -> None:
+    m = machine()
+    before = m.memmap_engine.kswapd_state(1)
+    with pytest.raises(KernelError), page_alloc.allocator_undo(m):
+        exhaust(m, GFP_KERNEL)
+        raise kernel_error(-errno.ENOMEM)
+    assert m.memmap_engine.kswapd_state(1) == before
+    m.validate()
+
+
+def test_a_failure_that_was_ordered_ends_a_bulk_request_with_what_there_was() -> None:
+    m = machine()
+    m.trace().fail("__alloc_pages", -errno.EIO)
+    managed = sum(z.managed_pages for z in m.all_zones())
+    got = m.alloc_pages_bulk(managed)
+    assert 0 < len(got) < managed
+    assert not m.kprobes.pending()
+    m.free_pages_bulk(got)
     m.validate()

@@ -72,8 +72,7 @@ REQUIRED = {
     "random_three_nodes": (5385, 5392),
     "small_boot_big_dimms": (6311, 6318),
     "tunables_odd": (2404, 2431),
-    # Here the model lacks a file.
-    "acpi_doors": (2399, 2400),
+    "acpi_doors": (2400, 2400),
     "bad_writes_more": (3824, 3824),
     "hwpoison_errors": (2276, 2276),
     "soft_offline": (995, 995),

@@ -10,11 +10,14 @@ import pytest
 
 from kmm import GFP_KERNEL, KernelError, Machine
 from kmm import memory_hotplug as mh
+from kmm.balloon_compaction import Balloon
 from kmm.contig_alloc import alloc_contig_pages
+from kmm.hugetlbfs import HugetlbUser
 from kmm.memory import User
 from kmm.memory_group import memory_group_register_dynamic
 from kmm.mempolicy import new_policy
 from kmm.symbols import OLDER, RESOLVES, SYMBOLS, TRACEABLE, display, resolve
+from kmm.sysfs_hugetlb import HUGEPAGES
 from kmm.trace import visible_calls
 from kmm.views import call_tree
 from tests.conftest import DIMM, recording, two_nodes
@@ -99,11 +102,34 @@ def chains() -> list[list[object]]:
         m.free_pages(m.alloc_pages())
         user = User(m, "user", "anon", 100, policy=new_policy(m, "bind", [1]))
         user.grow(100)
+        m.unpin(m.pin(user, 3))
+        m.write(f"{MEMORY}/soft_offline_page", hex(int(user.pfns()[5]) << 12))
+        m.write(f"{MEMORY}/hard_offline_page", hex(int(user.pfns()[6]) << 12))
+        Balloon(m, "balloon", 10).inflate(10)
         m.free_contig_range(alloc_contig_pages(m, 600, GFP_KERNEL, 1), 600)
+        huge_pages_come_and_go(m)
         m.write(f"{MEMORY}/soft_offline_page", hex(DIMM + (64 << 20)))
         m.write(f"{MEMORY}/hard_offline_page", hex(DIMM + (65 << 20)))
         m.unplug("a")
         user.close()
+
+    def huge_pages_come_and_go(m: Machine) -> None:
+        m.write(f"{HUGEPAGES}/hugepages-2048kB/nr_hugepages", "10")
+        file = HugetlbUser(m, "file", 2, policy=new_policy(m, "bind", [1]))
+        file.fault(0, 1)
+        user = int(file.pfns()[0])
+        free = next(iter(m.default_hstate.free[1]))
+        # The used page goes to a free one of the pool and is itself free, and in the way, then.
+        with pytest.raises(KernelError):
+            m.alloc_contig_range(user, user + 512)
+        m.alloc_contig_range(free, free + 512)
+        m.free_contig_range(free, 512)
+        file.close()
+
+    def gigantic(m: Machine) -> None:
+        m.plug("a", 1, DIMM, 1 << 30)
+        m.write(f"{HUGEPAGES}/hugepages-1048576kB/nr_hugepages", "1")
+        m.write(f"{HUGEPAGES}/hugepages-1048576kB/demote", "1")
 
     def by_callers(m: Machine) -> None:
         mh.add_memory(m, 1, DIMM, BLOCK)
@@ -119,6 +145,7 @@ def chains() -> list[list[object]]:
     play(comes_and_goes)
     play(comes_and_goes, cmdline="memhp_default_state=offline memory_hotplug.memmap_on_memory=1")
     play(by_callers)
+    play(gigantic, cmdline="memhp_default_state=online_kernel")
     return calls
 
 

@@ -13,6 +13,7 @@ cdef enum:
     LARGE_REQUEST = 1 << 17         # pages; the records of fewer are not worth a huge host page
 
 cdef uint64_t ALL_NODES = <uint64_t> -1
+cdef object ndarray = np.ndarray
 
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
@@ -29,6 +30,17 @@ cdef inline int64_t number(object value, str name, int64_t low, int64_t high) ex
         if not overflow and low <= out <= high:
             return out
     return check_number(name, value, low, high)
+
+
+cdef inline pfn_t pfn_number(object value) except? <pfn_t> -1:
+    """An argument that has to be a page frame number, of a page that exists or not."""
+    cdef int overflow = 0
+    cdef int64_t out
+    if type(value) is int:
+        out = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if not overflow and out >= 0:
+            return <pfn_t> out
+    return check_number("pfn", value, 0, (1 << 64) - 1)
 
 
 cdef class PageAllocator:
@@ -118,7 +130,7 @@ cdef class PageAllocator:
         """
         cdef int o = number(order, "order", 0, MAX_ORDER - 1)
         cdef int c = self._cpu(cpu)
-        cdef pfn_t page = <pfn_t> number(pfn, "pfn", 0, <int64_t> ((<uint64_t> 1 << 63) - 1))
+        cdef pfn_t page = pfn_number(pfn)
         cdef int rc
         if self.watched:
             self._free_slowly(page, o, c)
@@ -134,7 +146,8 @@ cdef class PageAllocator:
         Runs without the GIL.
 
         :param n: blocks; order, gfp, nid, cpu: as for alloc_pages.
-        :param out: a uint64 array of at least n to fill; a part of it is returned.
+        :param out: a uint64 array, or another buffer of uint64, of at least n to fill; an array
+            of a part of it is returned.
         :return: a uint64 array of the pfns of those there were.
         :raises InvalidArgument: naming the argument.
         """
@@ -154,6 +167,8 @@ cdef class PageAllocator:
             room = None
         if room is None or room.shape[0] < want:
             raise kernel_error(-EINVAL, f"out: allowed: a writable uint64 array of at least {want}")
+        if type(out) is not ndarray:
+            out = np.asarray(out)  # the memory of whatever has some
         if want == 0:
             return out[:0]
         if want << o >= LARGE_REQUEST:
@@ -177,7 +192,7 @@ cdef class PageAllocator:
 
         Runs without the GIL.
 
-        :param pfns: a uint64 array, or anything that can become one.
+        :param pfns: a uint64 array of one dimension, or anything that can become one.
         :raises KernelError: naming the first pfn that cannot be freed.
         """
         cdef int o = number(order, "order", 0, MAX_ORDER - 1)
@@ -186,7 +201,7 @@ cdef class PageAllocator:
         cdef int rc
         cdef const uint64_t[::1] array
         if pfns is None:
-            raise kernel_error(-EINVAL, "pfns: None; allowed: numbers from 0 to 2^64 - 1")
+            raise kernel_error(-EINVAL, "pfns: None; allowed: a list of numbers from 0 to 2^64 - 1")
         try:
             array = pfns
         except (ValueError, TypeError, BufferError):
@@ -207,7 +222,7 @@ cdef class PageAllocator:
         :raises KernelError: as free_pages.
         """
         cdef int o = number(order, "order", 0, MAX_ORDER - 1)
-        cdef pfn_t page = check_number("pfn", pfn, 0, (1 << 64) - 1)
+        cdef pfn_t page = pfn_number(pfn)
         cdef int rc = split_page(self.mem, page, o)
         if rc:
             raise kernel_error(rc, f"split of pfn {page:#x}, order {o}")

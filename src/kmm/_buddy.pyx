@@ -13,6 +13,7 @@ from kmm._freelist cimport (KMM_DEBUG, add_to_free_list, block_mt, block_of,
                             mark_dirty)
 from kmm._memmap cimport get_pageblock_migratetype, page_zone, section_online, state_order
 from kmm._page_alloc cimport rmqueue
+from kmm._page_owner cimport may_go_in_use
 from kmm._pcp cimport drain_pages, free_pcppages_bulk, pindex_to_order
 from kmm._vmstat cimport NR_ZONE_STATS
 
@@ -26,6 +27,12 @@ cdef enum:
 cdef int check_request(const zone_t *zone, int order, int mt, int cpu) except -1:
     if not 0 <= order < MAX_ORDER or not 0 <= mt <= MIGRATE_RECLAIMABLE or not 0 <= cpu < zone.nr_cpus:
         raise ValueError(f"rmqueue: order {order}, migratetype {mt} or CPU {cpu} out of range")
+    return 0
+
+
+cdef int check_index(str name, int64_t value, int64_t count) except -1:
+    if not 0 <= value < count:
+        raise ValueError(f"{name}: {value}; allowed: 0 to {count - 1}")
     return 0
 
 
@@ -206,10 +213,14 @@ cdef class BuddyZone:
 
     def free_list(self, int order, int mt):
         """The pfns on one free list, head first."""
+        check_index("order", order, MAX_ORDER)
+        check_index("mt", mt, MIGRATE_TYPES)
         return self._walk(&self.z.free_area[mt][order], order)
 
     def pcp_list(self, int cpu, int pindex):
         """The pfns on one per-CPU list, head first."""
+        check_index("cpu", cpu, self.z.nr_cpus)
+        check_index("pindex", pindex, PCP_LISTS)
         return self._walk(&self.z.pcp[cpu].lists[pindex], pindex_to_order(pindex))
 
     cdef list _walk(self, free_list_t *lst, int order):
@@ -223,7 +234,9 @@ cdef class BuddyZone:
 
     def pcp_state(self, int cpu):
         """(count, high, batch, free_factor) of one CPU's lists; pages, pages, pages, steps."""
-        cdef per_cpu_pages_t *pcp = &self.z.pcp[cpu]
+        cdef per_cpu_pages_t *pcp
+        check_index("cpu", cpu, self.z.nr_cpus)
+        pcp = &self.z.pcp[cpu]
         return pcp.count, pcp.high, pcp.batch, pcp.free_factor
 
     def pcp_pages(self):
@@ -316,7 +329,7 @@ cdef class BuddyZone:
         with nogil:
             while pfn < end:
                 if not is_free_head(&self.memmap.mem, pfn, &order):
-                    if self.memmap.mem.pages[pfn].flags & PF_HWPOISON:
+                    if may_go_in_use(&self.memmap.mem, pfn):
                         pfn += 1
                         continue
                     break
@@ -410,10 +423,10 @@ cdef void junk_fill(mem_t *mem, pfn_t start, pfn_t end) noexcept nogil:
 def take_page_off_buddy(MemMap memmap, pfn_t pfn):
     """Take one page out of the free block that holds it and poison it; 0, or -EBUSY."""
     cdef mem_t *mem = &memmap.mem
-    cdef zone_t *zone = page_zone(mem, pfn)
+    cdef zone_t *zone = page_zone(mem, pfn) if section_online(mem, pfn) else NULL
     cdef int order = 0, o, mt
     cdef pfn_t head, half
-    if zone == NULL or not section_online(mem, pfn):
+    if zone == NULL:
         return -EBUSY
     for o in range(MAX_ORDER):
         head = pfn & ~((<pfn_t> 1 << o) - 1)
@@ -421,7 +434,8 @@ def take_page_off_buddy(MemMap memmap, pfn_t pfn):
             break
     else:
         return -EBUSY
-    mt = get_pageblock_migratetype(mem, pfn)
+    # The type of the block's first pageblock: the second may have another.
+    mt = get_pageblock_migratetype(mem, head)
     del_page_from_free_list(mem, zone, head, order)
     mark_dirty(mem, pfn)
     while order:

@@ -9,6 +9,19 @@ cdef void reserve_highatomic_pageblock(mem_t *mem, zone_t *zone, pfn_t pfn) noex
 cdef bint unreserve_highatomic_pageblock(mem_t *mem, zone_t *zone, int mt,
                                          bint force) noexcept nogil
 
+# Whether a request of a type may make another type's pageblock its own for a block of an order;
+# and the type whose block it would take, or -1.
+cdef bint can_steal_fallback(const mem_t *mem, int order, int mt) noexcept nogil
+cdef int suitable_fallback(const zone_t *zone, int order, int mt) noexcept nogil
+
+
+cdef bint drop_poisoned(mem_t *mem, pfn_t pfn, int order) noexcept nogil
+
+
+cdef inline bint is_bad(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
+    """Whether a block just taken holds a poisoned page; nobody has it then (check_new_pages)."""
+    return mem.poisoned and drop_poisoned(mem, pfn, order)
+
 
 cdef inline int64_t rmqueue_buddy(mem_t *mem, zone_t *zone, int order, int mt,
                                   int flags) noexcept nogil:

@@ -3,8 +3,8 @@
 Which pageblock a request claims when its own lists are empty decides what can be taken
 offline later, so the order of the kernel's choices is kept to the page.
 """
-from kmm._freelist cimport move_freepages, move_to_free_list
-from kmm._memmap cimport get_pageblock_migratetype, set_pageblock_migratetype
+from kmm._freelist cimport mark_dirty, move_freepages, move_to_free_list
+from kmm._memmap cimport get_pageblock_migratetype, journal_add, set_pageblock_migratetype
 
 # Which migratetypes a request may take from, first choice first.
 cdef int[3][2] FALLBACKS = [
@@ -38,7 +38,7 @@ cdef bint boost_watermark(zone_t *zone) noexcept nogil:
     return True
 
 
-cdef inline bint can_steal_fallback(const mem_t *mem, int order, int mt) noexcept nogil:
+cdef bint can_steal_fallback(const mem_t *mem, int order, int mt) noexcept nogil:
     return (order >= PAGEBLOCK_ORDER / 2 or mt == MIGRATE_RECLAIMABLE
             or mt == MIGRATE_UNMOVABLE or mem.grouping_disabled)
 
@@ -49,6 +49,10 @@ cdef inline int find_suitable_fallback(const zone_t *zone, int order, int mt) no
         if zone.free_mask[FALLBACKS[mt][i]] >> order & 1:
             return FALLBACKS[mt][i]
     return -1
+
+
+cdef int suitable_fallback(const zone_t *zone, int order, int mt) noexcept nogil:
+    return find_suitable_fallback(zone, order, mt)
 
 
 cdef void steal_suitable_fallback(mem_t *mem, zone_t *zone, pfn_t pfn, int order, int mt,
@@ -103,6 +107,21 @@ cdef bint rmqueue_fallback(mem_t *mem, zone_t *zone, int order, int mt, int flag
                 break
     steal_suitable_fallback(mem, zone, zone.free_area[source][o].head, o, mt, flags,
                             can_steal_fallback(mem, o, mt))
+    return True
+
+
+cdef bint drop_poisoned(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
+    cdef pfn_t page, end = pfn + (<pfn_t> 1 << order)
+    for page in range(pfn, end):
+        if mem.pages[page].flags & PF_HWPOISON:
+            break
+    else:
+        return False
+    for page in range(pfn, end):
+        mark_dirty(mem, page)
+        if mem.journal != NULL:
+            journal_add(mem.journal, &mem.pages[page], sizeof(page_t))
+        mem.pages[page].flags |= PF_TAKEN
     return True
 
 

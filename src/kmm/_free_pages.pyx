@@ -1,7 +1,8 @@
 """Taking pages back: what may be freed, and where it goes (mm/page_alloc.c)."""
-from kmm._freelist cimport (block_of, clear_block_record, mark_allocated, mark_dirty, pcp_state,
-                            prefetch, set_page_next, set_page_prev, set_state)
-from kmm._memmap cimport get_pageblock_migratetype, page_zone, section_online
+from kmm._freelist cimport (block_of, clear_block_record, mark_allocated, mark_dirty,
+                            mark_page_allocated, pcp_state, prefetch, set_page_next,
+                            set_page_prev, set_state)
+from kmm._memmap cimport get_pageblock_migratetype, journal_add, page_zone, section_online
 from kmm._pcp cimport free_unref_page, free_unref_pages, pcp_overflow
 
 cdef enum:
@@ -13,7 +14,7 @@ cdef enum:
 
 
 cdef int why_not_allocated(const mem_t *mem, pfn_t pfn, int order) noexcept nogil:
-    if pfn >= mem.nr_pages or page_zone(mem, pfn) == NULL or not section_online(mem, pfn):
+    if pfn >= mem.nr_pages or not section_online(mem, pfn) or page_zone(mem, pfn) == NULL:
         return -EFAULT
     if pfn & ((<pfn_t> 1 << order) - 1):
         return -EINVAL
@@ -40,8 +41,9 @@ cdef inline bint is_allocated(const mem_t *mem, pfn_t pfn, int order) noexcept n
                 and not block_of(mem, pfn).flags & (PF_USER | PF_PINNED))
     if mem.states[pfn] == STATE_ALLOCATED | order:
         return True
+    # Poisoned pages keep their state when they go offline.
     return (mem.states[pfn] == STATE_ALLOCATED | STATE_MARKED | order
-            and not mem.pages[pfn].flags & (PF_USER | PF_PINNED))
+            and not mem.pages[pfn].flags & (PF_USER | PF_PINNED) and section_online(mem, pfn))
 
 
 cdef inline bint free_to_pcp(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept nogil:
@@ -102,6 +104,8 @@ cdef inline void let_go(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
 cdef void free_let_go(mem_t *mem, pfn_t pfn, int order, int cpu) noexcept nogil:
     # A poisoned page that is freed by itself is kept out of everybody's hands.
     if order == 0 and mem.pages[pfn].flags & PF_HWPOISON:
+        if mem.journal != NULL:
+            journal_add(mem.journal, &mem.pages[pfn], sizeof(page_t))
         mem.pages[pfn].flags |= PF_TAKEN
         return
     free_unref_page(mem, page_zone(mem, pfn), pfn, order, cpu)
@@ -167,5 +171,5 @@ cdef int split_page(mem_t *mem, pfn_t pfn, int order) noexcept nogil:
         for p in range(pfn, pfn + (<pfn_t> 1 << order), 512):
             mark_dirty(mem, p)
     for p in range(pfn, pfn + (<pfn_t> 1 << order)):
-        mark_allocated(mem, p, 0)
+        mark_page_allocated(mem, p)
     return 0

@@ -370,3 +370,9 @@ cdef inline void mark_allocated(mem_t *mem, pfn_t pfn, int order) noexcept nogil
         block_of(mem, pfn).kind, block_of(mem, pfn).order = KIND_ALLOCATED, order
     else:
         set_state(mem.states, mem.journal, pfn, STATE_ALLOCATED | order)
+
+
+cdef inline void mark_page_allocated(mem_t *mem, pfn_t pfn) noexcept nogil:
+    """Make a page somebody's that was part of a larger block and may bear marks."""
+    cdef int marked = STATE_MARKED if mem.pages[pfn].flags else 0
+    set_state(mem.states, mem.journal, pfn, STATE_ALLOCATED | marked)

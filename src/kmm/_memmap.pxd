@@ -5,6 +5,7 @@ cdef class MemMap:
     cdef mem_t mem
     cdef journal_t journal
     cdef zone_t **zonerefs
+    cdef object user_objects        # by number: those with pages are kept
     cdef object pages_buffer, states_buffer, blocks_buffer, sections_buffer, tokens_buffer
     cdef void fill_zonelist(self, zonelist_t *zonelist, indices)
     cdef void set_zone(self, int index, zone_t *zone) noexcept
@@ -50,6 +51,18 @@ cdef inline void set_pageblock_migratetype(mem_t *mem, pfn_t pfn, int mt) noexce
     word[0] = (word[0] & ~(<uint64_t>7 << (bit & 63))) | (<uint64_t>mt << (bit & 63))
 
 
+cdef inline bint get_pageblock_skip(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    """Whether compaction found nothing to do in a pageblock lately."""
+    cdef uint64_t bit = ((pfn & (SECTION_PAGES - 1)) >> PAGEBLOCK_ORDER) * 4 + 3
+    return (mem.sections[pfn >> SECTION_PFN_SHIFT].pageblock_flags[bit >> 6] >> (bit & 63)) & 1
+
+
+cdef inline void set_pageblock_skip(mem_t *mem, pfn_t pfn, bint skip) noexcept nogil:
+    cdef uint64_t bit = ((pfn & (SECTION_PAGES - 1)) >> PAGEBLOCK_ORDER) * 4 + 3
+    cdef uint64_t *word = &mem.sections[pfn >> SECTION_PFN_SHIFT].pageblock_flags[bit >> 6]
+    word[0] = (word[0] & ~(<uint64_t> 1 << (bit & 63))) | (<uint64_t> skip << (bit & 63))
+
+
 cdef inline bint section_online(const mem_t *mem, pfn_t pfn) noexcept nogil:
     return (mem.sections[pfn >> SECTION_PFN_SHIFT].flags & SECTION_IS_ONLINE) != 0
 
@@ -65,6 +78,10 @@ cdef inline void wakeup_kswapd(mem_t *mem, const zone_t *zone, int order,
     cdef node_t *node = &mem.nodes[zone.nid]
     if not zone.managed_pages:
         return
+    if mem.journal != NULL:
+        journal_add(mem.journal, &node.kswapd_wakeups, sizeof(int64_t))
+        journal_add(mem.journal, &node.kswapd_order, sizeof(int32_t))
+        journal_add(mem.journal, &node.kswapd_highest_zoneidx, sizeof(int32_t))
     node.kswapd_wakeups += 1
     node.kswapd_order = max(node.kswapd_order, order)
     node.kswapd_highest_zoneidx = max(node.kswapd_highest_zoneidx, highest)

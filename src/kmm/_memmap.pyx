@@ -17,6 +17,9 @@ cdef extern from *:
     """
     void write_first "kmm_write_first"(uint16_t *p) noexcept nogil
 
+cdef enum:
+    FIRST_LRU_ENTRY = (1 << 30) - 600
+
 cdef page_t _page
 cdef pageblock_t _block
 cdef section_t _section
@@ -28,13 +31,14 @@ section_dtype = np.asarray(<section_t[:1]> &_section).dtype
 
 
 cdef class MemMap:
-    """The three record arrays of a machine and the table of its zones."""
+    """The record arrays of a machine and the tables of its zones, nodes and CPUs."""
 
     def __cinit__(self, page_t[::1] pages, uint8_t[::1] states, pageblock_t[::1] blocks,
                   section_t[::1] sections,
                   int nr_zones, node_of_cpu=(0,), cpus_per_node=None,
                   uint64_t[::1] tokens=None):
-        cdef int i
+        cdef int i, lru
+        self.user_objects = {}
         cpus_per_node = cpus_per_node or {}
         if min(pages.shape[0], states.shape[0], blocks.shape[0], sections.shape[0]) == 0:
             raise ValueError("MemMap: empty buffer")
@@ -68,6 +72,10 @@ cdef class MemMap:
             self.mem.nodes[i].fallback.zones = &self.zonerefs[2 * i * nr_zones]
             self.mem.nodes[i].nofallback.zones = &self.zonerefs[(2 * i + 1) * nr_zones]
             self.mem.nodes[i].kswapd_order = -1
+            for lru in range(NR_LRU_LISTS):
+                # The tags of entries come round soon, so that every use shows that they may.
+                self.mem.nodes[i].lru[lru].head = FIRST_LRU_ENTRY
+                self.mem.nodes[i].lru[lru].tail = FIRST_LRU_ENTRY
         for i in range(self.mem.nr_cpus):
             self.mem.node_of_cpu[i] = node_of_cpu[i]
         for i in cpus_per_node:
@@ -141,6 +149,28 @@ cdef class MemMap:
         """What mechanisms have moved each item of a node by, in the order of NODE_STAT_ITEMS."""
         return [self.mem.nodes[nid].stat[i] for i in range(NR_NODE_STATS)]
 
+    def lru_entries(self, int nid, int lru):
+        """What a node's LRU list holds, the oldest first, entries included that count no more.
+
+        :param lru: 0 inactive anon, 1 active anon, 2 inactive file, 3 active file.
+        :return: a uint64 array, a pfn in the low 34 bits and a tag above; how many count.
+        """
+        cdef const lru_list_t *lst
+        cdef uint64_t[::1] out
+        cdef uint64_t at
+        if not 0 <= nid < self.mem.nr_nodes or not 0 <= lru < NR_LRU_LISTS:
+            raise ValueError(f"lru_entries: node {nid}, list {lru}")
+        lst = &self.mem.nodes[nid].lru[lru]
+        entries = np.zeros(lst.head - lst.tail, dtype=np.uint64)
+        out = entries
+        for at in range(lst.tail, lst.head):
+            out[at - lst.tail] = lst.ring[at & (lst.room - 1)]
+        return entries, lst.nr_live
+
+    def user_numbers(self):
+        """Numbers of the users that there are, in ascending order."""
+        return [i for i in range(1, self.mem.nr_users) if self.mem.users[i] != NULL]
+
     def vm_events(self):
         """How often the engine has seen each event, in the order of VM_EVENT_ITEMS."""
         return [self.mem.events[i] for i in range(NR_VM_EVENTS)]
@@ -188,7 +218,7 @@ cdef class MemMap:
         :param nr: pages, a multiple of 512.
         :param zone_index: index into the zone table, or -1 for no zone.
         :param mt: migratetype of the pageblocks.
-        :param fill: pageblock_fill value for the pages' initial state.
+        :param fill: a FILL_* value, what the pages are until they have records of their own.
         :return: whether page records of the range had been written (they are zero now).
         """
         cdef bint dirty
@@ -197,12 +227,26 @@ cdef class MemMap:
         return dirty
 
     def set_page_flags(self, pfn_t pfn, uint16_t flags):
-        """Write one page's marks (boot and failing memory)."""
+        """Write one page's marks (boot and failing memory).
+
+        :raises ValueError: where there is no page, and if a user's page would lose what its user
+            and its list say of it.
+        """
+        cdef uint16_t own = <uint16_t> ~(PF_HWPOISON | PF_PINNED | PF_REFERENCED)
+        if pfn >= self.mem.nr_pages:
+            raise ValueError(f"set_page_flags: pfn {pfn:#x}")
+        if (self.mem.pages[pfn].flags | flags) & PF_USER and (
+                self.mem.pages[pfn].flags ^ flags) & own:
+            raise ValueError(f"set_page_flags: pfn {pfn:#x}, {flags:#x} instead of "
+                             f"{self.mem.pages[pfn].flags:#x}, which its user needs")
         self.mem.blocks[pfn >> PAGEBLOCK_ORDER].state |= BLOCK_DIRTY
         self.mem.pages[pfn].flags = flags
         # Whoever frees the page has to see that there is more to do.
         if self.mem.states[pfn] & ~(STATE_MARKED | STATE_ORDER) == STATE_ALLOCATED:
             self.mem.states[pfn] |= STATE_MARKED
+        # A single page is swallowed when it is freed; a larger block is, when it is next taken.
+        if flags & PF_HWPOISON and self.mem.states[pfn] & ~STATE_MARKED != STATE_ALLOCATED:
+            self.mem.poisoned = 1
 
     def shrink_search(self, pfn_t start, pfn_t end, int zone_index, bint upward):
         """Find where a zone's span ends after a range left it.
@@ -219,9 +263,12 @@ cdef class MemMap:
 
     def is_allocated(self, pfn_t pfn, int order):
         """Whether a block of 2^order pages at pfn was handed out by the allocator."""
-        cdef const pageblock_t *block = &self.mem.blocks[pfn >> PAGEBLOCK_ORDER]
+        cdef const pageblock_t *block
+        if pfn >= self.mem.nr_pages:
+            return False
+        block = &self.mem.blocks[pfn >> PAGEBLOCK_ORDER]
         if order >= PAGEBLOCK_ORDER:
-            return block.kind == KIND_ALLOCATED and block.order == order
+            return (pfn & (PAGEBLOCK_PAGES - 1)) == 0 and block.kind == KIND_ALLOCATED and block.order == order
         return self.mem.states[pfn] & ~STATE_MARKED == STATE_ALLOCATED | order
 
     def sections_are(self, pfn_t start, pfn_t nr, int mask, int want):

@@ -16,9 +16,14 @@ from kmm._page_alloc cimport alloc_pages, alloc_pages_bulk
 cdef enum:
     ENOMEM = 12
     CHUNK = 512                     # pages faulted in or let go before others are looked after
-    PAGEVEC_SIZE = 15               # a file's pages that are let go together
-    MAX_GATHER_BATCH = 510          # a task's
     AHEAD = 16                      # records fetched ahead
+    MAX_FOLIO_ORDER = 18            # of a gigantic huge page
+    INDEX_BITS = 34                 # of a page at its user, in the page's record
+    PAGEVEC_SIZE = 15               # pages of a file that go at once
+    MAX_GATHER_BATCH = 510          # and of an address space
+
+
+cdef int64_t MAX_SLOTS = <int64_t> 1 << INDEX_BITS
 
 
 # -- one page -----------------------------------------------------------------------------------
@@ -48,7 +53,7 @@ cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint hu
     if huge:
         block = block_of(mem, pfn)
         block.next = block.prev = 0
-        set_block_user(block, number, index)
+        set_block_user(mem, block, number, index)
         where = &block.flags
     else:
         page = &mem.pages[pfn]
@@ -75,6 +80,9 @@ cdef void detach_page(mem_t *mem, const folio_t *folio) noexcept nogil:
     cdef int64_t units = PAGEBLOCK_PAGES if folio.huge and user.order == 0 else 1
     if folio.flags[0] & PF_LRU:
         lru_del(mem, zone, user.kind, folio.huge, folio.flags)
+    if folio.flags[0] & PF_ISOLATED:
+        # Whoever meant to move it finds it gone.
+        count_isolated(mem, folio, -(units << user.order))
     account_use(mem, zone, user, folio.huge, folio.flags[0], -(units << user.order))
     user.nr_present -= units
     # A broken page and one that is held for long keep their marks.
@@ -86,7 +94,7 @@ cdef void detach_page(mem_t *mem, const folio_t *folio) noexcept nogil:
 cdef void split_huge_page(mem_t *mem, const folio_t *folio) noexcept nogil:
     cdef user_t *user = mem.users[folio.user]
     cdef zone_t *zone = page_zone(mem, folio.pfn)
-    cdef uint16_t flags = folio.flags[0]
+    cdef uint16_t flags = folio.flags[0], broken
     cdef pfn_t pfn
     cdef uint64_t i
     cdef pageblock_t *block = block_of(mem, folio.pfn)
@@ -94,6 +102,9 @@ cdef void split_huge_page(mem_t *mem, const folio_t *folio) noexcept nogil:
         lru_del(mem, zone, user.kind, True, folio.flags)
     account_use(mem, zone, user, True, flags, -PAGEBLOCK_PAGES)
     account_use(mem, zone, user, False, flags, PAGEBLOCK_PAGES)
+    if user.kind == USER_ANON:
+        # Unmapped and mapped again, so that they know themselves what the page table knew.
+        flags |= PF_DIRTY
     block.kind = KIND_NONE
     block.order = block.mt = 0
     block.next = block.prev = 0
@@ -101,14 +112,24 @@ cdef void split_huge_page(mem_t *mem, const folio_t *folio) noexcept nogil:
     block.state |= BLOCK_DIRTY
     for i in range(PAGEBLOCK_PAGES):
         pfn = folio.pfn + i
+        broken = mem.pages[pfn].flags & PF_HWPOISON
         memset(&mem.pages[pfn], 0, sizeof(page_t))
         set_page_user(&mem.pages[pfn], folio.user, folio.index + i)
         mem.states[pfn] = STATE_ALLOCATED | STATE_MARKED
-        mem.pages[pfn].flags = flags & ~PF_LRU
+        mem.pages[pfn].flags = (flags & ~PF_LRU) | broken
         user.slots[folio.index + i] &= ~SLOT_HUGE
         if flags & PF_LRU:
             lru_add(mem, zone, pfn, user.kind, False, &mem.pages[pfn].flags)
     mem.events[THP_SPLIT_PAGE] += 1
+
+
+cdef void stop_isolation(mem_t *mem, const folio_t *folio) noexcept nogil:
+    """Put a page back that somebody meant to move, who then finds that there is nothing to do."""
+    if folio.flags[0] & PF_ISOLATED:
+        folio.flags[0] &= ~PF_ISOLATED
+        count_isolated(mem, folio, -folio_nr_pages(mem, folio))
+        lru_add(mem, page_zone(mem, folio.pfn), folio.pfn, mem.users[folio.user].kind, folio.huge,
+                folio.flags)
 
 
 def page_owner(MemMap memmap, pfn_t pfn):
@@ -119,11 +140,11 @@ def page_owner(MemMap memmap, pfn_t pfn):
     cdef folio_t folio
     if pfn >= mem.nr_pages:
         return 0, 0
-    for order in range(PAGEBLOCK_ORDER + 1):
+    for order in range(MAX_FOLIO_ORDER + 1):
         head = pfn & ~((<pfn_t> 1 << order) - 1)
         if not read_folio(mem, head, &folio):
             continue
-        if folio.huge or (mem.states[head] & STATE_ORDER) >= order:
+        if (block_of(mem, head).order if folio.huge else mem.states[head] & STATE_ORDER) >= order:
             return folio.user, folio.index + (pfn - head if mem.users[folio.user].order == 0 else 0)
     return 0, 0
 
@@ -155,22 +176,36 @@ cdef class PageUser:
     """
 
     def __cinit__(self, MemMap memmap, int kind, int64_t nr_slots, int order=0, bint tokens=False):
-        if nr_slots < 0 or not 0 <= order < 32 or not 0 < kind <= USER_HUGETLB:
+        if (not 0 <= nr_slots <= MAX_SLOTS or not 0 <= order < 32
+                or not 0 < kind <= USER_HUGETLB
+                or order and (on_lru_kind(kind) or kind == USER_MOVABLE_OPS)):
             raise ValueError(f"PageUser: kind {kind}, nr_slots {nr_slots}, order {order}")
         memset(&self.user, 0, sizeof(user_t))
         self.memmap = memmap
         self.user.kind, self.user.order, self.user.tokens = kind, order, tokens
         self.resize(nr_slots)
         self.number = number_for(&memmap.mem, &self.user)
+        # Its pages point to it, so it stays until close().
+        memmap.user_objects[self.number] = self
 
-    def __dealloc__(self):
-        if self.memmap is not None and self.number:
+    def close(self):
+        """Be no user any more; nothing of it may be there."""
+        if self.user.nr_present or self.user.nr_swapped:
+            raise ValueError(f"close: {self.user.nr_present} pages, {self.user.nr_swapped} swapped")
+        if self.number:
             self.memmap.mem.users[self.number] = NULL
+            del self.memmap.user_objects[self.number]
+            self.number = 0
 
     def resize(self, int64_t nr_slots):
         """Make room for so many pages; what is above has to be gone already."""
         cdef uint64_t[::1] view
         old = self.slots
+        if not 0 <= nr_slots <= MAX_SLOTS:
+            raise ValueError(f"resize: {nr_slots} slots; allowed: 0 to {MAX_SLOTS}")
+        store = None
+        if self.user.tokens and self.user.kind == USER_FILE:
+            store = np.zeros(max(nr_slots, 1), dtype=np.uint64)
         fresh = np.zeros(max(nr_slots, 1), dtype=np.uint64)
         if old is not None:
             keep = min(len(old), nr_slots)
@@ -179,8 +214,7 @@ cdef class PageUser:
             fresh[:keep] = old[:keep]
         view = fresh
         self.slots, self.user.slots, self.user.nr_slots = fresh, &view[0], nr_slots
-        if self.user.tokens and self.user.kind == USER_FILE:
-            store = np.zeros(max(nr_slots, 1), dtype=np.uint64)
+        if store is not None:
             if self.store is not None:
                 keep = min(len(self.store), nr_slots)
                 store[:keep] = self.store[:keep]
@@ -277,13 +311,27 @@ cdef class PageUser:
     def attach(self, PageAllocator m, int64_t index, pfn_t pfn, int flags=0):
         """Make a block that was handed out, of the user's order, the page of an absent slot."""
         cdef mem_t *mem = self._mem(m)
+        cdef folio_t folio
         self._check(index, 1)
-        if self.user.slots[index] or not m.memmap_engine_.is_allocated(pfn, self.user.order):
+        if (self.user.slots[index] or not m.memmap_engine_.is_allocated(pfn, self.user.order)
+                or read_folio(mem, pfn, &folio)):
             raise ValueError(f"attach: slot {index}, pfn {pfn:#x}")
         if lru_make_room(mem, nodes_of(mem), 1):
             raise MemoryError("attach: LRU lists")
         attach_page(mem, self.number, index, pfn, self.user.order >= PAGEBLOCK_ORDER,
                     <uint16_t> flags)
+
+    def attach_huge(self, PageAllocator m, int64_t start, pfn_t pfn, int flags=0):
+        """Make a block of order 9 that was handed out the pages of 512 absent slots."""
+        cdef mem_t *mem = self._mem(m)
+        self._check(start, PAGEBLOCK_PAGES)
+        if (start % PAGEBLOCK_PAGES or self.user.order
+                or self.slots[start:start + PAGEBLOCK_PAGES].any()
+                or not m.memmap_engine_.is_allocated(pfn, PAGEBLOCK_ORDER)):
+            raise ValueError(f"attach_huge: slot {start}, pfn {pfn:#x}")
+        if lru_make_room(mem, nodes_of(mem), 1):
+            raise MemoryError("attach_huge: LRU lists")
+        attach_page(mem, self.number, start, pfn, True, <uint16_t> flags)
 
     def detach(self, PageAllocator m, int64_t index):
         """Take a slot's page from the user, which is then the caller's; its pfn."""
@@ -297,8 +345,26 @@ cdef class PageUser:
         self.user.slots[index] = 0
         return folio.pfn
 
+    def split(self, PageAllocator m, int64_t index):
+        """Split the block of order 9 that a slot is part of, if it is part of one; whether so."""
+        cdef mem_t *mem = self._mem(m)
+        cdef folio_t folio
+        self._check(index, 1)
+        if not self.user.slots[index] & SLOT_HUGE:
+            return False
+        if lru_make_room(mem, nodes_of(mem), PAGEBLOCK_PAGES + 1):
+            raise MemoryError("split: LRU lists")
+        read_folio(mem, (self.user.slots[index] & SLOT_PFN) & ~<pfn_t> (PAGEBLOCK_PAGES - 1),
+                   &folio)
+        stop_isolation(mem, &folio)
+        split_huge_page(mem, &folio)
+        return True
+
     def let_go(self, PageAllocator m, int64_t start, int64_t n, int cpu):
-        """Free the pages of a range of slots, upward, and forget what is on the swap device.
+        """Free the pages of a range of slots, and forget what is on the swap device.
+
+        Upward, but what is on LRU lists goes in batches as the kernel gathers it, of which each is
+        freed from its end.
 
         A block of order 9 that the range holds only part of is split first.  A page that is
         pinned stays with whoever pinned it, without a user.
@@ -308,7 +374,7 @@ cdef class PageUser:
         cdef mem_t *mem = self._mem(m)
         cdef int64_t freed
         self._check(start, n)
-        if lru_make_room(mem, nodes_of(mem), 2 * PAGEBLOCK_PAGES):
+        if lru_make_room(mem, nodes_of(mem), 2 * (PAGEBLOCK_PAGES + 1)):
             raise MemoryError("let_go: LRU lists")
         with nogil:
             freed = let_go(mem, self.number, start, start + n, cpu)
@@ -362,12 +428,14 @@ cdef class PageUser:
     cdef mem_t *_mem(self, PageAllocator m) except NULL:
         if m.memmap_engine_ is not self.memmap:
             raise ValueError("PageUser: of another machine")
+        if not self.number:
+            raise ValueError("PageUser: it is closed")
         if m.mem.journal != NULL:
             raise ValueError("PageUser: pages of users do not change inside a chain of records")
         return m.mem
 
     cdef int _check(self, int64_t start, int64_t n) except -1:
-        if start < 0 or n < 0 or start + n > <int64_t> self.user.nr_slots:
+        if start < 0 or n < 0 or n > <int64_t> self.user.nr_slots - start:
             raise ValueError(f"slots {start}+{n}; allowed: 0 to {self.user.nr_slots}")
         return 0
 
@@ -452,6 +520,7 @@ cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu)
         if slot & SLOT_HUGE:
             read_folio(mem, (slot & SLOT_PFN) & ~<pfn_t> (PAGEBLOCK_PAGES - 1), &folio)
             if at % PAGEBLOCK_PAGES or at + PAGEBLOCK_PAGES > end:
+                stop_isolation(mem, &folio)
                 split_huge_page(mem, &folio)
                 continue
             release_pages(mem, user, pfns, n, cpu)

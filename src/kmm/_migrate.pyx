@@ -9,6 +9,7 @@ from kmm._freelist cimport is_free_head, prefetch
 from kmm._memmap cimport MemMap
 from kmm._memory cimport nodes_of, split_huge_page
 from kmm._page_alloc cimport alloc_pages, alloc_pages_bulk
+from kmm._page_owner cimport in_use_t, next_in_use
 from kmm._swap cimport lru_add, lru_del, lru_make_room
 
 cdef enum:
@@ -39,11 +40,9 @@ cdef inline bint can_move(const mem_t *mem, const folio_t *folio) noexcept nogil
     return (mem.users[folio.user].kind == USER_HUGETLB and folio.flags[0] & PF_ACTIVE != 0)
 
 
-cdef inline pfn_t pages_of(const mem_t *mem, const folio_t *folio) noexcept nogil:
-    """How many pages from here on the block has."""
-    if folio.huge:
-        return <pfn_t> 1 << block_of(mem, folio.pfn).order
-    return <pfn_t> 1 << (mem.states[folio.pfn] & STATE_ORDER)
+cdef inline bint is_orphan(mem_t *mem, pfn_t pfn) noexcept nogil:
+    """Whether a page was pinned and has lost its user: it is on an LRU list until unpinned."""
+    return flags_of(mem, pfn)[0] & (PF_PINNED | PF_USER | PF_HWPOISON) == PF_PINNED
 
 
 cdef inline bint skip_unused(const mem_t *mem, pfn_t *pfn) noexcept nogil:
@@ -69,14 +68,17 @@ cdef int64_t scan_movable(mem_t *mem, pfn_t start, pfn_t end, pfn_t *blocked) no
         if skip_unused(mem, &pfn):
             continue
         if not read_folio(mem, pfn, &folio):
+            if is_orphan(mem, pfn):
+                return <int64_t> pfn
             pfn += 1
             continue
         if can_move(mem, &folio):
             return <int64_t> pfn
-        if folio.flags[0] & PF_OFFLINE:
+        # A driver that dropped its reference to an offline page lets it go.
+        if folio.flags[0] & PF_OFFLINE and (folio.huge or mem.states[pfn] & STATE_ALLOCATED):
             blocked[0] = pfn
             return -EBUSY
-        pfn += pages_of(mem, &folio)
+        pfn += <pfn_t> folio_nr_pages(mem, &folio)
     return -1
 
 
@@ -95,26 +97,19 @@ def scan_movable_pages(MemMap memmap, pfn_t start, pfn_t end):
 
 # -- isolating ----------------------------------------------------------------------------------
 
-cdef inline void count_isolated(mem_t *mem, const folio_t *folio, int64_t by) noexcept nogil:
-    cdef int kind = mem.users[folio.user].kind
-    if on_lru_kind(kind):
-        node_stat_add(mem, page_zone(mem, folio.pfn),
-                      NR_ISOLATED_ANON if swap_backed(kind) else NR_ISOLATED_FILE, by)
-
-
 cdef void isolate_folio(mem_t *mem, const folio_t *folio) noexcept nogil:
     if folio.flags[0] & PF_LRU:
         lru_del(mem, page_zone(mem, folio.pfn), mem.users[folio.user].kind, folio.huge, folio.flags)
     folio.flags[0] |= PF_ISOLATED
     # The kernel counts one for a huge page too and takes 512 back when it is done, which leaves the
     # counter below 0; what it then shows is 0, as here.
-    count_isolated(mem, folio, <int64_t> pages_of(mem, folio))
+    count_isolated(mem, folio, folio_nr_pages(mem, folio))
 
 
 cdef void putback_folio(mem_t *mem, const folio_t *folio) noexcept nogil:
     cdef int kind = mem.users[folio.user].kind
     folio.flags[0] &= ~PF_ISOLATED
-    count_isolated(mem, folio, -<int64_t> pages_of(mem, folio))
+    count_isolated(mem, folio, -folio_nr_pages(mem, folio))
     if on_lru_kind(kind):
         lru_add(mem, page_zone(mem, folio.pfn), folio.pfn, kind, folio.huge, folio.flags)
 
@@ -131,17 +126,17 @@ def isolate_range(MemMap memmap, pfn_t start, pfn_t end, uint64_t[::1] out,
     cdef pfn_t pfn = start
     cdef int64_t n = 0, k = 0
     cdef folio_t folio
+    cdef in_use_t row
     with nogil:
         while pfn < end and n < out.shape[0]:
             if skip_unused(mem, &pfn):
                 continue
             if not read_folio(mem, pfn, &folio):
-                if (mem.states[pfn] & ~(STATE_MARKED | STATE_ORDER) == STATE_ALLOCATED
-                        and not mem.pages[pfn].flags & PF_HWPOISON):
+                pfn = next_in_use(mem, pfn, &row)
+                if row.nr_pages and row.held and not row.flags & PF_HWPOISON:
                     if k < refused.shape[0]:
-                        refused[k] = pfn
+                        refused[k] = row.pfn
                     k += 1
-                pfn += 1
                 continue
             if folio.flags[0] & PF_HWPOISON:
                 pass
@@ -153,7 +148,7 @@ def isolate_range(MemMap memmap, pfn_t start, pfn_t end, uint64_t[::1] out,
                 if k < refused.shape[0]:
                     refused[k] = pfn
                 k += 1
-            pfn += pages_of(mem, &folio)
+            pfn += <pfn_t> folio_nr_pages(mem, &folio)
     return n, k
 
 
@@ -176,13 +171,16 @@ cdef void move_folio(mem_t *mem, const folio_t *folio, pfn_t to) noexcept nogil:
     cdef zone_t *other = page_zone(mem, to)
     cdef uint16_t flags = folio.flags[0] & ~(PF_ISOLATED | PF_LRU)
     cdef uint16_t *where = &mem.blocks[to >> PAGEBLOCK_ORDER].flags
-    cdef int64_t pages = <int64_t> pages_of(mem, folio)
+    cdef int64_t pages = folio_nr_pages(mem, folio)
     cdef int64_t i
     cdef uint64_t slot
     count_isolated(mem, folio, -pages)
+    if user.kind == USER_ANON:
+        # What the page table says of a page is lost with its entry, so the page says it itself.
+        flags |= PF_DIRTY
     if folio.huge:
         block_of(mem, to).next = block_of(mem, to).prev = 0
-        set_block_user(block_of(mem, to), folio.user, folio.index)
+        set_block_user(mem, block_of(mem, to), folio.user, folio.index)
     else:
         where = &mem.pages[to].flags
         set_page_user(&mem.pages[to], folio.user, folio.index)
@@ -330,24 +328,36 @@ def count_outcome(MemMap memmap, const uint64_t[::1] pfns, const uint8_t[::1] st
     return moved, huge, failed, huge_failed, left
 
 
-def migrate_to(PageAllocator m, pfn_t pfn, pfn_t to, int cpu):
-    """Move one isolated page to a block of its size that was handed out, and free it."""
-    cdef folio_t folio
+def migrate_to(PageAllocator m, pfn_t pfn, pfn_t to, int cpu, bint poison=False):
+    """Move one isolated page to a block of its size that was handed out, and free it.
+
+    :param poison: mark what is freed as broken, so that nobody gets it; of single pages.
+    :return: whether it did; False if the page was let go meanwhile, so that ``to`` is not needed.
+    """
+    cdef folio_t folio, other
     cdef int order
     if lru_make_room(m.mem, nodes_of(m.mem), 1):
         raise MemoryError("migrate_to: LRU lists")
     if not read_folio(m.mem, pfn, &folio) or not folio.flags[0] & PF_ISOLATED:
-        raise ValueError(f"migrate_to: pfn {pfn:#x} is not isolated")
+        return False
     order = block_of(m.mem, pfn).order if folio.huge else m.mem.states[pfn] & STATE_ORDER
+    if not m.memmap_engine_.is_allocated(to, order) or read_folio(m.mem, to, &other):
+        raise ValueError(f"migrate_to: pfn {to:#x} is no unused block of order {order}")
     move_folio(m.mem, &folio, to)
+    if poison:
+        m.mem.pages[pfn].flags |= PF_HWPOISON
+        m.mem.states[pfn] |= STATE_MARKED
     free_pages(m.mem, pfn, order, cpu)
     m.mem.events[PGMIGRATE_SUCCESS] += <int64_t> 1 << order
+    if folio.huge:
+        m.mem.events[THP_MIGRATION_SUCCESS] += 1
+    return True
 
 
 def split_isolated(PageAllocator m, pfn_t pfn):
     """Split an isolated block of order 9; its 512 pages are isolated then."""
     cdef folio_t folio
-    cdef pfn_t p
-    if not read_folio(m.mem, pfn, &folio) or not folio.huge:
+    if (not read_folio(m.mem, pfn, &folio) or not folio.huge
+            or m.mem.users[folio.user].order):
         raise ValueError(f"split_isolated: pfn {pfn:#x} is no block of order 9")
     split_huge_page(m.mem, &folio)

@@ -1,9 +1,10 @@
 """Allocating and freeing: zonelists, watermarks, the slow path's order (mm/page_alloc.c)."""
-from kmm._fallback cimport (reserve_highatomic_pageblock, rmqueue_buddy,
+from kmm._fallback cimport (is_bad, reserve_highatomic_pageblock, rmqueue_buddy,
                             unreserve_highatomic_pageblock)
 from kmm._freelist cimport mark_allocated, page_next, prefetch, rmqueue_smallest
 from kmm._memmap cimport wakeup_kswapd
 from kmm._pcp cimport pcp_allowed_order, rmqueue_pcplist, take_batches, take_from_pcp
+from kmm._watermarks cimport pages_above, wmark_pages, zone_watermark_ok
 
 cdef enum:
     ENOMEM = 12
@@ -86,43 +87,6 @@ cdef int slowpath_flags(uint32_t gfp, int order) noexcept nogil:
 
 # -- watermarks -------------------------------------------------------------------------------
 
-cdef inline int64_t wmark_pages(const zone_t *zone, int flags) noexcept nogil:
-    cdef int which = flags & ALLOC_WMARK_MASK
-    if which == WMARK_MIN:
-        return zone.watermark_min + zone.watermark_boost
-    if which == WMARK_LOW:
-        return zone.watermark_low + zone.watermark_boost
-    return zone.watermark_high + zone.watermark_boost
-
-
-cdef inline int64_t pages_above(const zone_t *zone, int order, int64_t mark, int highest,
-                                int flags) noexcept nogil:
-    """How many pages a zone has above a mark and its reserve, once 2^order are gone."""
-    cdef int64_t free = zone.nr_free_pages - ((<int64_t> 1 << order) - 1)
-    if not flags & ALLOC_RESERVES:
-        free -= zone.nr_reserved_highatomic
-    if flags & ALLOC_MIN_RESERVE:
-        mark -= mark / 2
-        if flags & ALLOC_NON_BLOCK:
-            mark -= mark / 4
-    if flags & ALLOC_OOM:
-        mark -= mark / 2
-    return free - mark - zone.lowmem_reserve[highest]
-
-
-cdef inline bint zone_watermark_ok(const zone_t *zone, int order, int64_t mark, int highest,
-                                   int flags) noexcept nogil:
-    cdef uint32_t lists
-    if pages_above(zone, order, mark, highest, flags) <= 0:
-        return False
-    if order == 0:
-        return True
-    lists = zone.free_mask[0] | zone.free_mask[1] | zone.free_mask[2]
-    if flags & (ALLOC_HIGHATOMIC | ALLOC_OOM):
-        lists |= zone.free_mask[MIGRATE_HIGHATOMIC]
-    return lists >> order != 0
-
-
 cdef inline bint zone_watermark_fast(const zone_t *zone, const request_t *r,
                                      int flags) noexcept nogil:
     if flags & ALLOC_NO_WATERMARKS:
@@ -153,16 +117,21 @@ cdef inline void zone_statistics(const mem_t *mem, const request_t *r, zone_t *z
 
 cdef int64_t rmqueue_direct(mem_t *mem, zone_t *zone, int order, int mt, int flags) noexcept nogil:
     """Take a block past the per-CPU lists; -1 if there is none (rmqueue_buddy)."""
-    cdef int64_t pfn = -1
-    if flags & ALLOC_HIGHATOMIC:
-        pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
-    if pfn < 0:
-        pfn = rmqueue_buddy(mem, zone, order, mt, flags)
-    if pfn < 0 and flags & (ALLOC_OOM | ALLOC_NON_BLOCK):
-        pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
-    if pfn >= 0:
+    cdef int64_t pfn
+    while True:
+        pfn = -1
+        if flags & ALLOC_HIGHATOMIC:
+            pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
+        if pfn < 0:
+            pfn = rmqueue_buddy(mem, zone, order, mt, flags)
+        if pfn < 0 and flags & (ALLOC_OOM | ALLOC_NON_BLOCK):
+            pfn = rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
+        if pfn < 0:
+            return -1
         zone.nr_free_pages -= <int64_t> 1 << order
-        mark_allocated(mem, <pfn_t> pfn, order)
+        if not is_bad(mem, <pfn_t> pfn, order):
+            break
+    mark_allocated(mem, <pfn_t> pfn, order)
     return pfn
 
 
@@ -215,9 +184,10 @@ cdef void wake_all_kswapds(mem_t *mem, const request_t *r) noexcept nogil:
             wakeup_kswapd(mem, r.zonelist.zones[i], r.order, r.highest)
 
 
-cdef int64_t alloc_slowpath(mem_t *mem, request_t *r) noexcept nogil:
+cdef int64_t alloc_slowpath(mem_t *mem, const request_t *r) noexcept nogil:
     """What can be had without waiting for anybody: reserves as the request's rights go."""
     cdef int flags = slowpath_flags(r.gfp, r.order)
+    cdef request_t unmasked
     cdef int64_t pfn
     if flags & ALLOC_KSWAPD:
         wake_all_kswapds(mem, r)
@@ -229,9 +199,10 @@ cdef int64_t alloc_slowpath(mem_t *mem, request_t *r) noexcept nogil:
         wake_all_kswapds(mem, r)
     if r.gfp & GFP_BIT_MEMALLOC and not r.gfp & GFP_BIT_NOMEMALLOC:
         flags = ALLOC_NO_WATERMARKS | (flags & ALLOC_KSWAPD)
-    if not flags & ALLOC_CPUSET:
-        prepare_request(mem, r, r.gfp, r.order, r.nid, ALL_NODES, r.cpu)
-    return get_page_from_freelist(mem, r, flags)
+    if flags & ALLOC_CPUSET:
+        return get_page_from_freelist(mem, r, flags)
+    prepare_request(mem, &unmasked, r.gfp, r.order, r.nid, ALL_NODES, r.cpu)
+    return get_page_from_freelist(mem, &unmasked, flags)
 
 
 cdef inline int64_t alloc_from_pcp(mem_t *mem, uint32_t gfp, int order, int nid,

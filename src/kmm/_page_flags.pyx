@@ -5,19 +5,39 @@ is free or was never written to, a page.
 """
 from libc.string cimport memset
 
+from kmm._freelist cimport block_of
 from kmm._memmap cimport MemMap, get_pageblock_migratetype, section_online, state_order
+from kmm._rmap cimport block_user, on_lru_kind, page_user
 from kmm._types cimport *
 
 # The words of /proc/kpageflags.
 cdef enum:
+    KPF_REFERENCED = 1 << 2
+    KPF_UPTODATE = 1 << 3
+    KPF_DIRTY = 1 << 4
     KPF_LRU = 1 << 5
+    KPF_ACTIVE = 1 << 6
     KPF_SLAB = 1 << 7
+    KPF_WRITEBACK = 1 << 8
     KPF_BUDDY = 1 << 10
+    KPF_MMAP = 1 << 11
+    KPF_ANON = 1 << 12
+    KPF_SWAPBACKED = 1 << 14
+    KPF_COMPOUND_HEAD = 1 << 15
+    KPF_COMPOUND_TAIL = 1 << 16
+    KPF_HUGE = 1 << 17
+    KPF_UNEVICTABLE = 1 << 18
     KPF_HWPOISON = 1 << 19
     KPF_NOPAGE = 1 << 20
+    KPF_THP = 1 << 22
     KPF_OFFLINE = 1 << 23
+    KPF_PGTABLE = 1 << 26
 
 cdef uint64_t KPF_RESERVED = <uint64_t> 1 << 32
+cdef uint64_t KPF_MLOCKED = <uint64_t> 1 << 33
+# Of a file's page; of an anonymous one the same bit says that nobody shares it.
+cdef uint64_t KPF_MAPPEDTODISK = <uint64_t> 1 << 34
+cdef uint64_t KPF_PRIVATE = <uint64_t> 1 << 35   # a file's page with buffers, as writing makes them
 cdef uint64_t KPF_OWNER_PRIVATE = <uint64_t> 1 << 37
 
 cdef extern from *:
@@ -29,6 +49,7 @@ cdef extern from *:
 cdef enum:
     # What is fetched before it is needed.
     AHEAD = 16                      # sections, of which the first pageblock's record is read
+    MAX_FOLIO_ORDER = 18            # of a huge page of 1 GiB
     RECORDS_AHEAD = 256             # pageblocks, read one after the other
 
 
@@ -118,6 +139,114 @@ cdef inline uint64_t _fill_word(int fill) noexcept nogil:
     return 0
 
 
+# -- pages of users
+
+cdef inline uint64_t _marks_word(uint16_t flags) noexcept nogil:
+    """What a block's first page shows of its marks."""
+    cdef uint64_t word = 0
+    if flags & PF_REFERENCED:
+        word |= KPF_REFERENCED
+    if flags & PF_DIRTY:
+        word |= KPF_DIRTY
+    if flags & PF_LRU:
+        word |= KPF_LRU
+    if flags & PF_ACTIVE:
+        word |= KPF_ACTIVE
+    if flags & PF_WRITEBACK:
+        word |= KPF_WRITEBACK
+    if flags & PF_MLOCKED:
+        word |= KPF_MLOCKED | KPF_UNEVICTABLE
+    if flags & PF_HWPOISON:
+        word |= KPF_HWPOISON
+    if flags & PF_OFFLINE:
+        word |= KPF_OFFLINE
+    return word
+
+
+cdef inline bint _is_compound(int kind, int order) noexcept nogil:
+    """Whether a block's pages know each other; those of others are single pages in a row."""
+    return order > 0 and (on_lru_kind(kind) or kind == USER_SLAB_RECLAIMABLE
+                          or kind == USER_SLAB_UNRECLAIMABLE or kind == USER_HUGETLB)
+
+
+cdef uint64_t _kind_word(const user_t *user, uint16_t flags, bint tail) noexcept nogil:
+    """What the pages of a kind show, beside marks and their place in a block."""
+    cdef int kind = user.kind
+    cdef uint64_t word = 0
+    if kind == USER_ANON or kind == USER_HUGETLB and flags & PF_ACTIVE:
+        word = KPF_MMAP | KPF_ANON
+        if not tail:
+            word |= KPF_UPTODATE | KPF_MAPPEDTODISK
+            if kind == USER_ANON:
+                word |= KPF_SWAPBACKED
+    elif kind == USER_SHMEM or kind == USER_FILE:
+        word = KPF_MMAP if user.mapped else 0
+        if not tail:
+            word |= KPF_UPTODATE
+            if kind == USER_SHMEM:
+                word |= KPF_SWAPBACKED
+            elif flags & (PF_DIRTY | PF_WRITEBACK):
+                word |= KPF_PRIVATE
+            else:
+                word |= KPF_MAPPEDTODISK
+    elif kind == USER_SLAB_RECLAIMABLE or kind == USER_SLAB_UNRECLAIMABLE:
+        word = KPF_SLAB
+    elif kind == USER_PAGE_TABLE and not tail:
+        word = KPF_PGTABLE
+    return word
+
+
+cdef uint64_t _user_word(const user_t *user, uint16_t flags, int order, bint tail) noexcept nogil:
+    """What a page of a user's block of an order shows."""
+    cdef int kind = user.kind
+    cdef uint64_t word = _kind_word(user, flags, tail)
+    if kind == USER_HUGETLB:
+        word |= KPF_HUGE
+    elif not tail:
+        word |= _marks_word(flags)
+    if kind == USER_OFFLINE:
+        word |= KPF_OFFLINE
+    if _is_compound(kind, order):
+        word |= KPF_COMPOUND_TAIL if tail else KPF_COMPOUND_HEAD
+        if on_lru_kind(kind):
+            word |= KPF_THP
+    return word
+
+
+cdef inline int64_t _used_block(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    """The first page of the user's block of order 9 or more that holds a page; -1 for none."""
+    cdef const pageblock_t *block = block_of(mem, pfn)
+    cdef int order
+    cdef pfn_t head
+    if block.kind == KIND_BUDDY or block.kind == KIND_PCP or block.state & BLOCK_FILL:
+        return -1
+    for order in range(PAGEBLOCK_ORDER, MAX_FOLIO_ORDER + 1):
+        head = pfn & ~((<pfn_t> 1 << order) - 1)
+        block = block_of(mem, head)
+        if block.kind == KIND_ALLOCATED:
+            return <int64_t> head if block.order >= order and block.flags & PF_USER else -1
+    return -1
+
+
+cdef void _used_block_words(const mem_t *mem, pfn_t head, pfn_t pfn, pfn_t count,
+                            uint64_t *out) noexcept nogil:
+    """Fill the words of some pages of a user's block of order 9 or more, within a pageblock."""
+    cdef const pageblock_t *block = block_of(mem, head)
+    cdef const user_t *user = mem.users[block_user(block)]
+    cdef uint64_t word = _user_word(user, block.flags, block.order, True)
+    cdef bint written = block_of(mem, pfn).state & BLOCK_DIRTY != 0
+    cdef pfn_t i
+    for i in range(count):
+        out[i] = word
+        if written and mem.pages[pfn + i].flags & PF_HWPOISON:
+            out[i] |= KPF_HWPOISON
+    if head == pfn:
+        out[0] = (_user_word(user, block.flags, block.order, False)
+                  | (out[0] & KPF_HWPOISON))
+
+
+# -- all pages
+
 cdef uint64_t _page_word(const page_t *page, uint8_t state, int fill) noexcept nogil:
     cdef uint64_t word = 0
     if page.flags == 0 and state == STATE_NONE:
@@ -164,11 +293,28 @@ cdef inline pfn_t _uniform_run(const mem_t *mem, pfn_t pfn, pfn_t end,
             stop += <pfn_t> 1 << mem.blocks[stop >> PAGEBLOCK_ORDER].order
     elif _upper_half_of_max_order(mem, pfn):
         word[0] = KPF_BUDDY
-    elif not block.state & BLOCK_DIRTY:
+    elif not block.state & BLOCK_DIRTY and _used_block(mem, pfn) < 0:
         word[0] = _fill_word(block.state & BLOCK_FILL)
     else:
         return 0
     return (stop if stop < end else end) - pfn
+
+
+cdef pfn_t _small_block_words(const mem_t *mem, pfn_t head, pfn_t pfn, pfn_t end,
+                              uint64_t *out) noexcept nogil:
+    """Fill the words of a user's block below order 9, where they are wanted; the pfn behind it."""
+    cdef const page_t *page = &mem.pages[head]
+    cdef const user_t *user = mem.users[page_user(page)]
+    cdef int order = state_order(mem.states[head])
+    cdef uint64_t tail = _user_word(user, page.flags, order, True) if order else 0
+    cdef pfn_t p = head, behind = head + (<pfn_t> 1 << order)
+    if head >= pfn:
+        out[head - pfn] = _user_word(user, page.flags, order, False)
+    p = max(head + 1, pfn)
+    while p < behind and p < end:
+        out[p - pfn] = tail
+        p += 1
+    return behind
 
 
 cdef void fill_kpageflags(const mem_t *mem, pfn_t start, pfn_t count, uint64_t *out) noexcept nogil:
@@ -229,10 +375,17 @@ cdef void _kpageflags_block(const mem_t *mem, pfn_t pfn, pfn_t count, uint64_t *
     # From the pageblock's start, because a free block's tail pages show as free too.
     cdef pfn_t base = pfn & ~<pfn_t>(PAGEBLOCK_PAGES - 1), p = base, q, end = pfn + count
     cdef int fill = mem.blocks[pfn >> PAGEBLOCK_ORDER].state & BLOCK_FILL
+    cdef int64_t head = _used_block(mem, pfn)
     cdef uint64_t word
+    if head >= 0:
+        _used_block_words(mem, <pfn_t> head, pfn, count, out)
+        return
     while p < end:
         if mem.states[p] & STATE_BUDDY:
             word, q = KPF_BUDDY, p + (<pfn_t> 1 << state_order(mem.states[p]))
+        elif mem.states[p] & STATE_MARKED and mem.pages[p].flags & PF_USER:
+            p = _small_block_words(mem, p, pfn, end, out)
+            continue
         else:
             word, q = _page_word(&mem.pages[p], mem.states[p], fill), p + 1
         while p < q and p < end:

@@ -7,10 +7,10 @@ be needed are fetched ahead.
 """
 from libc.string cimport memset
 
-from kmm._fallback cimport rmqueue_buddy
+from kmm._fallback cimport is_bad, rmqueue_buddy
 from kmm._freelist cimport (add_to_free_list, block_mt, buddy_state, ctz,
-                            del_page_from_free_list, list_add_pcp, list_del, mark_dirty,
-                            merge_pages, page_prev)
+                            del_page_from_free_list, is_free_block, list_add_pcp, list_del,
+                            mark_dirty, merge_pages, page_prev)
 from kmm._memmap cimport is_free_state, page_zone
 
 cdef enum:
@@ -28,10 +28,57 @@ cdef bint pcp_refill(mem_t *mem, zone_t *zone, int order, int mt, int flags,
         pfn = rmqueue_buddy(mem, zone, order, mt, flags)
         if pfn < 0:
             break
+        zone.nr_free_pages -= <int64_t> 1 << order
+        if is_bad(mem, <pfn_t> pfn, order):
+            continue
         list_add_pcp(mem, lst, pfn, order, mt, True)
         pcp.count += 1 << order
-        zone.nr_free_pages -= <int64_t> 1 << order
     return lst.count != 0
+
+
+# -- who compacts waits for a block ------------------------------------------------------------
+
+cdef int64_t merges_to(const mem_t *mem, const zone_t *zone, pfn_t pfn, int order, int to,
+                       int mt) noexcept nogil:
+    """Where the block of an order would start that a freed one merges to; -1 if it does not."""
+    cdef pfn_t buddy
+    cdef int other
+    while order < to:
+        buddy = pfn ^ (<pfn_t> 1 << order)
+        if order < PAGEBLOCK_ORDER:
+            if not is_free_state(mem.states[buddy], order):
+                return -1
+        else:
+            if not is_free_block(mem, buddy, order, zone.index):
+                return -1
+            other = get_pageblock_migratetype(mem, buddy)
+            if other != mt and (mt >= MIGRATE_HIGHATOMIC or other >= MIGRATE_HIGHATOMIC):
+                return -1
+        pfn &= buddy
+        order += 1
+    return <int64_t> pfn
+
+
+cdef bint compaction_capture(mem_t *mem, zone_t *zone, pfn_t pfn, int order,
+                             int mt) noexcept nogil:
+    """Hand a freed block, merged to the order that is waited for, to who waits; whether so."""
+    cdef capture_t *capture = mem.capture
+    cdef int64_t head
+    cdef int o
+    cdef pfn_t at = pfn
+    if (capture.zone != zone or capture.pfn >= 0 or mt == MIGRATE_ISOLATE or order > capture.order
+            or (capture.order < PAGEBLOCK_ORDER and mt == MIGRATE_MOVABLE)):
+        return False
+    head = merges_to(mem, zone, pfn, order, capture.order, mt)
+    if head < 0:
+        return False
+    for o in range(order, capture.order):
+        del_page_from_free_list(mem, zone, at ^ (<pfn_t> 1 << o), o)
+        at &= ~(<pfn_t> 1 << o)
+    zone.nr_free_pages -= (<int64_t> 1 << capture.order) - (<int64_t> 1 << order)
+    capture.pfn = head
+    mark_allocated(mem, <pfn_t> head, capture.order)
+    return True
 
 
 # -- fetching ahead ---------------------------------------------------------------------------
@@ -83,7 +130,8 @@ cdef int64_t free_pcplist(mem_t *mem, zone_t *zone, per_cpu_pages_t *pcp, int pi
         pcp.count -= 1 << order
         if zone.nr_isolate_pageblock:
             mt = get_pageblock_migratetype(mem, pfn)
-        free_one_page(mem, zone, pfn, order, mt, FPI_NONE)
+        if mem.capture == NULL or not compaction_capture(mem, zone, pfn, order, mt):
+            free_one_page(mem, zone, pfn, order, mt, FPI_NONE)
     return count
 
 
@@ -200,7 +248,7 @@ cdef int64_t take_batches(mem_t *mem, zone_t *zone, int order, int mt, int cpu, 
     cdef int64_t left, run, i, done = 0
     cdef int o
     cdef pfn_t pfn, at
-    if order > PAGEBLOCK_ORDER or batch < 1:
+    if order > PAGEBLOCK_ORDER or batch < 1 or mem.poisoned:
         return 0
     # A request above order 0 also needs a block to be left on the lists.
     left = min(n, have - (order > 0), spare >> order)
@@ -293,9 +341,10 @@ cdef void free_sequence(mem_t *mem, zone_t *zone, const uint64_t *pfns, int64_t 
     cdef uint8_t *states = mem.states
     cdef pfn_t pfn
     cdef int o
-    if order >= PAGEBLOCK_ORDER or mem.journal != NULL:
+    if order >= PAGEBLOCK_ORDER or mem.journal != NULL or mem.capture != NULL:
         for i in range(n):
-            free_one_page(mem, zone, pfns[i], order, mt, FPI_NONE)
+            if mem.capture == NULL or not compaction_capture(mem, zone, pfns[i], order, mt):
+                free_one_page(mem, zone, pfns[i], order, mt, FPI_NONE)
         return
     while i < n:
         pfn = pfns[i]

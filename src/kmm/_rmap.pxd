@@ -2,7 +2,7 @@
 #
 # A page in use has no links, so its record holds its user (16 bits), its index there (34 bits) and
 # the tag of its entry on an LRU list (30 bits).  A block of order 9 has them in its pageblock's
-# record, whose index counts in units of 512.
+# record, whose index counts in units of 512 where its user has single pages.
 from kmm._freelist cimport block_of
 from kmm._memmap cimport page_zone
 from kmm._types cimport *
@@ -74,16 +74,22 @@ cdef inline int block_user(const pageblock_t *block) noexcept nogil:
     return block.prev & 0xFF | <int> block.mt << 8
 
 
-cdef inline uint64_t block_index(const pageblock_t *block) noexcept nogil:
-    return <uint64_t> (block.next & 0x3FFFFFF) << PAGEBLOCK_ORDER
+cdef inline int index_shift(const mem_t *mem, int user) noexcept nogil:
+    """How many bits of an index a pageblock's record leaves out."""
+    return PAGEBLOCK_ORDER if mem.users[user].order == 0 else 0
+
+
+cdef inline uint64_t block_index(const mem_t *mem, const pageblock_t *block) noexcept nogil:
+    return <uint64_t> (block.next & 0x3FFFFFF) << index_shift(mem, block_user(block))
 
 
 cdef inline uint32_t block_tag(const pageblock_t *block) noexcept nogil:
     return block.next >> 26 | block.prev >> 8 << 6
 
 
-cdef inline void set_block_user(pageblock_t *block, int user, uint64_t index) noexcept nogil:
-    block.next = block.next & ~<uint32_t> 0x3FFFFFF | <uint32_t> (index >> PAGEBLOCK_ORDER)
+cdef inline void set_block_user(const mem_t *mem, pageblock_t *block, int user,
+                                uint64_t index) noexcept nogil:
+    block.next = block.next & ~<uint32_t> 0x3FFFFFF | <uint32_t> (index >> index_shift(mem, user))
     block.prev = block.prev & ~<uint32_t> 0xFF | (user & 0xFF)
     block.mt = <uint8_t> (user >> 8)
 
@@ -96,6 +102,8 @@ cdef inline void set_block_tag(pageblock_t *block, uint32_t tag) noexcept nogil:
 cdef inline bint read_folio(mem_t *mem, pfn_t pfn, folio_t *folio) noexcept nogil:
     """What starts at pfn, if somebody uses it and is known; False otherwise."""
     cdef pageblock_t *block
+    if pfn >= mem.nr_pages:
+        return False
     folio.pfn = pfn
     folio.huge = is_block_in_use(mem, pfn)
     folio.flags = flags_of(mem, pfn)
@@ -103,7 +111,7 @@ cdef inline bint read_folio(mem_t *mem, pfn_t pfn, folio_t *folio) noexcept nogi
         return False
     if folio.huge:
         block = block_of(mem, pfn)
-        folio.user, folio.index = block_user(block), block_index(block)
+        folio.user, folio.index = block_user(block), block_index(mem, block)
     else:
         folio.user, folio.index = page_user(&mem.pages[pfn]), page_index(&mem.pages[pfn])
     return True
@@ -171,3 +179,17 @@ cdef inline void account_use(mem_t *mem, zone_t *zone, const user_t *user, bint 
         stat[NR_PAGE_TABLE_PAGES] += pages
     if flags & PF_MLOCKED:
         zone.stat[NR_MLOCK] += pages
+
+
+cdef inline int64_t folio_nr_pages(const mem_t *mem, const folio_t *folio) noexcept nogil:
+    """How many pages from its first on the block has."""
+    if folio.huge:
+        return <int64_t> 1 << block_of(mem, folio.pfn).order
+    return <int64_t> 1 << (mem.states[folio.pfn] & STATE_ORDER)
+
+
+cdef inline void count_isolated(mem_t *mem, const folio_t *folio, int64_t by) noexcept nogil:
+    cdef int kind = mem.users[folio.user].kind
+    if on_lru_kind(kind):
+        node_stat_add(mem, page_zone(mem, folio.pfn),
+                      NR_ISOLATED_ANON if swap_backed(kind) else NR_ISOLATED_FILE, by)

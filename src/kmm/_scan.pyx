@@ -1,57 +1,80 @@
 """Scanners over ranges of pages: isolation, and what stands in its way (mm/page_isolation.c)."""
 from kmm._buddy cimport BuddyZone
 from kmm._freelist cimport (del_page_from_free_list, free_one_page, is_free_head,
-                            mark_allocated, mark_dirty, move_freepages)
+                            mark_dirty, mark_page_allocated, move_freepages)
 from kmm._memmap cimport (MemMap, get_pageblock_migratetype, section_online,
                           set_pageblock_migratetype)
+from kmm._page_owner cimport *
 from kmm._types cimport *
 
 cdef enum:
-    EBUSY = 16
+    ZONE_MOVABLE = 3
 
 
-cdef inline bint is_used(const mem_t *mem, pfn_t pfn) noexcept nogil:
-    """Whether somebody holds a page, as its reference count would say."""
-    return (mem.states[pfn] & ~(STATE_MARKED | STATE_ORDER) == STATE_ALLOCATED
-            or mem.pages[pfn].flags & PF_SLAB)
+cdef inline bint is_unmovable(const in_use_t *page, bint zone_movable, bint offline) noexcept nogil:
+    """Whether what is in use can neither move nor go, as far as isolation looks.
+
+    Pins it does not see: a page that was pinned and has lost its user is on an LRU list still.
+
+    :param offline: memory that goes offline may take poisoned and PageOffline pages along.
+    """
+    cdef bint listed = page.flags & (PF_LRU | PF_MOVABLE_OPS) != 0
+    if page.flags & PF_RESERVED:
+        return True
+    if zone_movable:
+        return False
+    listed = listed or (page.flags & PF_PINNED and not page.flags & PF_USER)
+    if page.compound:
+        return not listed and page.kind != USER_HUGETLB
+    if not page.held or (offline and page.flags & (PF_HWPOISON | PF_OFFLINE)):
+        return False
+    return not listed
 
 
 cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
                                  bint zone_movable, bint offline) noexcept nogil:
-    """The first page of the range that can neither move nor go, or -1.
-
-    :param offline: memory that goes offline may take poisoned and PageOffline pages along.
-    """
-    cdef pfn_t pfn = start
-    cdef int order = 0, kind, fill
-    cdef const pageblock_t *block
-    cdef uint32_t flags
+    """The first page of the range that can neither move nor go, or -1."""
+    cdef pfn_t pfn = start, head = start
+    cdef in_use_t page
+    if start & (PAGEBLOCK_PAGES - 1) or block_of(mem, start).kind == KIND_NONE:
+        head = head_of(mem, start)
+    if head != start:
+        # Pages behind the first of a block that is no compound one have no reference.
+        pfn = next_in_use(mem, head, &page)
+        if page.compound and is_unmovable(&page, zone_movable, offline):
+            return <int64_t> start
     while pfn < end:
-        block = &mem.blocks[pfn >> PAGEBLOCK_ORDER]
-        fill = block.state & BLOCK_FILL
-        kind = block.kind
-        if is_free_head(mem, pfn, &order):
-            pfn += <pfn_t> 1 << order
-            continue
-        if (pfn & (PAGEBLOCK_PAGES - 1)) == 0 and (kind == KIND_PCP or kind == KIND_ALLOCATED):
-            if kind == KIND_ALLOCATED and not zone_movable:
-                return <int64_t> pfn
-            pfn += <pfn_t> 1 << block.order
-            continue
-        if not block.state & BLOCK_DIRTY and fill == FILL_NONE:
-            pfn = (pfn | (PAGEBLOCK_PAGES - 1)) + 1
-            continue
-        flags = mem.pages[pfn].flags
-        if flags & PF_RESERVED or (flags == 0 and fill in (FILL_RESERVED, FILL_VMEMMAP)):
-            return <int64_t> pfn
-        if not zone_movable:
-            if flags == 0 and fill == FILL_KERNEL:
-                return <int64_t> pfn
-            if (is_used(mem, pfn) and not flags & (PF_LRU | PF_MOVABLE_OPS)
-                    and not (offline and flags & (PF_HWPOISON | PF_OFFLINE))):
-                return <int64_t> pfn
-        pfn += 1
+        head = pfn
+        pfn = next_in_use(mem, pfn, &page)
+        if page.nr_pages and is_unmovable(&page, zone_movable, offline):
+            return <int64_t> head
     return -1
+
+
+def unmovable_pages(BuddyZone zone, pfn_t start, pfn_t end, uint64_t[::1] out):
+    """List the pages of a range that keep it from being isolated to go offline.
+
+    :param out: room for the first of them.
+    :return: how many there are.
+    """
+    cdef const mem_t *mem = &zone.memmap.mem
+    cdef pfn_t pfn = start, at
+    cdef int64_t n = 0
+    cdef in_use_t page
+    at = head_of(mem, start)
+    if at != start:
+        pfn = next_in_use(mem, at, &page)
+        if page.compound and is_unmovable(&page, zone.z.zone_idx == ZONE_MOVABLE, True):
+            if out.shape[0]:
+                out[0] = start
+            n = 1
+    while pfn < end:
+        pfn = next_in_use(mem, pfn, &page)
+        if page.nr_pages and is_unmovable(&page, zone.z.zone_idx == ZONE_MOVABLE, True):
+            if n < out.shape[0]:
+                out[n] = page.pfn
+            n += 1
+    return n
 
 
 cdef int64_t isolate_pageblock(mem_t *mem, zone_t *zone, pfn_t pfn, pfn_t start, pfn_t end,
@@ -61,7 +84,7 @@ cdef int64_t isolate_pageblock(mem_t *mem, zone_t *zone, pfn_t pfn, pfn_t start,
     if get_pageblock_migratetype(mem, pfn) == MIGRATE_ISOLATE:
         return <int64_t> pfn
     blocked = has_unmovable_pages(mem, max(pfn, start), min(pfn + PAGEBLOCK_PAGES, end),
-                                  zone.zone_idx == 3, offline)
+                                  zone.zone_idx == ZONE_MOVABLE, offline)
     if blocked >= 0:
         return blocked
     set_pageblock_migratetype(mem, pfn, MIGRATE_ISOLATE)
@@ -106,18 +129,31 @@ cdef void unisolate_pageblock(mem_t *mem, zone_t *zone, pfn_t pfn, int mt) noexc
     zone.nr_isolate_pageblock -= 1
 
 
-def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end, bint offline=True):
+cdef bint crosses(const mem_t *mem, pfn_t boundary, pfn_t *head) noexcept nogil:
+    """Whether a compound page lies on both sides of a boundary, behind which memory is online."""
+    cdef in_use_t page
+    if boundary >= mem.nr_pages or not section_online(mem, boundary):
+        return False
+    head[0] = head_of(mem, boundary)
+    if head[0] == boundary:
+        return False
+    next_in_use(mem, head[0], &page)
+    return page.compound
+
+
+def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end, bint offline=True,
+                             int mt=MIGRATE_MOVABLE):
     """Isolate the pageblocks of a range: the first, the last, then the rest upward.
 
-    A refusal puts the pageblocks that were isolated back as Movable.
-
     :param start: first pfn; end: pfn behind the last; offline: whether the range goes offline.
-    :return: -1, or the pfn of the page that is in the way.
+    :param mt: what pageblocks that were isolated become again after a refusal.
+    :return: -1; or the pfn of the page that is in the way; or -2 less the pfn of a gigantic page
+        that reaches beyond the range, which isolation does not move.
     """
     cdef mem_t *mem = &zone.memmap.mem
     cdef pfn_t first = start & ~<pfn_t> (PAGEBLOCK_PAGES - 1)
     cdef pfn_t behind = (end + PAGEBLOCK_PAGES - 1) & ~<pfn_t> (PAGEBLOCK_PAGES - 1)
-    cdef pfn_t pfn, last = behind - PAGEBLOCK_PAGES
+    cdef pfn_t pfn, last = behind - PAGEBLOCK_PAGES, head = 0
     cdef int64_t blocked
     with nogil:
         blocked = isolate_pageblock(mem, &zone.z, first, start, end, offline)
@@ -126,15 +162,20 @@ def start_isolate_page_range(BuddyZone zone, pfn_t start, pfn_t end, bint offlin
         if blocked < 0 and last != first:
             blocked = isolate_pageblock(mem, &zone.z, last, start, end, offline)
             if blocked >= 0:
-                unisolate_pageblock(mem, &zone.z, first, MIGRATE_MOVABLE)
+                unisolate_pageblock(mem, &zone.z, first, mt)
+        if blocked < 0 and crosses(mem, behind, &head):
+            unisolate_pageblock(mem, &zone.z, last, mt)
+            unisolate_pageblock(mem, &zone.z, first, mt)
+            with gil:
+                return -2 - <int64_t> head
         if blocked < 0:
             for pfn in range(first + PAGEBLOCK_PAGES, last, 512):
                 blocked = isolate_pageblock(mem, &zone.z, pfn, start, end, offline)
                 if blocked >= 0:
                     break
             if blocked >= 0:
-                undo_isolate(mem, &zone.z, first, pfn, MIGRATE_MOVABLE)
-                unisolate_pageblock(mem, &zone.z, last, MIGRATE_MOVABLE)
+                undo_isolate(mem, &zone.z, first, pfn, mt)
+                unisolate_pageblock(mem, &zone.z, last, mt)
         if blocked < 0:
             split_at_boundary(mem, &zone.z, behind)
     return blocked
@@ -167,7 +208,7 @@ def test_pages_isolated(MemMap memmap, pfn_t start, pfn_t end, bint offline=True
         while found < 0 and pfn < end:
             if is_free_head(mem, pfn, &order):
                 pfn += <pfn_t> 1 << order
-            elif offline and mem.pages[pfn].flags & PF_HWPOISON:
+            elif offline and may_go_in_use(mem, pfn):
                 pfn += 1
             else:
                 found = <int64_t> pfn
@@ -199,6 +240,6 @@ def take_isolated_range(BuddyZone zone, pfn_t start, pfn_t end):
             del_page_from_free_list(mem, &zone.z, pfn, order)
             for page in range(pfn, pfn + (<pfn_t> 1 << order)):
                 mark_dirty(mem, page)
-                mark_allocated(mem, page, 0)
+                mark_page_allocated(mem, page)
             pfn += <pfn_t> 1 << order
     return pfn

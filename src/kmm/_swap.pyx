@@ -4,6 +4,7 @@ from libc.stdlib cimport realloc
 cdef enum:
     ENOMEM = 12
     SMALLEST_ROOM = 1024
+    MOST_ENTRIES = 1 << 30          # on one list: as many as there are tags
 
 cdef uint64_t PFN_MASK = (<uint64_t> 1 << (64 - LRU_TAG_BITS)) - 1
 
@@ -56,6 +57,8 @@ cdef int lru_make_room(mem_t *mem, uint64_t nodes, int64_t n) noexcept nogil:
     cdef int nid, lru, rc
     cdef uint64_t room
     cdef lru_list_t *lst
+    if n >= MOST_ENTRIES:
+        return -ENOMEM
     for nid in range(mem.nr_nodes):
         if not nodes >> nid & 1:
             continue
@@ -64,9 +67,13 @@ cdef int lru_make_room(mem_t *mem, uint64_t nodes, int64_t n) noexcept nogil:
             if lst.head - lst.tail + n <= lst.room:
                 continue
             # Half of what is there has left: closing the gaps is cheaper than more memory.
-            if lst.head - lst.tail > 2 * lst.nr_live:
+            if (lst.head - lst.tail > 2 * lst.nr_live
+                    or lst.head - lst.tail + n > MOST_ENTRIES):
                 drop_stale(mem, nid, lru)
             room = lst.room or SMALLEST_ROOM
+            # A tag must not come round while an entry is there that bears it.
+            if lst.head - lst.tail + n > MOST_ENTRIES:
+                return -ENOMEM
             while lst.head - lst.tail + n > room:
                 room *= 2
             if room > lst.room:

@@ -51,7 +51,7 @@ cdef enum:
     PF_HWPOISON = 1 << 4
     PF_OFFLINE = 1 << 5
     PF_MOVABLE_OPS = 1 << 6
-    PF_TAKEN = 1 << 7               # broken, and so in nobody's hands
+    PF_TAKEN = 1 << 7               # broken, or dropped with one that is: in nobody's hands
     PF_USER = 1 << 8                # the links hold who uses it, and as what
     PF_ACTIVE = 1 << 9
     PF_REFERENCED = 1 << 10
@@ -186,6 +186,23 @@ cdef struct per_cpu_pages_t:
     int64_t allocs[4]               # blocks of order 0 to 3 handed out, and taken back, the short
     int64_t frees[4]                # way: parts of the zone's counters that vm_events adds up
 
+# What a zone remembers of compaction (the compact_* fields of struct zone).
+cdef struct compact_t:
+    uint64_t cached_free_pfn
+    uint64_t cached_migrate_pfn[2]  # of asynchronous runs and of others
+    uint64_t init_migrate_pfn
+    uint64_t init_free_pfn
+    int32_t considered
+    int32_t defer_shift
+    int32_t order_failed
+    int32_t blockskip_flush
+
+# The block that whoever compacts waits for: taken on its way to the free lists.
+cdef struct capture_t:
+    zone_t *zone
+    int32_t order
+    int64_t pfn                     # -1 while there is none
+
 cdef struct zone_t:
     uint64_t zone_start_pfn
     uint64_t spanned_pages
@@ -221,6 +238,7 @@ cdef struct zone_t:
     int32_t nid
     int32_t nr_cpus
     int32_t boost_factor            # vm.watermark_boost_factor
+    compact_t compact
     per_cpu_pages_t *pcp            # nr_cpus of them
 
 # One node's zones in the order in which they are asked, and who woke its kswapd for what.
@@ -295,9 +313,11 @@ cdef struct mem_t:
     int32_t nr_cpus
     int32_t nr_online_nodes
     int32_t grouping_disabled       # page_group_by_mobility_disabled
+    int32_t poisoned                # blocks that are freed may hold poisoned pages
     journal_t *journal              # NULL while nothing has to be undone
     uint64_t *tokens                # by pfn: what the pages of users with tokens hold
     user_t **users                  # by number, from 1; NULL where there is none
     int32_t nr_users                # room in that table
     swap_t swap
     int64_t events[NR_VM_EVENTS]
+    capture_t *capture              # NULL while nobody compacts for a request

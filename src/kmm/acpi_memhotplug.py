@@ -6,15 +6,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kmm.arch_x86_64 import memory_add_physaddr_to_nid
+from kmm.arguments import check_pages_unused
 from kmm.errors import KernelError, kernel_error
 from kmm.firmware import Dimm
-from kmm.memory_block import MemoryBlock, walk_memory_blocks
+from kmm.memory_block import MemoryBlock, memory_blocks_of, walk_memory_blocks
 from kmm.memory_group import memory_group_register_static, memory_group_unregister
 from kmm.memory_hotplug import (
     MHP_MEMMAP_ON_MEMORY,
     MHP_NID_IS_MGID,
     __add_memory,
     __remove_memory,
+    is_whole_blocks,
     mhp_supports_memmap_on_memory,
 )
 from kmm.params import PAGE_SHIFT
@@ -164,6 +166,26 @@ def _device_free(m: Machine, device: AcpiDevice) -> None:
             m.note_swallowed("memory_group_unregister", e)
     device.mgid = -1
     device.res_list = []
+
+
+def check_removable(m: Machine, device: AcpiDevice) -> None:
+    """Stop if the kernel would in the middle of removing a device, before anything is changed.
+
+    :raises ImpossibleState: as __remove_memory.
+    """
+    for info in device.res_list:
+        start, size = info.start_addr, info.length
+        if not info.enabled:
+            continue
+        blocks = memory_blocks_of(m, start, size)
+        if (
+            not is_whole_blocks(m, start, size)
+            or any(block.state != "offline" for block in blocks)
+            or (size != m.block_size and any(block.nr_vmemmap_pages for block in blocks))
+        ):
+            # It says why, and the kernel says it in the log.
+            __remove_memory(m, start, size)
+        check_pages_unused(m, "try_remove_memory", start >> PAGE_SHIFT, size >> PAGE_SHIFT)
 
 
 @traced

@@ -13,6 +13,7 @@ from kmm.acpi_memhotplug import (
     AcpiDevice,
     acpi_memory_device_add,
     acpi_memory_device_remove,
+    check_removable,
 )
 from kmm.errors import KernelError, kernel_error
 from kmm.firmware import check_methods
@@ -83,6 +84,12 @@ def acpi_bus_trim(m: Machine, device: AcpiDevice) -> None:
     elif device.attached:
         acpi_memory_device_remove(m, device)
     device.attached = device.enumerated = False
+
+
+def _check_can_go(m: Machine, device: AcpiDevice) -> None:
+    for each in (device, *device.children):
+        if each.attached:
+            check_removable(m, each)
 
 
 def container_devpath(device: AcpiDevice) -> str:
@@ -177,6 +184,7 @@ def acpi_scan_hot_remove(m: Machine, device: AcpiDevice) -> None:
     elif not device.offlined:
         m.uevent("change", container_devpath(device), "container")
         raise kernel_error(-16, f"{device.name} has to be taken offline first")
+    _check_can_go(m, device)
     acpi_bus_trim(m, device)
     acpi_evaluate_ej0(m, device)
     if device.dimm is not None and device.dimm.sta & STA_ENABLED:
@@ -196,6 +204,7 @@ def acpi_scan_device_not_present(m: Machine, device: AcpiDevice) -> None:
     if not device.enumerated:
         m.printk(f"acpi {device.name}: Still not present")
         raise kernel_error(-114, f"{device.name} is still not present")
+    _check_can_go(m, device)
     acpi_bus_trim(m, device)
 
 

@@ -9,6 +9,7 @@ from kmm.arch_x86_64 import probe_memory_block_size
 from kmm.config import parse_cmdline
 from kmm.errors import ConfigError, KernelError
 from kmm.firmware import device_memory, ram_layout
+from kmm.hugetlb_init import hugetlb_init
 from kmm.mm_init import (
     ZoneLayout,
     finish_nodes,
@@ -72,6 +73,7 @@ def boot(m: Machine) -> None:
     writeback_set_ratelimit(m)
     register_boot_blocks(m)
     register_boot_notifiers(m)
+    hugetlb_init(m)
 
 
 def e820(low: int, high: int) -> list[tuple[int, int, str]]:

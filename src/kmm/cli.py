@@ -21,6 +21,8 @@ try:
 except ImportError:  # pragma: no cover - depends on how kmm was installed
     sys.exit("kmm: the command line needs click; install kmm[cli]")
 
+from kmm.cli_why import why
+
 
 def _fail(error: Exception) -> click.ClickException:
     return click.ClickException(printable(str(error)))
@@ -183,6 +185,8 @@ def verify(recordings: tuple[str, ...], shown: int) -> None:
     if not total.perfect:
         raise SystemExit(1)
 
+
+main.add_command(why)
 
 if __name__ == "__main__":
     main()

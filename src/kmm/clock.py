@@ -20,6 +20,8 @@ class Clock:
     """
 
     now: int = 0
+    #: Called whenever time has passed: what looks after something now and then.
+    watchers: list[Callable[[], None]] = field(default_factory=list)
     _timers: list[tuple[int, int, Callable[[], None]]] = field(default_factory=list)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
@@ -42,6 +44,9 @@ class Clock:
             self.now, _, what = heapq.heappop(self._timers)
             what()
         self.now = end
+        if delay:
+            for look in self.watchers:
+                look()
 
     def wait_until(self, deadline: int) -> None:
         """Let time pass until something has happened, but no longer than to the deadline (ns)."""

@@ -39,6 +39,7 @@ _KEYS = {
     "probe_add",
     "hypervisor",
     "struct_page_size",
+    "pdpe1gb",
     "machine",
 }
 
@@ -251,6 +252,7 @@ def config_from_dict(data: Mapping[str, Any]) -> MachineConfig:
         probe_add=_flag(data, "probe_add", False),
         hypervisor=_flag(data, "hypervisor", True),
         struct_page_size=page_size,
+        pdpe1gb=_flag(data, "pdpe1gb", True),
         cmdline_items=parse_cmdline(cmdline),
     )
 

@@ -18,6 +18,9 @@ class KernelError(OSError):
     """A refusal by the modelled kernel, with the errno that a real one returns."""
 
     default_errno: int = 0
+    #: Of an offline: the kernel's word for what went wrong, and the page in the way if it is one.
+    reason: str = ""
+    pfn: int | None = None
 
     def __init__(self, why: str = "", *, code: int | None = None) -> None:
         number = self.default_errno if code is None else code
@@ -140,7 +143,12 @@ class FirmwareRefused(Exception):
 
 
 class ImpossibleState(AssertionError):
-    """The modelled kernel would BUG here; the message starts with the function's name."""
+    """The modelled kernel would BUG here; the message starts with the function's name.
+
+    Raised before anything is changed wherever what is given tells it.  What an operation had done
+    before (blocks that an ejection took offline) stays: the kernel would be dead, so a machine
+    that stopped inside an operation is to be looked at, not used any more.
+    """
 
 
 class ValidationError(AssertionError):
@@ -210,7 +218,7 @@ def check_number(name: str, value: object, low: int, high: int) -> int:
     except TypeError:
         number = low - 1
     if isinstance(value, bool) or not low <= number <= high:
-        raise kernel_error(-22, f"{name}: {value!r}; allowed: a number from {low} to {high}")
+        raise kernel_error(-22, f"{name}: {shown(value)}; allowed: a number from {low} to {high}")
     return number
 
 
@@ -220,5 +228,5 @@ def check_text(name: str, value: object) -> str:
     :raises InvalidArgument: naming the argument and its value.
     """
     if not isinstance(value, str):
-        raise kernel_error(-22, f"{name}: {value!r}; allowed: text")
+        raise kernel_error(-22, f"{name}: {shown(value)}; allowed: text")
     return value

@@ -69,8 +69,10 @@ def check_modules(dimms: object) -> None:
 
     :raises InvalidArgument: naming the field, its value and what is allowed.
     """
-    if not isinstance(dimms, list | tuple):
-        raise kernel_error(-22, f"dimms: {shown(dimms)}; allowed: a list of (id, nid, start, size)")
+    if not isinstance(dimms, list | tuple) or not dimms:
+        raise kernel_error(
+            -22, f"dimms: {shown(dimms)}; allowed: (id, nid, start, size) of one DIMM or more"
+        )
     for i, dimm in enumerate(dimms):
         if not isinstance(dimm, list | tuple) or len(dimm) != 4:
             raise kernel_error(-22, f"dimms[{i}]: {shown(dimm)}; allowed: (id, nid, start, size)")
@@ -124,6 +126,8 @@ def check_plug(m: Machine, dimm_id: str, node: int, addr: int, size: int) -> int
         m.dimm_backends.add(dimm_id)
     elif dimm_id in m.dimms:
         raise FirmwareRefused(f"Duplicate device ID '{dimm_id}'")
+    if not dimm_id:
+        raise FirmwareRefused("Parameter 'id' expects an identifier")
     nr = len(m.config.nodes)
     if node >= nr:
         raise FirmwareRefused(

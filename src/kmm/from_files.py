@@ -2,7 +2,7 @@
 
 The texts are those of one moment of its life: boot_ram tells which memory was there at boot.  What
 they do not tell starts anew: DIMMs are in no slot, blocks in no memory group, no block holds its
-own memmap, and the user has set no min_free_kbytes.
+own memmap, the pages on per-CPU lists are single ones, and the user has set no min_free_kbytes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from kmm.boot_ram import RAM, Entry, added_later, firmware_map, parse_memmap
 from kmm.config import MAX_DISTANCE, check_config, config_from_dict
 from kmm.errors import ConfigError, ValidationError, shown
 from kmm.firmware import pxm_to_node_map, ram_layout
+from kmm.hugetlb_init import hugetlb_init, load_pools
 from kmm.memory_block import MemoryBlock
 from kmm.memory_hotplug import update_pgdat_span
 from kmm.mmzone import Zone
@@ -42,6 +43,7 @@ from kmm.params import (
     NodeConfig,
     parse_list,
 )
+from kmm.procfs import load_direct_map
 from kmm.resource import Resource
 from kmm.saved_machine import (
     MEMORY,
@@ -59,6 +61,7 @@ from kmm.vmstat import (
     NODE_STAT_ITEMS,
     NUMA_STAT_ITEMS,
     ZONE_STAT_ITEMS,
+    load_numa_events,
     load_vm_events,
 )
 from kmm.watermarks import (
@@ -66,7 +69,7 @@ from kmm.watermarks import (
     calculate_totalreserve_pages,
     writeback_set_ratelimit,
 )
-from kmm.zoneinfo import zone_number
+from kmm.zoneinfo import pageset_counts, zone_number
 from kmm.zonelists import build_zonelists, nr_free_zone_pages
 
 if TYPE_CHECKING:
@@ -82,7 +85,8 @@ _TREE = (
     "sys/devices/system/memory/memory*/state "
     "sys/devices/system/memory/memory*/valid_zones sys/devices/system/memory/memory*/node* "
     "sys/devices/system/node/* sys/devices/system/node/node*/cpulist "
-    "sys/devices/system/node/node*/distance sys/module/memory_hotplug/parameters/* "
+    "sys/devices/system/node/node*/distance sys/devices/system/node/node*/numastat "
+    "sys/module/memory_hotplug/parameters/* "
     "sys/kernel/mm/transparent_hugepage/enabled sys/firmware/memmap/*/start "
     "sys/firmware/memmap/*/end sys/firmware/memmap/*/type"
 ).split()
@@ -177,6 +181,11 @@ def boot_from_files(
     :param files, config: see Machine.from_files.
     :raises ConfigError: naming the file, what is wrong in it and what is allowed.
     """
+    if not isinstance(files, Mapping):
+        raise ConfigError(
+            f"files: {shown(files)}; allowed: paths and their texts, as "
+            f"kmm.from_files.read_tree({files if isinstance(files, str) else '/'!r}) collects them"
+        )
     if config is not None and not isinstance(config, MachineConfig):
         config = config_from_dict(config)
     elif config is not None and config.srat != "numbered":
@@ -337,7 +346,8 @@ def _zone(m: Machine, saved: SavedMachine, key: ZoneKey, files: Mapping[str, str
             m.nodes[zone.nid].vmstat[name] = number(name, 0, _COUNTER_MAX)
     counts = freelists.parse_counts(files, zone) or [[0] * MAX_ORDER for _ in range(MIGRATE_TYPES)]
     blocks = freelists.parse_block_counts(files, zone)
-    freelists.lay_out(m, zone, saved.ranges[key], counts, blocks)
+    cached = pageset_counts(files["/proc/zoneinfo"], key)[: m.nr_cpus]
+    freelists.lay_out(m, zone, saved.ranges[key], counts, blocks, cached)
 
 
 def _protection(m: Machine, zone: Zone, text: str) -> list[int]:
@@ -364,8 +374,12 @@ def _finish(m: Machine, files: Mapping[str, str]) -> None:
         build_zonelists(m, m.nodes[nid])
     m.vm_total_pages = nr_free_zone_pages(m, ZONE_MOVABLE)
     register_boot_notifiers(m)
+    hugetlb_init(m, fill=False)
+    load_pools(m, files)
     load_tunables(m, files, VM)
     load_vm_events(m, files.get("/proc/vmstat", ""))
+    load_numa_events(m, files)
+    load_direct_map(m, files.get("/proc/meminfo", ""))
     calculate_totalreserve_pages(m)
     writeback_set_ratelimit(m)
     m.log.clear()

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kmm.errors import KernelError, OutOfMemory
+from kmm.errors import KernelError, OutOfMemory, check_number
+from kmm.hugetlb import ULONG_MAX
+from kmm.hugetlbfs import HugetlbUser, find_hstate
 from kmm.memory import User
 from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, new_policy
-from kmm.params import PAGE_SHIFT, USER_ANON, USER_SHMEM, USER_SLAB_UNRECLAIMABLE
+from kmm.params import (
+    NR_PAGES_MAX,
+    PAGE_SHIFT,
+    USER_ANON,
+    USER_SHMEM,
+    USER_SLAB_UNRECLAIMABLE,
+)
+from kmm.sysfs_hugetlb import nr_hugepages_store
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -63,8 +72,36 @@ def _play(m: Machine, load: Mapping[str, Any]) -> str:
     if load.get("free"):
         return _free(m, load)
     if load["kind"] == "hugetlb":
-        return f"{load['kind']}: not played"
+        return _hugetlb_pool(m, load)
+    if load["kind"] == "hugetlb_user":
+        return _touch_huge_pages(m, load)
     return _touch(m, load)
+
+
+def _hugetlb_pool(m: Machine, load: Mapping[str, Any]) -> str:
+    """Set the size of a pool, or of its part on some nodes."""
+    h = find_hstate(m, load.get("size", m.default_hstate.size))
+    count = check_number("load.count", load.get("count"), 0, ULONG_MAX)
+    nodes = [m.pxm_to_node.get(pxm, pxm) for pxm in load.get("nodes", [])]
+    for nid in nodes or [None]:
+        nr_hugepages_store(m, h, count, nid)
+    return f"{h.name}: {h.nr_huge_pages} pages"
+
+
+def _touch_huge_pages(m: Machine, load: Mapping[str, Any]) -> str:
+    """Let a program map huge pages and touch some, first to last."""
+    name = str(load.get("user", "hugetlb"))
+    count = check_number("load.count", load.get("count"), 0, NR_PAGES_MAX)
+    touch = check_number("load.touch", load.get("touch", count), 0, count)
+    user = m.users.get(name)
+    try:
+        if user is None:
+            size, policy = load.get("size"), _policy(m, load)
+            user = HugetlbUser(m, name, count, size=size, policy=policy, tokens=True)
+        user.fault(0, touch)
+    except KernelError as e:
+        return f"{name}: {e}"
+    return f"{name}: {user.nr_present} of {user.pages} huge pages"
 
 
 def _free(m: Machine, load: Mapping[str, Any]) -> str:

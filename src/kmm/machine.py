@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _memmap, memory_views
+from kmm import _memmap, gup, memory_views
 from kmm._allocator import PageAllocator
 from kmm._memory import page_owner
 from kmm.acpi_memhotplug import CONTAINER_HID, AcpiDevice, acpi_unbind_one
@@ -23,27 +23,28 @@ from kmm.acpi_scan import (
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
 from kmm.clock import SECOND, Clock, Ratelimit
-from kmm.compaction import try_to_compact_pages
+from kmm.compaction import Kcompactd, kcompactd_look, try_to_compact_pages
 from kmm.config import check_config
-from kmm.contig_alloc import alloc_contig_range, free_contig_range
+from kmm.contig_alloc import alloc_contig_pages, alloc_contig_range, free_contig_range
+from kmm.debug import dump_page
 from kmm.errors import (
     FirmwareRefused,
     KernelError,
-    OutOfMemory,
     check_number,
     check_text,
     kernel_error,
+    shown,
 )
 from kmm.firmware import Dimm, check_crs, check_modules, check_plug, pxm_to_node_map
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
 from kmm.migrate import Scratch
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
+from kmm.offline_report import OfflineAttempt, OfflineReport, offline_pages_report
 from kmm.page_alloc import __alloc_pages, __free_pages, gfp_zone
 from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,
     FREE_RECORDS_KEPT,
-    KPF_RESERVED,
     LOCAL_DISTANCE,
     MAX_NR_ZONES,
     NR_PAGES_MAX,
@@ -61,8 +62,12 @@ from kmm.trace import Kprobes
 from kmm.vmscan import try_to_free_pages
 
 if TYPE_CHECKING:
+    from kmm.balloon_compaction import Balloon
     from kmm.cpuset import CpuSet
+    from kmm.gup import Pin
+    from kmm.hugetlb import HState
     from kmm.memory import User
+    from kmm.offline_explanation import Explanation
     from kmm.sparse import VmemAltmap
 
 
@@ -96,8 +101,10 @@ class Ops:
     memory_block_online: Callable[[Machine, MemoryBlock], None]
     memory_block_offline: Callable[[Machine, MemoryBlock], None]
     device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
-    try_to_compact_pages: Callable[[Machine, int, int, int], int]
+    try_to_compact_pages: Callable[[Machine, int, int, int, int, int, int, int], tuple[int, int]]
     try_to_free_pages: Callable[[Machine, int, int, int], int]
+    alloc_contig_pages: Callable[[Machine, int, int, int, Collection[int] | None], int]
+    free_contig_range: Callable[[Machine, int, int], None]
 
 
 class Machine(PageAllocator):
@@ -141,6 +148,8 @@ class Machine(PageAllocator):
             acpi_unbind_one,
             try_to_compact_pages,
             try_to_free_pages,
+            alloc_contig_pages,
+            free_contig_range,
         )
         self.nr_cpus = config.cpus
         self.log: list[str] = []
@@ -219,6 +228,7 @@ class Machine(PageAllocator):
         self.recomputed: set[str] = set()
         self.ratelimit_pages = 32
         self.max_pfn = 0
+        self.direct_map_splits = 0  # by the kernel itself, in pieces of 2 MiB; files tell
         self.num_poisoned_pages = 0
         self.hwpoison: set[int] = set()
         self.numa_meminfo: list[tuple[int, int, int]] = [(0, 0, 0)]
@@ -250,12 +260,20 @@ class Machine(PageAllocator):
     def _prepare_users(self) -> None:
         self.users: dict[str, User] = {}
         self.users_by_number: dict[int, User] = {}
+        self.hstates: list[HState] = []  # the pools of huge pages
+        self.default_hstate_idx = 0
+        self.hugetlb_shm_group = 0
         self.cpusets: dict[str, CpuSet] = {}  # all but the top one, parents first
         self.clock = Clock()
+        self.kcompactds: dict[int, Kcompactd] = {}
+        self.clock.watchers.append(lambda: kcompactd_look(self))
         #: How long an offline that does not get on is tried, ns of the clock.
         self.offline_patience = 60 * SECOND
         self.signal_pending = False  # for whoever waits for an offline
         self.migrate_ratelimit = Ratelimit()
+        self.pins: dict[int, list[Pin]] = {}  # by pageblock (gup.py)
+        self.balloons: list[Balloon] = []
+        self.offline_report: OfflineReport | None = None
         self.scratch = Scratch()
 
     # -- what everybody asks ----------------------------------------------------------
@@ -302,6 +320,11 @@ class Machine(PageAllocator):
         number, _ = page_owner(self.memmap_engine, pfn)
         return self.users_by_number.get(number)
 
+    @property
+    def default_hstate(self) -> HState:
+        """The pool of huge pages that /proc shows."""
+        return self.hstates[self.default_hstate_idx]
+
     def describe_page(self, pfn: int) -> str:
         """Who uses a page, in words."""
         number, index = page_owner(self.memmap_engine, pfn)
@@ -333,18 +356,7 @@ class Machine(PageAllocator):
 
     def dump_page(self, pfn: int, reason: str) -> None:
         """Log the page that stands in the way, as dump_page does."""
-        zone = self.page_zone(pfn)
-        node, idx = (zone.nid, zone.zone_idx) if zone is not None else (0, 0)
-        reserved = bool(int(self.kpageflags(pfn, 1)[0]) & KPF_RESERVED)
-        name, bit = ("reserved", 12) if reserved else ("slab", 9)
-        flags = node << 54 | idx << 51 | 0x1FFFFF << 30 | 1 << bit
-        names = f"{name}|node={node}|zone={idx}|lastcpupid=0x1fffff"
-        self.printk(
-            "page:(____ptrval____) refcount:1 mapcount:0 mapping:0000000000000000 "
-            f"index:0x0 pfn:{pfn:#x}"
-        )
-        self.printk(f"flags: {flags:#x}({names})")
-        self.printk(f"page dumped because: {reason}")
+        dump_page(self, pfn, reason)
 
     def ost(self, device: AcpiDevice, source: int, status: int) -> None:
         """Give firmware an _OST answer."""
@@ -531,7 +543,7 @@ class Machine(PageAllocator):
         """One more block for a bulk request; None when there is none."""
         try:
             return _alloc_pages_of(self, gfp, order, nid, None, cpu)
-        except OutOfMemory:
+        except KernelError:  # a failure that was ordered may bear any errno
             return None
 
     def _free_slowly(self, pfn: int, order: int, cpu: int) -> None:
@@ -548,13 +560,18 @@ class Machine(PageAllocator):
                 # NumPy makes floats of a list that mixes its own integers with Python's.
                 mixed = cast("Sequence[SupportsIndex]", pfns)
                 given = np.array([operator.index(p) for p in mixed], dtype=np.uint64)
-            if given.size and given.dtype.kind not in "iu":
+            if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
                 raise TypeError
             if given.dtype.kind == "i" and given.size and given.min() < 0:
                 raise OverflowError
-            return np.ascontiguousarray(given, dtype=np.uint64).reshape(-1)
+            return np.ascontiguousarray(given, dtype=np.uint64)
         except (ValueError, TypeError, OverflowError):
-            raise kernel_error(-22, "pfns: allowed: numbers from 0 to 2^64 - 1") from None
+            what = shown(pfns)
+            if isinstance(pfns, np.ndarray):
+                what = f"an array of shape {pfns.shape} and dtype {pfns.dtype}"
+            raise kernel_error(
+                -22, f"pfns: {what}; allowed: a list of numbers from 0 to 2^64 - 1"
+            ) from None
 
     def _before_large_request(self, pages: int, gfp: int, nid: int) -> None:
         """Make the host ready for records that a request is about to write densely.
@@ -575,11 +592,48 @@ class Machine(PageAllocator):
     def give_back_records(self) -> None:
         """Let the host have the memory of page records whose pages are free in large blocks.
 
-        Happens by itself once a zone has many of them.
+        Happens by itself once a zone has many of them, but not while a chain may have to be undone:
+        what its records said has to be there to come back to.
         """
+        if self.memmap_engine.journaling:
+            return
         for zone in self._zones:
             if zone.nr_dirty_free > self.free_records_kept:
-                self.records.give_back(zone, self.free_records_kept)
+                self.records.give_back(zone, self.free_records_kept, self.hwpoison)
+
+    def pin(self, user: User, index: int, long_term: bool = True) -> Pin:
+        """Hold a user's page in place until unpin (see gup.pin_user_pages).
+
+        :raises KernelError: InvalidArgument, or OutOfMemory if it cannot leave a Movable zone.
+        """
+        return gup.pin_user_pages(self, user, index, long_term)
+
+    def unpin(self, pin: Pin) -> None:
+        """Let go of what a pin held.
+
+        :raises InvalidArgument: for a pin that does not hold anything (any more).
+        """
+        gup.unpin_user_page(self, pin)
+
+    def offline_pages_report(self, block_id: int) -> OfflineAttempt:
+        """Take a memory block offline and return what became of each of its pages.
+
+        A refusal is told in what is returned: its ``error``.
+
+        :raises InvalidArgument: if there is no such block.
+        """
+        return offline_pages_report(self, block_id)
+
+    def explain_offline(self, block_id: int) -> Explanation:
+        """Say whether a memory block could go offline now, and what is in its way.
+
+        Nothing changes.
+
+        :raises InvalidArgument: if there is no such block.
+        """
+        from kmm.offline_explain import explain_offline
+
+        return explain_offline(self, block_id)
 
     def alloc_contig_range(self, start: int, end: int) -> None:
         """Take exactly the pages from start to end - 1 (pfns), as pages of order 0.

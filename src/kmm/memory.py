@@ -41,9 +41,17 @@ from kmm.page_alloc import (
 from kmm.params import (
     NR_PAGES_MAX,
     PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
+    PG_ACTIVE,
     PG_DIRTY,
+    PG_MLOCKED,
+    PG_OFFLINE,
+    PG_PINNED,
+    PG_REFERENCED,
+    PG_WRITEBACK,
     USER_ANON,
     USER_FILE,
+    USER_HUGETLB,
     USER_KERNEL,
     USER_MOVABLE_OPS,
     USER_OFFLINE,
@@ -69,8 +77,10 @@ KIND_NAMES = {
     USER_KERNEL: "kernel",
     USER_MOVABLE_OPS: "driver_movable",
     USER_OFFLINE: "offline",
+    USER_HUGETLB: "hugetlb",
 }
-KINDS = {name: kind for kind, name in KIND_NAMES.items()}
+#: Those that a User can be of; huge pages of a pool have users of their own (hugetlbfs).
+KINDS = {name: kind for kind, name in KIND_NAMES.items() if kind != USER_HUGETLB}
 
 _GFP_OF_KIND = {
     USER_ANON: GFP_HIGHUSER_MOVABLE | __GFP_COMP | __GFP_ZERO,
@@ -86,8 +96,10 @@ _GFP_OF_KIND = {
 }
 _NEAR = __GFP_THISNODE | __GFP_NORETRY
 THP_CHOICES = ("never", "always", "madvise")
-#: Kinds whose pages begin as dirty: nothing else has what they hold.
-_BORN_DIRTY = frozenset((USER_ANON, USER_SHMEM))
+#: Kinds whose pages come one by one: those on LRU lists, and those that drivers move.
+_SINGLE_PAGES = frozenset((USER_ANON, USER_SHMEM, USER_FILE, USER_MOVABLE_OPS))
+_MARKS_OF_NEW_PAGES = PG_ACTIVE | PG_REFERENCED | PG_DIRTY | PG_WRITEBACK | PG_MLOCKED | PG_PINNED
+_MARKS_OF_NEW_PAGES |= PG_OFFLINE  # of a balloon's, which it can move
 
 
 class User:
@@ -128,12 +140,17 @@ class User:
         if thp not in THP_CHOICES:
             raise kernel_error(-22, f"thp: {thp!r}; allowed: {', '.join(THP_CHOICES)}")
         check_number("pages", pages, 0, NR_PAGES_MAX)
-        check_number("order", order, 0, 10 if KINDS[kind] >= USER_SLAB_RECLAIMABLE else 0)
+        if thp != "never" and KINDS[kind] != USER_ANON:
+            raise kernel_error(-22, f"thp: {thp!r}; allowed: 'never' for pages of kind {kind!r}")
+        check_number("order", order, 0, 0 if KINDS[kind] in _SINGLE_PAGES else 10)
         self.m, self.name, self.kind = m, name, KINDS[kind]
         self.cpu = m.this_cpu if cpu is None else check_number("cpu", cpu, 0, m.nr_cpus - 1)
         self.policy, self.thp = policy, thp
         self.gfp = _GFP_OF_KIND[self.kind]
-        self.engine = PageUser(m.memmap_engine, self.kind, pages, order, tokens)
+        try:
+            self.engine = PageUser(m.memmap_engine, self.kind, pages, order, tokens)
+        except MemoryError as e:
+            raise kernel_error(-12, f"{name!r}: {e or 'no room for its table'}") from None
         m.users[name] = self
         m.users_by_number[self.engine.number] = self
 
@@ -158,7 +175,7 @@ class User:
     def placement(self, index: int) -> Placement:
         """Return where the next page goes, which is that of an index."""
         zone_idx, offset = gfp_zone(self.gfp), index + self.interleave_offset
-        if self.policy.mode == "interleave" and self.kind not in _BORN_DIRTY:
+        if self.policy.mode == "interleave" and self.kind not in (USER_ANON, USER_SHMEM):
             offset = self.policy.nodes.index(interleave_nodes(self.policy, self.il_prev))
         return place(self.m, self.policy, self.cpu, offset, self.mems, zone_idx)
 
@@ -172,8 +189,15 @@ class User:
         :raises OutOfMemory: when there is none for the next; those before it stay.
         """
         self._check_range(start, n)
-        if self.kind in _BORN_DIRTY:
-            flags |= PG_DIRTY
+        if flags & ~_MARKS_OF_NEW_PAGES:
+            raise kernel_error(
+                -22, f"flags: {flags:#x}; allowed: marks out of {_MARKS_OF_NEW_PAGES:#x}"
+            )
+        if self.kind == USER_SHMEM and not self.engine.mapped:
+            # Written by a call, which leaves its traces at once.
+            flags |= PG_DIRTY | PG_REFERENCED
+        if self.kind == USER_ANON and self.engine.locked:
+            flags |= PG_REFERENCED
         before = self.engine.nr_present
         at, end = start, start + n
         while at < end:
@@ -214,6 +238,8 @@ class User:
             got = self._try_huge(at, gfp | _NEAR, where, flags)
         if not got and (not near_first or self.thp == "madvise"):
             got = self._try_huge(at, gfp, where, flags)
+        if not got and self.thp == "madvise":
+            got = self._wait_for_huge(at, where, gfp, flags)
         self.m.count_vm_event("thp_fault_alloc" if got else "thp_fault_fallback")
         return PAGEBLOCK_NR_PAGES if got else 0
 
@@ -221,6 +247,15 @@ class User:
         return self.engine.fault_in_huge(
             self.m, at, gfp, where.nid, mask_of(where), self.cpu, flags
         )
+
+    def _wait_for_huge(self, at: int, where: Placement, gfp: int, flags: int) -> bool:
+        """Have a block of order 9 made for 512 absent pages; whether that worked."""
+        try:
+            pfn = _alloc_pages_of(self.m, gfp, PAGEBLOCK_ORDER, where.nid, where.nodemask, self.cpu)
+        except OutOfMemory:
+            return False
+        self.engine.attach_huge(self.m, at, pfn, flags)
+        return True
 
     def _run_of_small(self, at: int, end: int) -> int:
         """Where the run of pages ends that are touched one by one."""
@@ -270,6 +305,7 @@ class User:
         detach(self)
         del self.m.users[self.name]
         del self.m.users_by_number[self.engine.number]
+        self.engine.close()
 
     def _behind_last(self) -> int:
         there = np.flatnonzero(self.engine.slots)
@@ -295,6 +331,8 @@ class User:
         return self.engine.pfns(start, n)
 
     def _check_range(self, start: int, n: int) -> None:
+        if self.m.users.get(self.name) is not self:
+            raise kernel_error(-22, f"user {self.name!r}: is closed")
         check_number("start", start, 0, self.pages)
         check_number("n", n, 0, self.pages - start)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,16 +85,24 @@ def memory_notify_ignored(m: Machine, action: int, arg: MemoryNotify) -> None:
         m.note_swallowed(ACTION_NAMES[action], e)
 
 
+def memory_blocks_of(m: Machine, start: int, size: int) -> list[MemoryBlock]:
+    """Return the existing blocks of a range of bytes, upward."""
+    if not size:
+        return []
+    ids: Sequence[int] = range(start // m.block_size, -(-(start + size) // m.block_size))
+    if len(ids) > len(m.memory_blocks):
+        # A range may have 2^37 ids, of which most are those of no block.
+        ids = sorted(block_id for block_id in m.memory_blocks if block_id in ids)
+    return [m.memory_blocks[i] for i in ids if i in m.memory_blocks]
+
+
 @traced
 def walk_memory_blocks(
     m: Machine, start: int, size: int, func: Callable[[MemoryBlock], None]
 ) -> None:
     """Call a function for each existing block of a range of bytes, upward."""
-    first, last = start // m.block_size, (start + size - 1) // m.block_size
-    for block_id in range(first, last + 1) if size else ():
-        block = m.memory_blocks.get(block_id)
-        if block is not None:
-            func(block)
+    for block in memory_blocks_of(m, start, size):
+        func(block)
 
 
 @fallible
@@ -272,13 +280,15 @@ class MemoryNotifier:
     """A subscriber of the memory notifier chain.
 
     ``call(m, action, arg)`` returns 0 to agree or a negative errno to refuse, which ends the
-    chain: those behind it have ``missed`` that event.
+    chain: those behind it have ``missed`` that event.  ``asks(m, arg)`` tells without doing
+    anything what it would answer to MEM_GOING_OFFLINE; without one nobody knows beforehand.
     """
 
     name: str
     call: Callable[[Machine, int, MemoryNotify], int]
     priority: int = 0
     missed: bool = False
+    asks: Callable[[Machine, MemoryNotify], int] | None = None
 
 
 def register_memory_notifier(m: Machine, notifier: MemoryNotifier) -> None:

@@ -10,8 +10,16 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from kmm import _buddy
+from kmm import _buddy, _page_ref
+from kmm.debug import head_of
 from kmm.errors import EHWPOISON, kernel_error
+from kmm.hwpoison_in_use import (
+    IGNORED,
+    RECOVERED,
+    action_result,
+    handle_in_use,
+    soft_offline_in_use_page,
+)
 from kmm.page_alloc import drain_all_pages, zone_pcp_disable, zone_pcp_enable
 from kmm.params import (
     FILL_RESERVED,
@@ -20,8 +28,12 @@ from kmm.params import (
     NR_PAGES_MAX,
     PAGE_SHIFT,
     PG_HWPOISON,
+    PG_LRU,
+    PG_MOVABLE_OPS,
     PG_OWNER_PRIV,
+    PG_PINNED,
     PG_RESERVED,
+    PG_USER,
 )
 from kmm.sparse import SECTION_HAS_MEM_MAP, SECTION_IS_ONLINE
 from kmm.trace import traced
@@ -33,17 +45,33 @@ if TYPE_CHECKING:
 _OF_FILL = {FILL_RESERVED: PG_RESERVED, FILL_VMEMMAP: PG_RESERVED | PG_OWNER_PRIV}
 
 
+def _hwpoison_handlable(m: Machine, pfn: int, soft: bool) -> bool:
+    """Whether a page in use is one that programs use, so that something can be done about it."""
+    marks = _page_ref.marks(m.memmap_engine, head_of(m, pfn))
+    if marks & PG_LRU or (soft and marks & PG_MOVABLE_OPS):
+        return True
+    # A page that is pinned and has lost its user stays on its LRU list.
+    return marks & (PG_PINNED | PG_USER) == PG_PINNED
+
+
 @traced
-def get_hwpoison_page(m: Machine, pfn: int) -> bool:
-    """Whether a page can be handled: it is free; pages parked on per-CPU lists go back first."""
+def get_hwpoison_page(m: Machine, pfn: int, soft: bool = False) -> str:
+    """Return what a page is to those who retire it: ``free``, ``used`` or ``unhandlable``.
+
+    Pages parked on per-CPU lists go back first.
+
+    :param soft: for soft_offline_page, which also takes what a driver can move.
+    """
+    if _hwpoison_handlable(m, pfn, soft):
+        return "used"
     zone = m.page_zone(pfn)
     if zone is not None:
         zone_pcp_disable(m, zone)
         zone_pcp_enable(m, zone)
         if int(m.kpageflags(pfn, 1)[0]) & KPF_BUDDY:
-            return True
+            return "free"
     m.printk(f"Memory failure: {pfn:#x}: unhandlable page.")
-    return False
+    return "unhandlable"
 
 
 def _mark(m: Machine, pfn: int) -> None:
@@ -62,8 +90,10 @@ def _take_page_off_buddy(m: Machine, pfn: int) -> None:
 def soft_offline_page(m: Machine, pfn: int) -> None:
     """Retire a page that may break soon; one that is marked already is done with.
 
-    :raises NoSuchDeviceOrAddress: no memory there; InputOutputError: its block is offline, or it
-        is in use (what programs use would be migrated, which is not modelled yet).
+    What programs use is moved elsewhere first; a clean page of a file is dropped.
+
+    :raises NoSuchDeviceOrAddress: no memory there; InputOutputError: its block is offline, or the
+        kernel uses it; Busy: it is held by somebody; OutOfMemory: it has nowhere to go.
     """
     if pfn >= NR_PAGES_MAX or not m.section_flags(pfn) & SECTION_HAS_MEM_MAP:
         raise kernel_error(-errno.ENXIO, f"no memory at pfn {pfn:#x}")
@@ -72,10 +102,14 @@ def soft_offline_page(m: Machine, pfn: int) -> None:
     if pfn in m.hwpoison:
         m.printk(f"soft_offline_page: {pfn:#x} page already poisoned")
         return
-    if not get_hwpoison_page(m, pfn):
+    what = get_hwpoison_page(m, pfn, soft=True)
+    if what == "unhandlable":
         raise kernel_error(-errno.EIO, f"pfn {pfn:#x} is in use")
-    drain_all_pages(m, m.page_zone(pfn))
-    _take_page_off_buddy(m, pfn)
+    if what == "used":
+        soft_offline_in_use_page(m, pfn)
+    else:
+        drain_all_pages(m, m.page_zone(pfn))
+        _take_page_off_buddy(m, pfn)
     m.hwpoison.add(pfn)
     m.num_poisoned_pages += 1
 
@@ -85,7 +119,7 @@ def memory_failure(m: Machine, pfn: int) -> None:
     """Treat a page as broken: it is marked and counted, whether or not it can be taken away.
 
     :raises NoSuchDeviceOrAddress: no online memory there; HardwarePoisoned: marked already;
-        Busy: it is in use, and keeps the mark.
+        Busy: nothing could be done about its user, and it keeps the mark.
     """
     if pfn >= NR_PAGES_MAX or not m.section_flags(pfn) & SECTION_IS_ONLINE:
         m.printk(f"Memory failure: {pfn:#x}: memory outside kernel control")
@@ -95,12 +129,19 @@ def memory_failure(m: Machine, pfn: int) -> None:
         raise kernel_error(-EHWPOISON, f"pfn {pfn:#x}")
     m.hwpoison.add(pfn)
     m.num_poisoned_pages += 1
-    if not get_hwpoison_page(m, pfn):
+    what = get_hwpoison_page(m, pfn)
+    if what == "free":
+        _take_page_off_buddy(m, pfn)
+        action_result(m, pfn, "free buddy page", RECOVERED)
+        return
+    if what == "used":
+        kind, result = handle_in_use(m, pfn)
+    else:
+        kind, result = "unknown page", IGNORED
         _mark(m, pfn)
-        m.printk(f"Memory failure: {pfn:#x}: recovery action for unknown page: Ignored")
+    action_result(m, pfn, kind, result)
+    if result != RECOVERED:
         raise kernel_error(-errno.EBUSY, f"pfn {pfn:#x} is in use")
-    _take_page_off_buddy(m, pfn)
-    m.printk(f"Memory failure: {pfn:#x}: recovery action for free buddy page: Recovered")
 
 
 def _marked(m: Machine, pfn: int, nr_pages: int) -> set[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kmm import _migrate
+from kmm import _migrate, _page_ref
 from kmm import resource as res_
 from kmm.arguments import (
     check_addressable,
@@ -25,6 +25,7 @@ from kmm.arguments import (
 )
 from kmm.clock import SECOND
 from kmm.errors import Busy, KernelError, bug, check_number, check_text, kernel_error
+from kmm.hugetlb_move import dissolve_free_huge_pages, used_huge_page_across
 from kmm.memory_block import (
     MEM_CANCEL_OFFLINE,
     MEM_CANCEL_ONLINE,
@@ -59,6 +60,7 @@ from kmm.node import (
     register_memory_blocks_under_node,
     unregister_one_node,
 )
+from kmm.offline_report import failing_with, recorded_by
 from kmm.page_alloc import FPI_TO_TAIL, allocator_undo, zone_pcp_disable, zone_pcp_enable
 from kmm.page_isolation import (
     start_isolate_page_range,
@@ -727,11 +729,6 @@ def lru_cache_disable(m: Machine) -> None:
     """Keep pages from hiding in per-CPU LRU batches; kmm has none."""
 
 
-@fallible
-def dissolve_free_huge_pages(m: Machine, start_pfn: int, end_pfn: int) -> None:
-    """Give free hugetlb pages of a range back to the allocator; kmm has no pools yet."""
-
-
 @traced
 def __offline_isolated_pages(m: Machine, zone: Zone, start_pfn: int, end_pfn: int) -> int:
     """Take the free blocks of a range off the lists; the sections go offline.
@@ -750,10 +747,12 @@ def _isolate_and_empty(
     m: Machine, zone: Zone, start_pfn: int, end_pfn: int, arg: MemoryNotify
 ) -> None:
     """Isolate the range, ask the notifiers, and move what is used until all of it is free."""
-    start_isolate_page_range(m, zone, start_pfn, end_pfn)
+    with failing_with("failure to isolate range"):
+        start_isolate_page_range(m, zone, start_pfn, end_pfn)
     try:
         node_states_check_changes_offline(m, end_pfn - start_pfn, zone, arg)
-        memory_notify(m, MEM_GOING_OFFLINE, arg)
+        with failing_with("notifier failure"):
+            memory_notify(m, MEM_GOING_OFFLINE, arg)
         _empty_range(m, start_pfn, end_pfn)
     except KernelError:
         undo_isolate_page_range(m, zone, start_pfn, end_pfn)
@@ -773,7 +772,8 @@ def _empty_range(m: Machine, start_pfn: int, end_pfn: int) -> None:
     deadline = m.clock.now + m.offline_patience
     while True:
         _migrate_all_movable(m, start_pfn, end_pfn, deadline)
-        dissolve_free_huge_pages(m, start_pfn, end_pfn)
+        with failing_with("failure to dissolve huge pages"):
+            dissolve_free_huge_pages(m, start_pfn, end_pfn)
         try:
             test_pages_isolated(m, start_pfn, end_pfn)
         except Busy as e:
@@ -792,12 +792,15 @@ def _migrate_all_movable(m: Machine, start_pfn: int, end_pfn: int, deadline: int
             return
         result = do_migrate_range(m, pfn, end_pfn)
         stuck = None
-        if not result.nr_succeeded and len(result.left):
-            stuck = kernel_error(-16, _why_left(m, result))
+        if not result.nr_succeeded:
+            left = int(result.left[0]) if len(result.left) else pfn
+            stuck = kernel_error(-16, _why_left(m, result, left))
+            stuck.pfn = left
 
 
-def _why_left(m: Machine, result: MigrationResult) -> str:
-    pfn = int(result.left[0])
+def _why_left(m: Machine, result: MigrationResult, pfn: int) -> str:
+    if not len(result.left):
+        return f"pfn {pfn:#x} of {m.describe_page(pfn)} cannot be isolated"
     if result.code:
         return f"pfn {pfn:#x} of {m.describe_page(pfn)} has nowhere to go"
     return f"pfn {pfn:#x} of {m.describe_page(pfn)} is held by somebody"
@@ -808,11 +811,16 @@ def _check_signal(m: Machine, deadline: int, stuck: KernelError | None) -> None:
     if stuck is not None and not m.signal_pending:
         # Until something happens, one more try would be like the last.
         m.clock.wait_until(deadline)
+    why = f"a signal came; {stuck.why}" if stuck else "a signal came"
     if m.signal_pending:
         m.signal_pending = False
-        raise kernel_error(-4, f"a signal came; {stuck.why}" if stuck else "a signal came")
-    if stuck is not None and m.clock.now >= deadline:
-        raise kernel_error(-4, f"{stuck.why}; given up after {m.offline_patience / SECOND:g} s")
+    elif stuck is not None and m.clock.now >= deadline:
+        why = f"{stuck.why}; given up after {m.offline_patience / SECOND:g} s"
+    else:
+        return
+    error = kernel_error(-4, why)
+    error.reason, error.pfn = "signal backoff", stuck.pfn if stuck else None
+    raise error
 
 
 @traced
@@ -821,10 +829,14 @@ def scan_movable_pages(m: Machine, start_pfn: int, end_pfn: int) -> int | None:
 
     :raises Busy: if a driver holds an offline page (PageOffline) before that.
     """
+    if used_huge_page_across(m, start_pfn) is not None:
+        return start_pfn
     found, blocked = _migrate.scan_movable_pages(m.memmap_engine, start_pfn, end_pfn)
     if found == -16:
         m.dump_page(blocked, "unmovable page")
-        raise kernel_error(-16, f"unmovable page: pfn {blocked:#x} is a driver's offline page")
+        error = kernel_error(-16, f"unmovable page: pfn {blocked:#x} is a driver's offline page")
+        error.reason, error.pfn = "unmovable page", blocked
+        raise error
     return found if found >= 0 else None
 
 
@@ -869,19 +881,30 @@ def offline_pages(
     start_pfn, nr_pages = check_pfns(start_pfn, nr_pages)
     check_zone(m, zone)
     check_group(m, group)
+    with recorded_by(m.offline_report, start_pfn, nr_pages):
+        _offline_pages(m, start_pfn, nr_pages, zone, group)
+
+
+def _offline_pages(
+    m: Machine, start_pfn: int, nr_pages: int, zone: Zone, group: MemoryGroup | None
+) -> None:
     end_pfn = start_pfn + nr_pages
     if not nr_pages or start_pfn % PAGEBLOCK_NR_PAGES or end_pfn % PAGES_PER_SECTION:
         raise kernel_error(-22, f"offline_pages: misaligned range {start_pfn:#x}+{nr_pages:#x}")
-    if walk_system_ram_range(m, start_pfn, nr_pages) != nr_pages:
-        raise kernel_error(-22, "memory holes")
+    with failing_with("memory holes"):
+        if walk_system_ram_range(m, start_pfn, nr_pages) != nr_pages:
+            raise kernel_error(-22, "memory holes")
     check_is_online(m, "offline_pages", start_pfn, nr_pages)
     if m.page_zone(start_pfn) is not zone or m.page_zone(end_pfn - 1) is not zone:
-        raise kernel_error(-22, "multizone range")
+        with failing_with("multizone range"):
+            raise kernel_error(-22, "multizone range")
     zone_pcp_disable(m, zone)
     lru_cache_disable(m)
     arg = MemoryNotify(start_pfn, nr_pages)
     try:
         _isolate_and_empty(m, zone, start_pfn, end_pfn, arg)
+        # Broken pages and those that drivers offered go along, whoever thinks to have them.
+        _page_ref.forget_users(m.memmap_engine, start_pfn, end_pfn)
         __offline_isolated_pages(m, zone, start_pfn, end_pfn)
         zone.nr_isolate_pageblock -= nr_pages // PAGEBLOCK_NR_PAGES
     finally:
@@ -1049,11 +1072,13 @@ def offline_and_remove_memory(m: Machine, start: int, size: int) -> None:
     A failure brings the blocks back online in their zones; one that a notifier then refuses
     stays offline, as in the kernel.
 
-    :raises InvalidArgument: for a misaligned range; KernelError: what an offline failed with.
+    :raises InvalidArgument: for a misaligned range; KernelError: what an offline failed with;
+        ImpossibleState: for a range that ends beyond 64 TiB.
     """
     start, size = check_bytes(start, size)
     if not is_whole_blocks(m, start, size):
         raise kernel_error(-22, f"{start:#x}+{size:#x} is not whole blocks")
+    check_addressable("offline_and_remove_memory", start, size)
     offlined: list[tuple[MemoryBlock, int]] = []
 
     def offline(block: MemoryBlock) -> None:

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _migrate
+from kmm import _hugetlb, _migrate, _page_ref
+from kmm.balloon_compaction import note_migrated
 from kmm.errors import OutOfMemory
+from kmm.hugetlb_move import (
+    HugetlbResult,
+    mark_huge_pages,
+    migrate_hugetlbs,
+    used_huge_page_across,
+)
 from kmm.page_alloc import (
     __GFP_COMP,
     __GFP_HIGHMEM,
@@ -28,6 +35,8 @@ from kmm.params import (
     MIGRATE_PENDING,
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
+    PG_PINNED,
+    PG_USER,
     USER_HUGETLB,
     ZONE_MOVABLE,
 )
@@ -70,13 +79,17 @@ class MigrationResult:
     code: int = 0  # -ENOMEM if it stopped for want of a target
     left: Pfns = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     work: _List | None = None
+    huge: HugetlbResult | None = None
 
     def moved(self) -> tuple[Pfns, Pfns]:
         """The pages that were moved, and where to; to be asked before the next migration."""
-        if self.work is None:
-            return self.left[:0], self.left[:0]
-        done = self.work.status == MIGRATE_DONE
-        return self.work.pfns[done], self.work.to[done]
+        pfns = to = self.left[:0]
+        if self.work is not None:
+            done = self.work.status == MIGRATE_DONE
+            pfns, to = self.work.pfns[done], self.work.to[done]
+        if self.huge is not None:
+            pfns, to = np.concatenate([self.huge.moved, pfns]), np.concatenate([self.huge.to, to])
+        return pfns, to
 
 
 def hot_remove_target(m: Machine, pfn: int) -> MigrationTarget:
@@ -174,8 +187,12 @@ class _List:
             else:
                 self.code = -12
             return
-        _migrate.migrate_to(self.m, pfn, to, self.m.this_cpu)
-        self.status[at], self.to[at] = MIGRATE_DONE, to
+        if _migrate.migrate_to(self.m, pfn, to, self.m.this_cpu):
+            self.status[at], self.to[at] = MIGRATE_DONE, to
+        else:
+            # While this waited for memory, the page's user let it go.
+            self.m.free_pages(to, PAGEBLOCK_ORDER if is_huge(self.m, to) else 0)
+            self.status[at] = MIGRATE_GONE
 
     def _split(self, at: int, pfn: int) -> None:
         """Let the parts of a huge page go on as pages of their own, behind the others."""
@@ -201,15 +218,38 @@ def migrate_pages(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationR
     :param pfns: isolated pages, a uint64 array.
     :return: what became of them.
     """
-    work = _List(m, pfns, target)
     note(m, "alloc_migration_target", len(pfns))
-    for _ in range(MAX_PASSES):
-        work.one_pass()
-        again = work.status == MIGRATE_AGAIN
-        if work.code or not again.any():
-            break
-        work.status[again] = MIGRATE_PENDING
-    return _finish(m, work)
+    huge = mark_huge_pages(m, pfns)
+    if not huge.any():
+        return _migrate_others(m, pfns, target)
+    first = migrate_hugetlbs(m, pfns[huge], target.gfp, target.nid, target.nodemask)
+    if first.code:
+        result = MigrationResult(code=first.code, left=pfns[~huge])
+        _migrate.putback_movable_pages(m.memmap_engine, result.left)
+    else:
+        result = _migrate_others(m, pfns[~huge], target)
+    result.nr_succeeded += first.nr_succeeded
+    result.nr_failed += first.nr_failed
+    result.left = np.concatenate([first.left, result.left])
+    result.huge = first
+    return result
+
+
+def _migrate_others(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationResult:
+    """Move what is no huge page of a pool."""
+    work = _List(m, pfns, target)
+    # To find room for a page others may have to be moved meanwhile.
+    scratch, m.scratch = m.scratch, Scratch()
+    try:
+        for _ in range(MAX_PASSES):
+            work.one_pass()
+            again = work.status == MIGRATE_AGAIN
+            if work.code or not again.any():
+                break
+            work.status[again] = MIGRATE_PENDING
+        return _finish(m, work)
+    finally:
+        m.scratch = scratch
 
 
 def _finish(m: Machine, work: _List) -> MigrationResult:
@@ -249,14 +289,39 @@ def do_migrate_range(m: Machine, start_pfn: int, end_pfn: int) -> MigrationResul
     out = m.scratch.pages(end_pfn - start_pfn)
     refused = np.zeros(10, dtype=np.uint64)
     n, bad = _migrate.isolate_range(m.memmap_engine, start_pfn, end_pfn, out, refused)
-    note(m, "isolate_lru_page", n)
+    note(m, "isolate_lru_page", n - int(np.count_nonzero(mark_huge_pages(m, out[:n]))))
+    pfns = out[:n]
+    across = used_huge_page_across(m, start_pfn)
+    if across is not None and _hugetlb.isolate_hugetlb(m.memmap_engine, across):
+        pfns = np.concatenate([np.array([across], dtype=np.uint64), pfns])
+    held = [int(p) for p in refused[: min(bad, len(refused))] if is_orphan(m, int(p))]
     for pfn in refused[: min(bad, len(refused))]:
+        if int(pfn) in held:
+            continue
         _warn(m, f"failed to isolate pfn {int(pfn):x}", int(pfn), "isolation failed")
-    if n == 0:
-        return MigrationResult()
-    target = hot_remove_target(m, int(out[0]))
-    result = migrate_pages(m, out[:n], target)
+    if not len(pfns):
+        return _warn_of_held(m, held, MigrationResult())
+    target = hot_remove_target(m, int(pfns[0]))
+    result = migrate_pages(m, pfns, target)
+    if m.balloons:
+        note_migrated(m, *result.moved())
     code = result.code or len(result.left)
     for pfn in result.left[:10]:
         _warn(m, f"migrating pfn {int(pfn):x} failed ret:{code}", int(pfn), "migration failure")
+    return _warn_of_held(m, held, result)
+
+
+def is_orphan(m: Machine, pfn: int) -> bool:
+    """Whether a page was pinned and has lost its user; it is on its LRU list all the same."""
+    return _page_ref.marks(m.memmap_engine, pfn) & (PG_PINNED | PG_USER) == PG_PINNED
+
+
+def _warn_of_held(m: Machine, held: list[int], result: MigrationResult) -> MigrationResult:
+    """Tell of pages without a user that are pinned, which stay as others that are held do."""
+    for pfn in held:
+        _warn(m, f"migrating pfn {pfn:x} failed ret:{len(held)}", pfn, "migration failure")
+    if held:
+        m.count_vm_event("pgmigrate_fail", len(held))
+        result.left = np.concatenate([result.left, np.array(held, dtype=np.uint64)])
+        result.nr_failed += len(held)
     return result

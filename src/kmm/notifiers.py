@@ -60,11 +60,22 @@ def notifier_err_inject(m: Machine, action: int, arg: MemoryNotify) -> int:
     return code
 
 
+def _agrees(m: Machine, arg: MemoryNotify) -> int:
+    return 0
+
+
+def _injected(m: Machine, arg: MemoryNotify) -> int:
+    return m.notifier_errors.get("MEM_GOING_OFFLINE", 0)
+
+
 def register_boot_notifiers(m: Machine) -> None:
     """Subscribe the kernel's own notifiers, and size the reserves that they keep."""
     free = _free_kbytes(m)
     m.vm.user_reserve_kbytes = min(free // 32, 1 << 17)
     m.vm.admin_reserve_kbytes = min(free // 32, 1 << 13)
-    register_memory_notifier(m, MemoryNotifier("cpuset", cpuset_track_online_nodes, 10))
-    register_memory_notifier(m, MemoryNotifier("reserve", reserve_mem_notifier, 0))
-    register_memory_notifier(m, MemoryNotifier("notifier-error-inject", notifier_err_inject, 0))
+    register_memory_notifier(
+        m, MemoryNotifier("cpuset", cpuset_track_online_nodes, 10, asks=_agrees)
+    )
+    register_memory_notifier(m, MemoryNotifier("reserve", reserve_mem_notifier, 0, asks=_agrees))
+    inject = MemoryNotifier("notifier-error-inject", notifier_err_inject, 0, asks=_injected)
+    register_memory_notifier(m, inject)

@@ -25,11 +25,13 @@ GFP_KERNEL = 0xCC0
 GFP_ATOMIC = 0xA20
 GFP_NOWAIT = 0x800
 GFP_USER = 0x100CC0
+GFP_HIGHUSER = 0x100CC2
 GFP_HIGHUSER_MOVABLE = 0x100CCA
 GFP_TRANSHUGE_LIGHT = 0x1C20CA
 GFP_TRANSHUGE = 0x1C24CA
 
 ALL_NODES = (1 << 64) - 1
+GFP_BITS = 0xFFFFFFF
 
 FPI_TO_TAIL = 2
 
@@ -43,10 +45,26 @@ def gfp_zone(gfp: int) -> int:
     return ZONE_MOVABLE if gfp & 0xA == 0xA else ZONE_NORMAL
 
 
-def _nodemask_bits(nodemask: Collection[int] | None) -> int:
+def _nodemask_bits(m: Machine, nodemask: Collection[int] | None) -> int:
     if nodemask is None:
         return ALL_NODES
-    return sum(1 << nid for nid in set(nodemask))
+    highest = min(len(m.nodes), 64) - 1
+    return sum(1 << check_number("nodemask", nid, 0, highest) for nid in set(nodemask))
+
+
+def check_gfp(gfp: int) -> int:
+    """Return a request's __GFP_* flags if they do not contradict each other.
+
+    :raises InvalidArgument: naming the value and what is allowed.
+    """
+    gfp = check_number("gfp", gfp, 0, GFP_BITS)
+    if gfp & (__GFP_MOVABLE | __GFP_RECLAIMABLE) == __GFP_MOVABLE | __GFP_RECLAIMABLE:
+        raise kernel_error(-22, f"gfp: {gfp:#x}; allowed: movable or reclaimable, not both")
+    return gfp
+
+
+def _cpu_of(m: Machine, cpu: int | None) -> int:
+    return m.this_cpu if cpu is None else check_number("cpu", cpu, 0, m.nr_cpus - 1)
 
 
 @fallible
@@ -64,13 +82,14 @@ def __alloc_pages(
     :param nid: node whose zonelist is used; nodemask: nodes that may give memory, None for all.
     :param cpu: whose per-CPU lists serve, ``m.this_cpu`` if None.
     :return: pfn of the first page.
-    :raises OutOfMemory: when no zone has the block above its min mark; InvalidArgument: for an
-        order or a node that there is not.
+    :raises OutOfMemory: when no zone has the block above its min mark; InvalidArgument: naming
+        the argument.
     """
-    check_number("order", order, 0, MAX_ORDER - 1)
-    check_number("nid", nid, 0, len(m.nodes) - 1)
-    nodes = _nodemask_bits(nodemask)
-    here = m.this_cpu if cpu is None else cpu
+    gfp = check_gfp(gfp)
+    order = check_number("order", order, 0, MAX_ORDER - 1)
+    nid = check_number("nid", nid, 0, len(m.nodes) - 1)
+    nodes = _nodemask_bits(m, nodemask)
+    here = _cpu_of(m, cpu)
     pfn = m._request(gfp, order, nid, nodes, here)
     if pfn < 0 and gfp & __GFP_DIRECT_RECLAIM:
         pfn = __alloc_pages_slowpath(m, gfp, order, nid, nodes, here)
@@ -86,8 +105,13 @@ def __alloc_pages_slowpath(m: Machine, gfp: int, order: int, nid: int, nodes: in
     reclaimed.  Pages parked on per-CPU lists and pageblocks kept for atomic requests come back.
     """
     pfn = -1
-    if order > 0 and gfp & __GFP_IO and m.ops.try_to_compact_pages(m, nid, order, gfp):
-        pfn = m._request(gfp, order, nid, nodes, cpu)
+    if order > 0:
+        for priority in (2, 1):
+            _, pfn = m.ops.try_to_compact_pages(m, nid, order, gfp, nodes, cpu, 0, priority)
+            if pfn < 0:
+                pfn = m._request(gfp, order, nid, nodes, cpu)
+            if pfn >= 0:
+                return pfn
     if pfn < 0 and m.ops.try_to_free_pages(m, nid, order, gfp):
         pfn = m._request(gfp, order, nid, nodes, cpu)
     if pfn >= 0:
@@ -105,10 +129,14 @@ def __alloc_pages_slowpath(m: Machine, gfp: int, order: int, nid: int, nodes: in
 def __free_pages(m: Machine, pfn: int, order: int, cpu: int | None = None) -> None:
     """Free one block.
 
+    :param pfn: its first page; order: as it was allocated; cpu: whose per-CPU lists take it,
+        ``m.this_cpu`` if None.
     :raises KernelError: EFAULT where there is no online page, EINVAL for another order than it
         was allocated with, EEXIST if it is free already or inside a larger block.
     """
-    code = m._release(pfn, order, m.this_cpu if cpu is None else cpu)
+    pfn = check_number("pfn", pfn, 0, (1 << 63) - 1)
+    order = check_number("order", order, 0, MAX_ORDER - 1)
+    code = m._release(pfn, order, _cpu_of(m, cpu))
     check(code, f"free of pfn {pfn:#x}, order {order}")
 
 

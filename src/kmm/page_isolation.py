@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmm import _scan
-from kmm.errors import kernel_error
+from kmm.errors import KernelError, kernel_error
 from kmm.mmzone import Zone
 from kmm.params import MIGRATE_MOVABLE, PAGEBLOCK_NR_PAGES
 from kmm.trace import fallible, note, traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
+
+
+def _blocked(pfn: int, why: str) -> KernelError:
+    error = kernel_error(-16, why)
+    error.pfn = pfn
+    return error
 
 
 @fallible
@@ -22,12 +28,15 @@ def start_isolate_page_range(m: Machine, zone: Zone, start_pfn: int, end_pfn: in
     :raises Busy: a page can neither move nor go; what was isolated comes back as Movable.
     """
     blocked = _scan.start_isolate_page_range(zone, start_pfn, end_pfn)
-    if blocked < 0:
+    if blocked == -1:
         note(m, "isolate_single_pageblock", 2)
+    elif blocked < -1:
+        note(m, "isolate_single_pageblock", 2)
+        raise _blocked(-2 - blocked, f"the gigantic page at pfn {-2 - blocked:#x} reaches beyond")
     else:
         _note_refusal(m, zone, start_pfn, end_pfn, blocked)
         m.dump_page(blocked, "unmovable page")
-        raise kernel_error(-16, f"pfn {blocked:#x} is unmovable")
+        raise _blocked(blocked, f"pfn {blocked:#x} is unmovable")
 
 
 def _note_refusal(m: Machine, zone: Zone, start_pfn: int, end_pfn: int, blocked: int) -> None:
@@ -64,4 +73,4 @@ def test_pages_isolated(m: Machine, start_pfn: int, end_pfn: int) -> None:
     """
     found = _scan.test_pages_isolated(m.memmap_engine, start_pfn, end_pfn)
     if found >= 0:
-        raise kernel_error(-16, f"pfn {found:#x} is in use")
+        raise _blocked(found, f"pfn {found:#x} is in use")

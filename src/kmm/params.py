@@ -74,10 +74,16 @@ SLOT_YOUNG, SLOT_HUGE, SLOT_PRESENT, SLOT_SWAPPED = 1 << 60, 1 << 61, 1 << 62, 1
 # What became of each page of a list that migrates (the engine's MIGRATE_*).
 MIGRATE_PENDING, MIGRATE_DONE, MIGRATE_AGAIN, MIGRATE_FAILED, MIGRATE_GONE = range(5)
 
-# Bits of /proc/kpageflags words that kmm shows.
-KPF_LRU, KPF_SLAB, KPF_BUDDY = 1 << 5, 1 << 7, 1 << 10
-KPF_HWPOISON, KPF_NOPAGE, KPF_OFFLINE = 1 << 19, 1 << 20, 1 << 23
-KPF_RESERVED, KPF_OWNER_PRIVATE = 1 << 32, 1 << 37
+# Bits of /proc/kpageflags words that kmm shows; of an anonymous page MAPPEDTODISK says that it is
+# nobody else's.
+KPF_REFERENCED, KPF_UPTODATE, KPF_DIRTY, KPF_LRU = 1 << 2, 1 << 3, 1 << 4, 1 << 5
+KPF_ACTIVE, KPF_SLAB, KPF_WRITEBACK, KPF_BUDDY = 1 << 6, 1 << 7, 1 << 8, 1 << 10
+KPF_MMAP, KPF_ANON, KPF_SWAPBACKED = 1 << 11, 1 << 12, 1 << 14
+KPF_COMPOUND_HEAD, KPF_COMPOUND_TAIL, KPF_HUGE = 1 << 15, 1 << 16, 1 << 17
+KPF_UNEVICTABLE, KPF_HWPOISON, KPF_NOPAGE = 1 << 18, 1 << 19, 1 << 20
+KPF_THP, KPF_OFFLINE, KPF_PGTABLE = 1 << 22, 1 << 23, 1 << 26
+KPF_RESERVED, KPF_MLOCKED, KPF_MAPPEDTODISK = 1 << 32, 1 << 33, 1 << 34
+KPF_PRIVATE, KPF_OWNER_PRIVATE = 1 << 35, 1 << 37
 
 # Where the kernel image of the reference build (Debian's 6.1, without address randomisation)
 # lies, bytes: from its first section to the end of its bss, and the sections that /proc/iomem
@@ -176,7 +182,8 @@ class MachineConfig:
     CONFIG_MEMORY_FAILURE; ``probe_add`` lets the probe file take the word ``add``.  ``seed`` names
     the machine among those of the same description; nothing of it is random so far.
     ``hypervisor`` says whether the kernel finds itself a guest, which decides its block size from
-    64 GiB on; ``struct_page_size`` is 64 bytes with memory cgroups, 56 without.
+    64 GiB on; ``struct_page_size`` is 64 bytes with memory cgroups, 56 without; ``pdpe1gb`` says
+    whether the CPUs have pages of 1 GiB.
     """
 
     memory: int = GiB
@@ -194,6 +201,7 @@ class MachineConfig:
     memory_failure: bool = True
     hypervisor: bool = True
     struct_page_size: int = 64
+    pdpe1gb: bool = True
     zones: tuple[int, ...] = (0, 1, 2, 3, 4)
     cmdline_items: tuple[tuple[str, str | None], ...] = field(default=(), compare=False)
 

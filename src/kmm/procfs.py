@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm import _page_flags
+from kmm.hugetlb import hugetlb_report_meminfo, hugetlb_report_node_meminfo
 from kmm.mmzone import PgData, Zone
 from kmm.params import (
     MAX_ORDER,
     MIGRATETYPE_NAMES,
+    NR_PAGES_MAX,
     PAGEBLOCK_NR_PAGES,
     PAGES_PER_SECTION,
 )
-from kmm.resource import iomem_show
+from kmm.resource import iomem_show, walk_system_ram_range
 from kmm.vmstat import all_node_items, node_items, node_stat, zone_items, zone_numa_events
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
+LOW_MEMORY_END = 0x100  # pfn of 1 MiB
+PTRS_PER_PMD = 512  # pages of 4 KiB that one of 2 MiB maps
 KPAGEFLAGS_RUNS = 1 << 14  # runs that are taken from the engine at a time
 
 
@@ -209,13 +213,40 @@ def _meminfo_rows(m: Machine) -> Rows:
     ]
 
 
+def direct_map(m: Machine) -> tuple[int, int]:
+    """Return the KiB of RAM that the kernel maps by pages of 4 KiB and of 2 MiB.
+
+    The hole below 1 MiB is mapped as if it were RAM; ends that are no multiple of 2 MiB, and what
+    had been split when the machine was saved, by small pages.
+    """
+    total = large = 0
+    start = end = 0
+    ram = walk_system_ram_range(m.iomem_resource, 0, NR_PAGES_MAX)
+    for first, last in [(0, LOW_MEMORY_END), *((p, p + n) for p, n in ram), (1 << 62, 0)]:
+        if first <= end:
+            end = max(end, last)
+            continue
+        total += end - start
+        large += max(0, end // PTRS_PER_PMD - -(-start // PTRS_PER_PMD))
+        start, end = first, last
+    split = min(m.direct_map_splits, large)
+    large = (large - split) * PTRS_PER_PMD
+    return (total - large) * 4, large * 4
+
+
+def load_direct_map(m: Machine, text: str) -> None:
+    """Take over from a /proc/meminfo how many pieces of 2 MiB had been split."""
+    if match := re.search(r"^DirectMap4k: +([0-9]{1,15}) kB$", text, re.M):
+        kib = int(match[1]) - direct_map(m)[0]
+        m.direct_map_splits = max(0, kib // (PTRS_PER_PMD * 4))
+
+
 def meminfo(m: Machine) -> str:
     """/proc/meminfo; values in KiB."""
     out = [f"{name + ':':<16}{value:8} kB" for name, value in _meminfo_rows(m)]
-    out += [f"HugePages_{k + ':':<9}{0:5}" for k in ("Total", "Free", "Rsvd", "Surp")]
-    out += ["Hugepagesize:       2048 kB", "Hugetlb:               0 kB"]
-    mapped = sum(r[1] - r[0] for r in m.numa_meminfo) // 1024
-    out += ["DirectMap4k:           0 kB", f"DirectMap2M: {mapped:11} kB"]
+    out += hugetlb_report_meminfo(m)
+    small, large = direct_map(m)
+    out += [f"DirectMap4k: {small:11} kB", f"DirectMap2M: {large:11} kB"]
     return "\n".join(out) + "\n"
 
 
@@ -246,8 +277,7 @@ def node_meminfo(m: Machine, nid: int) -> str:
     rows = _node_meminfo_rows(m, m.nodes[nid])
     out = [f"Node {nid} {name + ':':<16}{value:8} kB" for name, value in rows]
     out += [f"Node {nid} {name:<15}{0:8} kB" for name in ("FileHugePages:", "FilePmdMapped:")]
-    out.append(f"Node {nid} HugePages_Total: {0:5}")
-    out += [f"Node {nid} HugePages_{k}:  {0:5}" for k in ("Free", "Surp")]
+    out += hugetlb_report_node_meminfo(m, nid)
     return "\n".join(out) + "\n"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Collection
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -76,12 +78,17 @@ class Records:
         size = self.pageblocks.itemsize * (PAGES_PER_SECTION >> PAGEBLOCK_ORDER)
         start, end = -(-first * size // PMD_SIZE) * PMD_SIZE, (first + count) * size
         if end - start >= PMD_SIZE:
-            self._maps[2].madvise(mmap.MADV_HUGEPAGE, start, (end - start) // PMD_SIZE * PMD_SIZE)
+            self._hint(2, mmap.MADV_HUGEPAGE, start, (end - start) // PMD_SIZE * PMD_SIZE)
 
     def _advise(self, advice: int, window: int) -> None:
         for which, records in ((0, self.memmap), (1, self.page_states)):
             size = records.itemsize << RECORD_WINDOW_SHIFT
-            self._maps[which].madvise(advice, window * size, size)
+            self._hint(which, advice, window * size, size)
+
+    def _hint(self, which: int, advice: int, start: int, size: int) -> None:
+        # Hosts without transparent huge pages refuse; all works there too, only slower.
+        with suppress(OSError):
+            self._maps[which].madvise(advice, start, size)
 
     # -- what is not needed any more --------------------------------------------------------
 
@@ -134,16 +141,20 @@ class Records:
         if outer > inner:
             self._maps[which].madvise(mmap.MADV_DONTNEED, inner, outer - inner)
 
-    def give_back(self, zone: BuddyZone, kept: int) -> None:
+    def give_back(self, zone: BuddyZone, kept: int, marked: Collection[int] = ()) -> None:
         """Forget records of a zone's pages that are free in large blocks.
 
         Runs that fill huge pages of the host go first: tearing those to pieces makes whatever is
         left of them slow.
 
         :param kept: so many pageblocks' records are not worth the trouble.
+        :param marked: pfns whose records say more than that they are free.
         """
         blocks: npt.NDArray[np.uint64] = np.zeros(zone.nr_dirty_free, dtype=np.uint64)
         blocks = np.sort(blocks[: zone.dirty_free(blocks)])
+        if marked:
+            said = np.array(sorted(marked), dtype=np.uint64) & ~np.uint64(PAGEBLOCK_NR_PAGES - 1)
+            blocks = np.setdiff1d(blocks, said)
         runs = np.split(blocks, np.flatnonzero(np.diff(blocks) != PAGEBLOCK_NR_PAGES) + 1)
         large = [run for run in runs if len(run) >= 2 * BLOCKS_OF_A_HUGE_PAGE]
         if len(blocks) - sum(map(len, large)) > 4 * kept:

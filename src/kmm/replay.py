@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from kmm.clock import SECOND
 from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
 from kmm.load import play_loads
 from kmm.machine import Machine
@@ -146,6 +147,9 @@ def boot_machine(recording: Mapping[str, Any]) -> Machine:
     if "struct_page_size" not in recording["machine"]:
         size = _struct_page_size(files.get("/proc/zoneinfo", ""), boot.get("log", []))
         config = replace(config, struct_page_size=size)
+    if "pdpe1gb" not in recording["machine"]:
+        lines = " ".join(boot.get("log", []))
+        config = replace(config, pdpe1gb="HugeTLB: registered 1.00 GiB page size" in lines)
     m = Machine.from_files(files, config)
     m.dimm_backends = set()
     return m
@@ -236,6 +240,8 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
         out = play_step(m, step)
         m.kprobes = None
         pagesets.wait_after(check_step(step, "step", RECORDED, others=True))
+        # At least as long as a recording waits for the system to settle: daemons look around.
+        m.clock.advance(SECOND)
         system.run()
         if probes is not None:
             out["calls"] = visible_calls(probes.calls, TRACEABLE)

@@ -81,9 +81,10 @@ def _check_together(steps: list[dict[str, Any]], nodes: int, name: str) -> None:
             held.add(step["id"])
         elif step["op"] == "free":
             if step["id"] not in held:
+                ids = f", one of {shown(sorted(held))}" if held else "; there is none"
                 raise ConfigError(
                     f"{where}.id: {shown(step['id'])}; allowed: the id of an alloc before it that "
-                    f"is not freed yet, of {shown(sorted(held))}"
+                    f"is not freed yet{ids}"
                 )
             held.discard(step["id"])
         elif step["op"] in WORKLOAD_OPS:

@@ -34,7 +34,7 @@ _NUMBERS = {
 
 _WORDS = {
     "policy": MODES,
-    "load kind": (*KINDS, "hugetlb"),
+    "load kind": (*KINDS, "hugetlb", "hugetlb_user"),
     "kind": tuple(KINDS),
     "thp": THP_CHOICES,
 }
@@ -113,6 +113,7 @@ LOAD_FIELDS = (
     Field("thp", "flag", False),
     Field("lock", "flag", False),
     Field("free", "flag", False),
+    Field("touch", "pages", False),
 )
 # What a recording of a real kernel can hold.
 RECORDED = ("boot", "plug", "unplug", "write", "sh", "pages")

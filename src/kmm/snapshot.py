@@ -11,11 +11,14 @@ from kmm.mmzone import MemoryGroup, PgData, Zone
 from kmm.params import MAX_ORDER, MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, STATE_BUDDY, STATE_PCP
 from kmm.resource import dump as dump_resources
 from kmm.sparse import SECTION_IS_ONLINE
+from kmm.used_pages import LRU_NAMES, NR_LRU_LISTS, live_entries, used_pages
 from kmm.vmstat import node_items, zone_items
 
 if TYPE_CHECKING:
     from kmm.acpi_memhotplug import AcpiDevice
+    from kmm.hugetlb import HState
     from kmm.machine import Machine
+    from kmm.memory import User
     from kmm.memory_block import MemoryBlock
 
 _ZONE_FIELDS = (
@@ -183,6 +186,41 @@ def _totals(m: Machine) -> dict[str, Any]:
     }
 
 
+def _user(m: Machine, user: User) -> dict[str, Any]:
+    """What a user has where, and what it holds."""
+    engine = user.engine
+    there = np.flatnonzero(engine.slots[: engine.nr_slots])
+    out: dict[str, Any] = {
+        "kind": (user.kind, engine.order, engine.mapped, engine.locked),
+        "pages": (engine.nr_slots, engine.nr_present, engine.nr_swapped),
+        "slots": (there.tobytes(), engine.slots[there].tobytes()),
+    }
+    if engine.tokens:
+        out["tokens"] = engine.read_tokens(0, engine.nr_slots).tobytes()
+    return out
+
+
+def _lru(m: Machine) -> dict[str, Any]:
+    """Nodes' LRU lists in their order; the pages that are only counted are with their users."""
+    pages, _ = used_pages(m)
+    return {
+        f"node {nid} {LRU_NAMES[lru]}": pages.pfn[live_entries(m, pages, nid, lru)[0]].tobytes()
+        for nid in m.nodes
+        for lru in range(NR_LRU_LISTS)
+    }
+
+
+def _pool(h: HState) -> dict[str, Any]:
+    """A pool's counts, and its free pages by node in their order."""
+    names = ("resv_huge_pages", "max_huge_pages", "nr_overcommit_huge_pages")
+    turns = ("next_nid_to_alloc", "next_nid_to_free")
+    out: dict[str, Any] = {name: getattr(h, name) for name in (*names, *turns)}
+    out["nr"] = dict(h.nr_huge_pages_node)
+    out["surplus"] = dict(h.surplus_huge_pages_node)
+    out["free"] = {nid: list(pages) for nid, pages in h.free.items()}
+    return out
+
+
 def dump(m: Machine) -> dict[str, Any]:
     """Return everything that a refused operation has to leave as it was.
 
@@ -211,8 +249,12 @@ def dump(m: Machine) -> dict[str, Any]:
         "zones": {z.index: dump_zone(z) for z in m.all_zones()},
         "records": _records(m),
         "vmemmap": _vmemmap(m),
+        "users": {name: _user(m, user) for name, user in m.users.items()},
+        "lru": _lru(m),
         "totals": _totals(m),
+        "hugetlb": {h.name: _pool(h) for h in m.hstates},
         "policy": _policy(m),
+        "pins": {repr(pin) for pins in m.pins.values() for pin in pins},
     }
 
 

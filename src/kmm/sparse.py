@@ -255,7 +255,8 @@ def sparse_add_section(
 def sparse_remove_sections(m: Machine, start_pfn: int, nr_pages: int) -> int:
     """Remove whole sections from start_pfn on at once, as sparse_remove_section one by one.
 
-    :return: pages of the sections that were removed; those that need more care are left.
+    :return: pages of the sections that were removed, at most those whose memmap one page table
+        maps; those that need more care, or are not there, are left.
     """
     size = m.config.struct_page_size
     if (
@@ -264,7 +265,8 @@ def sparse_remove_sections(m: Machine, start_pfn: int, nr_pages: int) -> int:
         or size * PAGES_PER_SECTION != PMD_SIZE
     ):
         return 0
-    first, count = start_pfn >> PFN_SECTION_SHIFT, nr_pages >> PFN_SECTION_SHIFT
+    first = start_pfn >> PFN_SECTION_SHIFT
+    count = min(nr_pages >> PFN_SECTION_SHIFT, PMDS_PER_TABLE - first % PMDS_PER_TABLE)
     records = m.sections[first : first + count]
     special = np.flatnonzero(
         (records["subsection_map"] != ALL_SUBSECTIONS)
@@ -272,10 +274,10 @@ def sparse_remove_sections(m: Machine, start_pfn: int, nr_pages: int) -> int:
         | (m.vmemmap_users[first : first + count] != SUBSECTIONS_PER_SECTION)
         | (m.vmemmap_pfn[first : first + count] & np.uint64(VMEMMAP_NOT_OURS) != 0)
     )
-    end = first + (int(special[0]) if special.size else count)
-    for at in range(first // PMDS_PER_TABLE * PMDS_PER_TABLE, end, PMDS_PER_TABLE):
-        _remove_sections_of_a_table(m, max(at, first), min(at + PMDS_PER_TABLE, end))
-    return (end - first) << PFN_SECTION_SHIFT
+    count = int(special[0]) if special.size else count
+    if count:
+        _remove_sections_of_a_table(m, first, first + count)
+    return count << PFN_SECTION_SHIFT
 
 
 def _remove_sections_of_a_table(m: Machine, first: int, end: int) -> None:

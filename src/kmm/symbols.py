@@ -206,7 +206,16 @@ SYMBOLS: tuple[Symbol, ...] = (
         "alloc_contig_range",
         status="adapted",
         traceable=False,
-        note="pages in use are in the way; migration is not modelled yet",
+        note="where a gigantic page reaches out of the range, nothing is isolated before it fails",
+    ),
+    *_rows(
+        _ALLOC,
+        "contig_alloc",
+        "__alloc_contig_migrate_range",
+        status="adapted",
+        traceable=False,
+        note="a page that is held goes back to its list between the tries; any signal ends it, "
+        "not only a fatal one",
     ),
     *_rows(_ALLOC, "contig_alloc", "alloc_contig_pages free_contig_range", traceable=False),
     Symbol("__offline_isolated_pages", _ALLOC, "memory_hotplug"),
@@ -219,7 +228,8 @@ SYMBOLS: tuple[Symbol, ...] = (
         "mm/page_isolation.c",
         "_scan",
         "isolate_single_pageblock unset_migratetype_isolate",
-        note="the engine does a whole range at a time",
+        note="the engine does a whole range at a time; a gigantic page that crosses the end of the "
+        "range is refused, as the kernel cannot move it then either",
     ),
     *_rows(
         "mm/memory-failure.c",
@@ -227,15 +237,76 @@ SYMBOLS: tuple[Symbol, ...] = (
         "soft_offline_page memory_failure get_hwpoison_page",
         status="adapted",
         traceable=False,
-        note="a page in use is never migrated or unmapped",
+        note="nobody is killed at once (as without early kill) or later, when the page is "
+        "touched: its slot is empty; huge pages of pools are left alone",
     ),
+    *_rows(
+        "mm/memory-failure.c",
+        "hwpoison_in_use",
+        "soft_offline_in_use_page action_result",
+        traceable=False,
+    ),
+    Symbol(
+        "pin_user_pages",
+        "mm/gup.c",
+        "gup",
+        "adapted",
+        traceable=False,
+        note="one page, or the huge page that it is part of, a call; what loses its user while it "
+        "is pinned is not counted as on an LRU list any more",
+    ),
+    Symbol(
+        "unpin_user_page",
+        "mm/gup.c",
+        "gup",
+        traceable=False,
+    ),
+    Symbol("migrate_longterm_unpinnable_pages", "mm/gup.c", "gup", traceable=False),
+    Symbol("adjust_managed_page_count", _ALLOC, "balloon_compaction", traceable=False),
     *_rows("mm/sparse.c", "memory_failure", "clear_hwpoisoned_pages", traceable=False),
     Symbol("lru_cache_disable", "mm/swap.c", "memory_hotplug", "stub"),
     *_rows(_HOTPLUG, "memory_hotplug", "scan_movable_pages", traceable=False),
     Symbol("do_migrate_range", _HOTPLUG, "migrate", traceable=False),
     Symbol("isolate_lru_page", "mm/vmscan.c", "_migrate", note="the engine isolates a whole range"),
     *_rows("mm/migrate.c", "migrate", "migrate_pages alloc_migration_target"),
-    Symbol("dissolve_free_huge_pages", "mm/hugetlb.c", "memory_hotplug", "stub"),
+    Symbol("dissolve_free_huge_pages", "mm/hugetlb.c", "hugetlb_move"),
+    *_rows(
+        "mm/hugetlb.c",
+        "hugetlb_move",
+        "dissolve_free_huge_page alloc_and_dissolve_huge_page isolate_or_dissolve_huge_page",
+        traceable=False,
+        note="the memmap of a huge page is never given back (hugetlb_free_vmemmap is off)",
+    ),
+    Symbol("unmap_and_move_huge_page", "mm/migrate.c", "hugetlb_move", traceable=False),
+    *_rows(
+        "mm/hugetlb.c",
+        "hugetlb",
+        "alloc_buddy_huge_page free_huge_page",
+        traceable=False,
+    ),
+    Symbol(
+        "alloc_gigantic_page",
+        "mm/hugetlb.c",
+        "hugetlb",
+        "adapted",
+        traceable=False,
+        note="at boot too, where the kernel asks memblock; hugetlb_cma= is not there (no CMA)",
+    ),
+    Symbol(
+        "set_max_huge_pages",
+        "mm/hugetlb.c",
+        "hugetlb_pool",
+        "adapted",
+        traceable=False,
+        note="no signal ends it",
+    ),
+    *_rows(
+        "mm/hugetlb.c",
+        "hugetlb_pool",
+        "hugetlb_acct_memory demote_pool_huge_page",
+        traceable=False,
+        note="no subpools and cgroups; the task has no policy and cpuset of its own",
+    ),
     *_rows("mm/vmscan.c", "node", "kswapd_run kswapd_stop"),
     *_rows("mm/compaction.c", "node", "kcompactd_run kcompactd_stop"),
     Symbol("writeback_set_ratelimit", "mm/page-writeback.c", "watermarks"),
@@ -305,11 +376,15 @@ LEFT_BEHIND: dict[str, str] = {
     "another zone",
     "failed offline": "isolated pageblocks are typed Movable; their free blocks come back "
     "at the tails of the lists; the zone's per-CPU lists are drained",
+    "failed offline of a block with huge pages": "those that moved stay where they went, and those "
+    "that were dissolved are gone from their pool",
     "failed online_movable": "of a block that is online already: the wish stays for the next 1 "
     "written to online",
-    "failed hard_offline_page": "of a page in use: it is marked and counts as HardwareCorrupted; "
-    "its zone's per-CPU lists are drained",
-    "failed soft_offline_page": "of a page in use: its zone's per-CPU lists are drained",
+    "failed hard_offline_page": "of a page that the kernel uses or somebody holds: it is marked "
+    "and counts as HardwareCorrupted; its zone's per-CPU lists are drained",
+    "failed soft_offline_page": "of a page that the kernel uses: its zone's per-CPU lists are "
+    "drained",
+    "failed offline that had isolated its block": "what could move has moved",
     "failed ACPI add": "_OST says success",
     "removal of a range that no single resource holds": "its lines stay in /proc/iomem, without "
     "blocks, and nothing can be added there until each is removed by itself",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kmm import procfs, vm_sysctl, vmstat
+from kmm import procfs, sysfs_hugetlb, vm_sysctl, vmstat
 from kmm.errors import KernelError, NoSuchFile, kernel_error
 from kmm.sysfs_devices import DIRECTORIES as DEVICE_DIRECTORIES
 from kmm.sysfs_devices import ENTRIES as DEVICE_ENTRIES
@@ -49,6 +49,13 @@ def _proc_file(m: Machine, match: re.Match[str]) -> Entry | None:
 
 def _vm_file(m: Machine, match: re.Match[str]) -> Entry | None:
     name = match[1]
+    if name in sysfs_hugetlb.SYSCTLS:
+        return Entry(
+            mode=0o644,
+            read=lambda m: sysfs_hugetlb.read_sysctl(m, name),
+            write=lambda m, t: sysfs_hugetlb.write_sysctl(m, name, t),
+            proc=True,
+        )
     if name in vm_sysctl.ACTIONS:
         mode = vm_sysctl.ACTIONS[name]
         return Entry(
@@ -81,7 +88,14 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "/proc": (*sorted(_PROC), "sys"),
     "/proc/sys": ("vm",),
     "/proc/sys/vm": tuple(
-        sorted({*vm_sysctl.TUNABLES, *vm_sysctl.ACTIONS, "lowmem_reserve_ratio"})
+        sorted(
+            {
+                *vm_sysctl.TUNABLES,
+                *vm_sysctl.ACTIONS,
+                *sysfs_hugetlb.SYSCTLS,
+                "lowmem_reserve_ratio",
+            }
+        )
     ),
     **DEVICE_DIRECTORIES,
 }

@@ -6,7 +6,14 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from kmm import sysfs_acpi, sysfs_cpu, sysfs_firmware, sysfs_memory, sysfs_node
+from kmm import (
+    sysfs_acpi,
+    sysfs_cpu,
+    sysfs_firmware,
+    sysfs_hugetlb,
+    sysfs_memory,
+    sysfs_node,
+)
 from kmm.sysfs_entry import Entry, directory, link
 from kmm.sysfs_firmware import DIRECTORIES
 
@@ -37,6 +44,7 @@ ENTRIES = (
     *sysfs_cpu.ENTRIES,
     *sysfs_acpi.ENTRIES,
     *sysfs_firmware.ENTRIES,
+    *sysfs_hugetlb.ENTRIES,
     (rf"/sys/bus/({'|'.join(_BUSES)})/devices", _bus_dir),
     (rf"/sys/bus/({'|'.join(_BUSES)})/devices/(\w+)", _bus_device),
 )

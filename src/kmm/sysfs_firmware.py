@@ -18,6 +18,7 @@ from kmm.sysfs_entry import (
     readonly,
     word,
 )
+from kmm.vmstat import extfrag_index, unusable_index
 from kmm.watermarks import set_thp_enabled
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MODULE = "/sys/module/memory_hotplug/parameters"
 MEMMAP = "/sys/firmware/memmap"
+EXTFRAG = "/sys/kernel/debug/extfrag"
 INJECT = "/sys/kernel/debug/notifier-error-inject/memory/actions"
 THP = "/sys/kernel/mm/transparent_hugepage"
 
@@ -122,6 +124,8 @@ ENTRIES = (
     (rf"{INJECT}/(\w+)/error", _inject_file),
     (rf"{INJECT}/(?:{'|'.join(INJECTABLE)})", lambda m, _: directory(("error",))),
     (rf"{THP}/enabled", _thp_file),
+    (rf"{EXTFRAG}/unusable_index", lambda m, _: readonly(unusable_index)),
+    (rf"{EXTFRAG}/extfrag_index", lambda m, _: readonly(extfrag_index)),
 )
 
 DIRECTORIES: dict[str, tuple[str, ...]] = {
@@ -142,9 +146,10 @@ DIRECTORIES: dict[str, tuple[str, ...]] = {
     "/sys/firmware/acpi/hotplug": ("memory",),
     "/sys/firmware/acpi/hotplug/memory": ("enabled",),
     "/sys/kernel": ("debug", "mm"),
-    "/sys/kernel/mm": ("transparent_hugepage",),
+    "/sys/kernel/mm": ("hugepages", "transparent_hugepage"),
     THP: ("enabled",),
-    "/sys/kernel/debug": ("notifier-error-inject",),
+    "/sys/kernel/debug": ("extfrag", "notifier-error-inject"),
+    EXTFRAG: ("extfrag_index", "unusable_index"),
     "/sys/kernel/debug/notifier-error-inject": ("memory",),
     "/sys/kernel/debug/notifier-error-inject/memory": ("actions",),
     INJECT: INJECTABLE,

@@ -7,8 +7,8 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from kmm import procfs
+from kmm.compaction import compact_node
 from kmm.node import node_states_text
-from kmm.page_alloc import drain_all_pages
 from kmm.params import format_list
 from kmm.sysfs_entry import (
     NUMBER,
@@ -68,7 +68,7 @@ def _node_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if name in shows:
         return readonly(shows[name])
     if name == "compact":
-        return Entry(0o200, write=lambda m, t: drain_all_pages(m))
+        return Entry(0o200, write=lambda m, t: compact_node(m, nid))
     if name == "uevent":
         path = f"/devices/system/node/node{nid}"
         return Entry(0o644, lambda m: "", lambda m, t: synthetic_uevent(m, path, "node", t))
@@ -93,6 +93,7 @@ def _node_dir(m: Machine, match: re.Match[str]) -> Entry | None:
         "cpulist",
         "cpumap",
         "distance",
+        "hugepages",
         "meminfo",
         "numastat",
         "power",

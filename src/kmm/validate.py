@@ -30,6 +30,9 @@ from kmm.sparse import (
     VMEMMAP_NOT_OURS,
     vmemmap_chunks,
 )
+from kmm.validate_compaction import check_compaction
+from kmm.validate_hugetlb import check_hugetlb
+from kmm.validate_users import check_users
 from kmm.validate_zone import _equal, _true, check_recomputed, check_zone
 
 if TYPE_CHECKING:
@@ -380,5 +383,8 @@ def validate(m: Machine) -> None:
             check_recomputed(m, zone)
     check_vmemmap(m)
     check_zonelists(m)
+    check_hugetlb(m)
+    check_compaction(m)
     check_totals(m)
+    check_users(m)
     check_sysfs(m)

@@ -124,7 +124,8 @@ def check_zone(m: Machine, zone: Zone) -> None:
             _true(m.page_zone(pfn) is zone, f"{name}: the {end} page of its span is not in it")
     _true(0 <= zone.managed_pages <= zone.present_pages, f"{name}: managed {zone.managed_pages}")
     listed = check_free_lists(m, zone, name)
-    _equal(f"{name}: managed", zone.managed_pages, listed + _used_pages(m, pages))
+    taken = sum(balloon.unmanaged_in(zone) for balloon in m.balloons)
+    _equal(f"{name}: managed", zone.managed_pages + taken, listed + _used_pages(m, pages))
     isolated = _isolated_blocks(m, zone)
     _equal(f"{name}: isolated pageblocks", zone.nr_isolate_pageblock, isolated)
     typed = procfs.pageblock_counts(m, zone)[MIGRATE_HIGHATOMIC] * PAGEBLOCK_NR_PAGES

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kmm.compaction import compact_nodes, compaction_proactiveness_changed
 from kmm.errors import ConfigError, kernel_error, shown
-from kmm.page_alloc import drain_all_pages
 from kmm.procfs import parse_long
 from kmm.watermarks import (
     set_boost_factor,
@@ -72,7 +72,15 @@ def _dirty(m: Machine, value: int) -> None:
     writeback_set_ratelimit(m)
 
 
-#: Tunables whose value is kept and shown but moves nothing that is modelled: limits and default.
+def _proactiveness(m: Machine, value: int) -> None:
+    if value:
+        compaction_proactiveness_changed(m)
+
+
+#: Of those that are only kept: what a write sets off.
+_AFTER = {"compaction_proactiveness": _proactiveness}
+
+#: Tunables whose value is kept and shown, and asked for by name where it counts: limits, default.
 KEPT: dict[str, tuple[int, int, int]] = {
     "compact_unevictable_allowed": (0, 1, 1),
     "compaction_proactiveness": (0, 100, 20),
@@ -99,7 +107,10 @@ TUNABLES = {
         Tunable("dirty_background_ratio", 0, 100, _nothing),
         Tunable("user_reserve_kbytes", 0, INT_MAX, _nothing),
         Tunable("admin_reserve_kbytes", 0, INT_MAX, _nothing),
-        *(Tunable(name, low, high, _nothing) for name, (low, high, _) in KEPT.items()),
+        *(
+            Tunable(name, low, high, _AFTER.get(name, _nothing))
+            for name, (low, high, _) in KEPT.items()
+        ),
     )
 }
 
@@ -129,7 +140,7 @@ def _act(m: Machine, name: str, text: str) -> None:
         if number is None or not 1 <= number[0] <= 4:
             raise kernel_error(-22, f"drop_caches: {text.strip()!r}; allowed: 1 to 4")
     elif name == "compact_memory":
-        drain_all_pages(m)
+        compact_nodes(m)
     # No page is in a cache, and no counter lags behind: there is nothing else to do.
 
 

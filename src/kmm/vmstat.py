@@ -6,12 +6,13 @@ What a machine began with is in the ``vmstat`` of zones and nodes and in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
+from kmm import _compaction
 from kmm.errors import ConfigError, shown
 from kmm.mmzone import PgData, Zone
-from kmm.params import PAGEBLOCK_NR_PAGES, ZONE_NAMES
+from kmm.params import MAX_ORDER, PAGEBLOCK_NR_PAGES, ZONE_NAMES
 from kmm.watermarks import global_dirty_limits
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ ZONE_STAT_ITEMS = tuple(
 NUMA_STAT_ITEMS = tuple(
     "numa_hit numa_miss numa_foreign numa_interleave numa_local numa_other".split()
 )
+#: Those of them that numastat calls otherwise.
+NUMASTAT_NAMES = {
+    "numa_interleave": "interleave_hit",
+    "numa_local": "local_node",
+    "numa_other": "other_node",
+}
 #: Those of them that the engine counts.
 ENGINE_NUMA_ITEMS = frozenset(NUMA_STAT_ITEMS) - {"numa_interleave"}
 VM_EVENT_ITEMS = tuple(
@@ -167,12 +174,20 @@ def node_vmstat(m: Machine, pgdat: PgData) -> str:
 def node_numastat(m: Machine, pgdat: PgData) -> str:
     """/sys/devices/system/node/nodeN/numastat."""
     sums = sum_zone_items(pgdat.zones)
-    names = {
-        "numa_interleave": "interleave_hit",
-        "numa_local": "local_node",
-        "numa_other": "other_node",
-    }
-    return _lines({names.get(k, k): sums[k] for k in NUMA_STAT_ITEMS})
+    return _lines({NUMASTAT_NAMES.get(k, k): sums[k] for k in NUMA_STAT_ITEMS})
+
+
+def _count(path: str, name: str, value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) < 20) or int(value) > _COUNTER_MAX:
+        raise ConfigError(
+            f"{path}: {name} {shown(value)}; allowed: a number from 0 to {_COUNTER_MAX}"
+        )
+    return int(value)
+
+
+def _counts(path: str, text: str, names: Collection[str]) -> dict[str, int]:
+    rows = (line.partition(" ") for line in text.splitlines())
+    return {name: _count(path, name, value) for name, _, value in rows if name in names}
 
 
 def load_vm_events(m: Machine, text: str) -> None:
@@ -180,14 +195,68 @@ def load_vm_events(m: Machine, text: str) -> None:
 
     :raises ConfigError: naming an event whose count is none.
     """
-    for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name not in VM_EVENT_ITEMS:
+    m.vm_event_states.update(_counts(PATH, text, VM_EVENT_ITEMS))
+
+
+def load_numa_events(m: Machine, files: Mapping[str, str]) -> None:
+    """Let zones without pages, which zoneinfo does not show, keep what was counted in them.
+
+    :param files: path to text; a node's numastat tells of its zones, /proc/vmstat of offline nodes.
+    :raises ConfigError: naming a count that is none.
+    """
+    for nid, pgdat in m.nodes.items():
+        path = f"/sys/devices/system/node/node{nid}/numastat"
+        names = {NUMASTAT_NAMES.get(k, k): k for k in NUMA_STAT_ITEMS}
+        want = _counts(path, files.get(path, ""), names)
+        _keep_rest(pgdat, {names[k]: n for k, n in want.items()}, sum_zone_items(pgdat.zones))
+    want = _counts(PATH, files.get(PATH, ""), NUMA_STAT_ITEMS)
+    offline = next((p for nid, p in m.nodes.items() if nid not in m.n_online), None)
+    if offline is not None:
+        _keep_rest(offline, want, sum_zone_items(m.all_zones()))
+
+
+def _keep_rest(pgdat: PgData, want: Mapping[str, int], have: Mapping[str, int]) -> None:
+    """Count in a node's last zone, which never has pages, what its other zones do not."""
+    for k, n in want.items():
+        if n <= have[k]:
             continue
-        if not (value.isascii() and value.isdigit() and len(value) < 20) or (
-            int(value) > _COUNTER_MAX
-        ):
-            raise ConfigError(
-                f"{PATH}: {name} {shown(value)}; allowed: a number from 0 to {_COUNTER_MAX}"
-            )
-        m.vm_event_states[name] = int(value)
+        if k in ENGINE_NUMA_ITEMS:
+            pgdat.zones[-1].vm_events = {k: n - have[k]}
+        else:
+            pgdat.zones[-1].vmstat[k] = n - have[k]
+
+
+# -- debugfs: extfrag -------------------------------------------------------------------
+
+
+def _per_order(m: Machine, nodes: set[int], show: Callable[[Zone, int], str]) -> str:
+    return "".join(
+        f"Node {zone.nid}, zone {zone.name:>8} "
+        + "".join(f"{show(zone, order)} " for order in range(MAX_ORDER))
+        + "\n"
+        for nid in sorted(nodes)
+        for zone in m.nodes[nid].zones
+        if zone.populated
+    )
+
+
+def unusable_index(m: Machine) -> str:
+    """/sys/kernel/debug/extfrag/unusable_index: of free memory, what is in blocks too small."""
+
+    def show(zone: Zone, order: int) -> str:
+        index = _compaction.unusable_free_index(zone, order)
+        return f"{index // 1000}.{index % 1000:03}"
+
+    return _per_order(m, m.n_memory & m.n_online, show)
+
+
+def extfrag_index(m: Machine) -> str:
+    """/sys/kernel/debug/extfrag/extfrag_index: what a request fails for, of fragmentation."""
+
+    def show(zone: Zone, order: int) -> str:
+        index = _compaction.fragmentation_index(zone, order)
+        # C cuts toward zero, and the sign of each part shows.
+        rest = abs(index) % 1000
+        return f"{int(index / 1000):2}." + (f"-{rest:03}" if index < 0 < rest else f"{rest:03}")
+
+    return _per_order(m, m.n_online, show)

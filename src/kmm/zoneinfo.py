@@ -15,6 +15,8 @@ ZoneFields = dict[str, str]
 ZoneTable = dict[tuple[int, str], ZoneFields]
 
 _HEAD = re.compile(r"Node ([0-9]{1,4}), zone +(\w+)\s*$")
+_CPU = re.compile(r" +cpu: ([0-9]{1,4})\s*$")
+_COUNT = re.compile(r" +count: ([0-9]{1,10})\s*$")
 _FIELD = re.compile(r"\s*(pages free|[\w ]+?):?\s+(\(.*\)|-?[0-9]{1,20})\s*$")
 
 
@@ -60,6 +62,24 @@ def parse_zoneinfo(text: str) -> ZoneTable:
     if not seen:
         raise ConfigError(f"{PATH}: no zone in it; allowed: lines like 'Node 0, zone   Normal'")
     return zone_table(text)
+
+
+def pageset_counts(text: str, zone: tuple[int, str]) -> list[int]:
+    """Return how many pages each CPU's lists of a zone hold, by number of the CPU.
+
+    :param text: of the whole file; zone: node and zone name.
+    """
+    out: list[int] = []
+    here, cpu = False, -1
+    for line in text.split("\n"):
+        if head := _HEAD.match(line):
+            here, cpu = (int(head[1]), head[2]) == zone, -1
+        elif here and (match := _CPU.match(line)):
+            cpu = int(match[1])
+        elif here and cpu >= 0 and (match := _COUNT.match(line)):
+            out += [0] * (cpu + 1 - len(out))
+            out[cpu] = int(match[1])
+    return out
 
 
 def zone_number(

@@ -1,0 +1,86 @@
+"""What an explanation of an offline says: obstacles, what would move, where it would fit."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import Any
+
+from kmm.offline_room import Room
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """One thing that keeps a block from going.
+
+    ``kind`` in a word; ``pfn`` and ``nr_pages`` if it is pages; ``user`` and ``user_kind`` who has
+    them, as far as is known; ``migratetype`` of their pageblock; ``rule`` what the kernel does and
+    where; ``errno`` what the attempt ends with; ``helps`` what would take it out of the way.
+    """
+
+    kind: str
+    rule: str
+    errno: int
+    helps: str
+    pfn: int | None = None
+    nr_pages: int = 0
+    user: str | None = None
+    user_kind: str | None = None
+    migratetype: str | None = None
+
+
+@dataclass(slots=True)
+class Explanation:
+    """What an attempt to take a block offline would meet.
+
+    ``moves`` has pages by (user, its kind) that would move, ``goes_along`` pages that need not:
+    ``free``, ``poisoned``, ``offered`` by their driver, ``dissolved``.  ``room`` is where what
+    moves would fit.  ``assumptions`` is what could not be known.
+    """
+
+    block_id: int
+    start_pfn: int
+    nr_pages: int
+    zone: str | None
+    node: int
+    goes_along: dict[str, int] = field(default_factory=dict)
+    moves: dict[tuple[str, str], int] = field(default_factory=dict)
+    room: Room | None = None
+    obstacles: list[Obstacle] = field(default_factory=list)
+    assumptions: list[str] = field(default_factory=list)
+
+    @property
+    def can_go(self) -> bool:
+        """Whether nothing is in the way."""
+        return not self.obstacles
+
+    @property
+    def errno(self) -> int:
+        """What the attempt would end with: the errno of the obstacle that is met first, or 0."""
+        return self.obstacles[0].errno if self.obstacles else 0
+
+    @property
+    def nr_to_move(self) -> int:
+        """How many pages would have to move."""
+        return sum(self.moves.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for JSON."""
+        return {
+            "block": self.block_id,
+            "start_pfn": self.start_pfn,
+            "nr_pages": self.nr_pages,
+            "node": self.node,
+            "zone": self.zone,
+            "can_go": self.can_go,
+            "errno": errno.errorcode.get(self.errno) if self.errno else None,
+            "goes_along": self.goes_along,
+            "moves": [
+                {"user": user, "kind": kind, "pages": n} for (user, kind), n in self.moves.items()
+            ],
+            "room": self.room.as_dict() if self.room is not None else None,
+            "obstacles": [
+                {name: getattr(o, name) for name in Obstacle.__slots__} for o in self.obstacles
+            ],
+            "assumptions": self.assumptions,
+        }

@@ -1,0 +1,135 @@
+"""The answer to ``kmm why``: machines to ask about, and explanations in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from kmm.errors import ConfigError, shown
+from kmm.from_files import read_tree
+from kmm.machine import Machine
+from kmm.offline_explanation import Explanation, Obstacle
+from kmm.replay import boot_machine, check_recording, play_step
+from kmm.scenario import Player, load_data, load_scenario
+
+
+def _how_many(steps: int | None, there: int, default: int) -> int:
+    if steps is None:
+        return default
+    if steps > there:
+        raise ConfigError(f"--steps: {steps}; allowed: 0 to {there}")
+    return steps
+
+
+def machine_of_scenario(path: str, steps: int | None = None) -> Machine:
+    """Return the machine of a scenario once its steps were played.
+
+    :param path: of the file; steps: how many are played, all if None.
+    :raises ConfigError: as load_scenario, and for more steps than there are.
+    """
+    scenario = load_scenario(path)
+    n = _how_many(steps, len(scenario.steps), len(scenario.steps))
+    player = Player(scenario)
+    for step in scenario.steps[:n]:
+        player.play(step)
+    return player.m
+
+
+def machine_of_files(path: str, steps: int | None = None) -> Machine:
+    """Return the machine that a directory with copies of /proc and /sys shows, or a recording.
+
+    :param path: of the directory or the recording's file.
+    :param steps: how many of the recording's steps are played, none if None.
+    :raises ConfigError: naming the file and what is wrong in it.
+    """
+    if os.path.isdir(path):
+        _how_many(steps, 0, 0)
+        return Machine.from_files(read_tree(path))
+    recording = load_data(path)
+    check_recording(recording, path)
+    n = _how_many(steps, len(recording["steps"]) - 1, 0)
+    try:
+        m = boot_machine(recording)
+    except ConfigError as e:
+        raise ConfigError(f"{path}: {e}") from None
+    for entry in recording["steps"][1 : n + 1]:
+        play_step(m, entry["step"])
+    return m
+
+
+def block_of(name: str) -> int:
+    """Return the number of a block that is called ``33``, ``memory33`` or by its directory.
+
+    :raises ConfigError: for anything else.
+    """
+    digits = Path(name).name.removeprefix("memory")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 9:
+        raise ConfigError(f"BLOCK: {shown(name)}; allowed: a number like 33, or memory33")
+    return int(digits)
+
+
+def _pages(n: int) -> str:
+    return "1 page" if n == 1 else f"{n} pages"
+
+
+def _group(obstacles: list[Obstacle]) -> list[list[Obstacle]]:
+    """Put obstacles of one kind, user and rule together, in the order of the first of each."""
+    groups: dict[tuple[object, ...], list[Obstacle]] = {}
+    for o in obstacles:
+        groups.setdefault((o.kind, o.user, o.user_kind, o.rule, o.migratetype), []).append(o)
+    return list(groups.values())
+
+
+def _obstacle_lines(group: list[Obstacle]) -> list[str]:
+    first = group[0]
+    line = f"  {first.kind}"
+    if first.pfn is not None:
+        line += f": {_pages(sum(o.nr_pages for o in group))}, pfn "
+        line += " ".join(f"{o.pfn:#x}" for o in group[:4]) + (" ..." if len(group) > 4 else "")
+        if first.user is not None:
+            line += f", of {first.user!r} ({first.user_kind})"
+        else:
+            line += f", of {'an unknown user' if first.user_kind is None else first.user_kind}"
+        line += f", pageblock {first.migratetype}"
+    return [line, f"    {first.rule}", f"    helps: {first.helps}"]
+
+
+def why_lines(said: Explanation) -> list[str]:
+    """Return an explanation in words, line by line."""
+    name = f"memory{said.block_id}"
+    if said.can_go:
+        lines = [f"{name} could go offline now"]
+    else:
+        word = errno.errorcode.get(said.errno, str(said.errno))
+        lines = [f"{name} could not go offline now: {word} ({os.strerror(said.errno)})"]
+    last = said.start_pfn + said.nr_pages - 1
+    zone = f"zone {said.zone}" if said.zone is not None else "no single zone"
+    lines.append(f"node {said.node}, {zone}, pfns {said.start_pfn:#x} to {last:#x}")
+    along = ", ".join(f"{what} {n}" for what, n in said.goes_along.items())
+    if along:
+        lines.append(f"goes along: {along}")
+    if said.moves:
+        lines.append(f"would move: {_pages(said.nr_to_move)}")
+        lines += [f"  {n} of {user!r} ({kind})" for (user, kind), n in said.moves.items()]
+    lines += _room_lines(said)
+    if said.obstacles:
+        lines.append("in the way:")
+        for group in _group(said.obstacles):
+            lines += _obstacle_lines(group)
+    if said.assumptions:
+        lines.append("assumed:")
+        lines += [f"  {text}" for text in said.assumptions]
+    return lines
+
+
+def _room_lines(said: Explanation) -> list[str]:
+    room = said.room
+    if room is None:
+        return []
+    nodes = ",".join(str(n) for n in room.nodemask)
+    head = f"room: {room.sure} to {room.most} pages, gfp {room.gfp:#x}, nodes {nodes}"
+    return [head] + [
+        f"  node {t.nid} zone {t.zone}: {t.free} free, {t.sure} to {t.most} above the marks"
+        for t in room.targets
+    ]

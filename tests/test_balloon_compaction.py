@@ -1,0 +1,187 @@
+"""Balloons and virtio-mem: what they take, what counts as managed, and blocks that go offline."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+import pytest
+
+from kmm import KernelError, Machine
+from kmm.balloon_compaction import Balloon
+from kmm.memory import User
+from kmm.memory_block import MemoryNotifier, register_memory_notifier, unregister_memory_notifier
+from kmm.mempolicy import new_policy
+from kmm.params import KPF_OFFLINE
+from kmm.snapshot import dump
+from kmm.virtio_mem import VirtioMem
+from kmm.vmstat import all_vm_events
+from tests.conftest import DIMM, two_nodes
+from tests.settle import settled_differences
+
+BLOCK = 128 << 20
+PFN = DIMM >> 12
+STATE = "/sys/devices/system/memory/memory32/state"
+
+
+def machine(blocks: int = 1) -> Machine:
+    m = two_nodes("memhp_default_state=online_movable")
+    m.plug("a", 1, DIMM, blocks * BLOCK)
+    return m
+
+
+def mem_total(m: Machine) -> int:
+    found = re.search(r"MemTotal: +(\d+) kB", m.read("/proc/meminfo"))
+    assert found is not None
+    return int(found[1]) // 4
+
+
+def balloon_on_node_1(m: Machine, **more: bool) -> Balloon:
+    made = Balloon(m, "balloon", 1000, **more)
+    made.user.policy = new_policy(m, "bind", [1])
+    return made
+
+
+def test_an_inflated_balloon_is_not_the_systems_memory() -> None:
+    m = machine()
+    total, managed = mem_total(m), m.nodes[1].zone(3).managed_pages
+    made = balloon_on_node_1(m)
+    assert made.inflate(300) == 300
+    assert mem_total(m) == total - 300
+    assert m.nodes[1].zone(3).managed_pages == managed - 300
+    assert int(m.kpageflags(int(made.user.pfns()[0]), 1)[0]) & KPF_OFFLINE
+    m.validate()
+    assert made.deflate(100) == 100
+    assert mem_total(m) == total - 200
+    assert all_vm_events(m)["balloon_inflate"] == 300
+    assert all_vm_events(m)["balloon_deflate"] == 100
+    m.validate()
+    made.close()
+    assert mem_total(m) == total
+    assert m.nodes[1].zone(3).managed_pages == managed
+    m.validate()
+
+
+def test_one_that_deflates_when_memory_runs_out_counts_on() -> None:
+    m = machine()
+    total = mem_total(m)
+    made = balloon_on_node_1(m, unmanaged=False)
+    made.inflate(300)
+    assert mem_total(m) == total
+    m.validate()
+
+
+def test_a_balloon_that_can_moves_its_pages_along() -> None:
+    m = machine()
+    made = balloon_on_node_1(m)
+    made.inflate(300)
+    node0 = sum(z.managed_pages for z in m.nodes[0].zones)
+    total = mem_total(m)
+    m.write(STATE, "offline")
+    assert (made.user.pfns(0, 300) < PFN).all()
+    assert all_vm_events(m)["balloon_migrate"] == 300
+    assert sum(z.managed_pages for z in m.nodes[0].zones) == node0 - 300
+    assert mem_total(m) == total - (BLOCK >> 12) + 300 - 300
+    m.validate()
+    made.deflate(300)
+    assert sum(z.managed_pages for z in m.nodes[0].zones) == node0
+    m.validate()
+
+
+def test_a_balloon_that_is_full_says_so() -> None:
+    m = machine()
+    made = balloon_on_node_1(m)
+    with pytest.raises(KernelError, match="n: 1001") as e:
+        made.inflate(1001)
+    assert e.value.errno == errno.EINVAL
+    made.user.policy = new_policy(m, "bind", [1])
+    filler = User(m, "filler", "anon", 40000, policy=new_policy(m, "bind", [1]))
+    with pytest.raises(KernelError):
+        filler.fault(0, 40000)
+    filler.shrink(50)
+    with pytest.raises(KernelError) as e:
+        made.inflate(1000)
+    assert e.value.errno == errno.ENOMEM
+    assert made.nr_pages >= 50
+    m.validate()
+
+
+def test_virtio_mem_takes_its_pages_along() -> None:
+    m = machine(2)
+    total = mem_total(m)
+    device = VirtioMem(m, "virtio", 4096)
+    anon = User(m, "hog", "anon", 20000, policy=new_policy(m, "bind", [1]), tokens=True)
+    device.fake_offline(PFN + 1024, 2048)
+    anon.fault(0, 20000)
+    anon.write_tokens(0, range(20000))
+    assert mem_total(m) == total - 2048
+    m.validate()
+    report = m.offline_pages_report(32)
+    assert report.error is None
+    assert report.counts()["offered"] == 2048
+    assert device.nr_pages == 0
+    assert mem_total(m) == total - (BLOCK >> 12)
+    assert (anon.read_tokens(0, 20000) == range(20000)).all()
+    m.validate()
+    m.write(STATE, "online_movable")
+    assert mem_total(m) == total
+    m.validate()
+
+
+def test_virtio_mem_takes_its_references_back_when_the_offline_is_called_off() -> None:
+    m = machine()
+    device = VirtioMem(m, "virtio", 4096)
+    device.fake_offline(PFN + 512, 512)
+    held = m.alloc_pages(0, 0x100CCA, 1)
+    m.validate()
+    before = dump(m)
+    with pytest.raises(KernelError) as e:
+        m.write(STATE, "offline")
+    assert e.value.errno == errno.EINTR
+    assert settled_differences(before, dump(m)) == []
+    assert device.nr_pages == 512
+    m.validate()
+    device.fake_online(PFN + 512, 512)
+    assert device.nr_pages == 0
+    m.free_pages(held)
+    m.write(STATE, "offline")
+    m.validate()
+
+
+@pytest.mark.parametrize("priority", [-5, 5])
+def test_a_veto_before_or_behind_virtio_mem(priority: int) -> None:
+    m = machine()
+    device = VirtioMem(m, "virtio", 4096)
+    device.fake_offline(PFN, 512)
+    veto = MemoryNotifier("veto", lambda m, action, arg: -16 if action == 2 else 0, priority)
+    register_memory_notifier(m, veto)
+    before = dump(m)
+    with pytest.raises(KernelError, match="refused by veto"):
+        m.write(STATE, "offline")
+    assert settled_differences(before, dump(m)) == []
+    m.validate()
+    unregister_memory_notifier(m, veto)
+    device.close()
+    m.write(STATE, "offline")
+    m.validate()
+
+
+def test_what_virtio_mem_does_not_take() -> None:
+    m = machine()
+    device = VirtioMem(m, "virtio", 1024)
+    held = m.alloc_pages_bulk(2000, 0, 0x100CCA, 1)
+    for args, code in (
+        ((PFN, 100), errno.EINVAL),
+        ((PFN + 1, 512), errno.EINVAL),
+        ((PFN, 2048), errno.EINVAL),
+        ((0x4000000, 512), errno.EINVAL),
+        ((int(held[0]) // 512 * 512, 512), errno.EBUSY),
+    ):
+        before = dump(m)
+        with pytest.raises(KernelError) as e:
+            device.fake_offline(*args)
+        assert e.value.errno == code, args
+        assert settled_differences(before, dump(m)) == []
+    with pytest.raises(KernelError, match="pfn"):
+        device.fake_online(PFN, 512)
+    m.validate()
