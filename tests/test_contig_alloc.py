@@ -170,6 +170,8 @@ def test_the_last_page_of_all_can_be_in_the_range() -> None:
     m.plug("top", 1, end, 1 << 27)
     m.alloc_contig_range((1 << 34) - 100, 1 << 34)
     m.free_contig_range((1 << 34) - 100, 100)
+
+
 def used_by(m: Machine, kind: str, pages: int, **more: object) -> User:
     policy = new_policy(m, "bind", [1])
     user = User(m, kind, kind, pages, policy=policy, tokens=True, **more)  # type: ignore[arg-type]

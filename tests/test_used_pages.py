@@ -131,7 +131,9 @@ def test_a_driver_that_moves_pages_has_single_ones() -> None:
 
 
 def test_only_anonymous_memory_has_huge_pages_of_its_own() -> None:
-    with pytest.raises(KernelError, match="thp: 'always'; allowed: 'never' for pages of kind 'file'"):
+    with pytest.raises(
+        KernelError, match="thp: 'always'; allowed: 'never' for pages of kind 'file'"
+    ):
         User(machine(), "f", "file", 10, thp="always")
 
 
