@@ -11,7 +11,7 @@ from kmm import GFP_KERNEL, KernelError, Machine
 from kmm.gup import pins_of
 from kmm.memory import User
 from kmm.mempolicy import new_policy
-from kmm.snapshot import dump
+from kmm.snapshot import differences, dump
 from kmm.vmstat import all_node_items, all_vm_events
 from tests.conftest import DIMM, two_nodes
 from tests.settle import settled_differences

@@ -65,6 +65,11 @@ REQUIRED = {
     "load_tmpfs_prefer": (395, 395),
     "load_two_hogs": (933, 933),
     "load_unplug_in_use": (385, 385),
+    "load_hugetlb": (962, 964),
+    "load_hugetlb_used": (748, 748),
+    "load_interleave": (612, 612),
+    "load_list": (775, 775),
+    "load_mmom": (685, 685),
     # In these the guest's own tasks show: see the recordings' README.
     "auto_movable_no_numa": (7940, 7968),
     "boot_6_gib": (3151, 3163),

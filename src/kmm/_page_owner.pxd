@@ -36,7 +36,7 @@ cdef inline void fill_in_use(const mem_t *mem, pfn_t pfn, pfn_t nr, uint16_t fla
     row.held = True
     if flags & PF_USER:
         row.user = block_user(block_of(mem, pfn)) if huge else page_user(&mem.pages[pfn])
-        row.index = (block_index(mem, block_of(mem, pfn)) if huge else page_index(&mem.pages[pfn]))
+        row.index = block_index(mem, block_of(mem, pfn)) if huge else page_index(&mem.pages[pfn])
         row.kind = mem.users[row.user].kind
         row.compound = nr > 1 and is_compound_kind(row.kind)
 

@@ -115,6 +115,10 @@ class User:
     :raises InvalidArgument: naming the argument, its value and what is allowed.
     """
 
+    cpuset: CpuSet | None = None  # the top one
+    interleave_offset = 0  # of its first page in what interleaving counts
+    il_prev = -1  # the node that last had its turn, where the task counts
+
     def __init__(
         self,
         m: Machine,
@@ -142,9 +146,6 @@ class User:
         self.m, self.name, self.kind = m, name, KINDS[kind]
         self.cpu = m.this_cpu if cpu is None else check_number("cpu", cpu, 0, m.nr_cpus - 1)
         self.policy, self.thp = policy, thp
-        self.cpuset: CpuSet | None = None  # the top one
-        self.interleave_offset = 0  # of its first page in what interleaving counts
-        self.il_prev = -1  # the node that last had its turn, where the task counts
         self.gfp = _GFP_OF_KIND[self.kind]
         try:
             self.engine = PageUser(m.memmap_engine, self.kind, pages, order, tokens)

@@ -9,7 +9,6 @@ which CPUs give back what they keep of other nodes' pages.  A Machine by itself 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 # that nothing has changed; the rest is what a recording takes in the guest, about.
 _UNTOUCHED, _AGAIN = 2.7, 3.0
 _SETTLE, _SNAPSHOT = 0.9, 1.5
-_FAULT, _UNMAP = 90e-6, 20e-6
+_FAULT, _UNMAP = 100e-6, 20e-6
 
 # Nothing here waits for memory: a task that finds none near goes elsewhere.
 _SLAB, _USER = GFP_NOWAIT, GFP_HIGHUSER_MOVABLE & ~__GFP_DIRECT_RECLAIM
@@ -110,17 +109,29 @@ class RemotePagesets:
                     out.append((zone, cpu, count))
         return out
 
-    def look(self) -> None:
-        """Note which lists an operation has changed: their time begins anew."""
+    def look(self, still: float = 0.0) -> None:
+        """Note which lists an operation has changed: their time begins anew.
+
+        :param still: seconds that whoever did it goes on.
+        """
         counts = {(zone.index, cpu): count for zone, cpu, count in self._lists()}
         self._seen &= set(counts)
         idle = {}
         for k, n in counts.items():
             visible = (n - self._counts.get(k, 0)) % PAGEBLOCK_NR_PAGES != 0
-            idle[k] = 0.0 if visible else self._idle.get(k, 0.0)
+            idle[k] = -still if visible else self._idle.get(k, 0.0)
             if visible:
                 self._seen.add(k)
         self._counts, self._idle = counts, idle
+
+    def after_load(self, load: Mapping[str, Any]) -> None:
+        """Note what a program has used; one in the background is at it while its line goes on."""
+        before, self._used = self._used, _pages_of_tasks(self._m)
+        still = 0.0
+        if load["kind"] == "anon":
+            came = load_pages(load) if not load.get("free") else 0
+            still = came * _FAULT + max(0, before - self._used) * _UNMAP
+        self.look(still)
 
     def wait(self, seconds: float) -> None:
         """Let time pass in which no task uses these lists."""
@@ -136,11 +147,14 @@ class RemotePagesets:
                 idle -= _AGAIN
             self._idle[key], self._counts[key] = idle, zone.pcp_state(cpu)[0]
 
-    def wait_after(self, step: Mapping[str, Any]) -> None:
-        """Let the time pass from a step's last use of memory to when the recording looks."""
+    def settle(self) -> None:
+        """Let the time pass from the end of an operation to when the recording looks.
+
+        A program in the background has said by then that it is ready.
+        """
         self.look()
-        used, self._used = self._used, _pages_of_tasks(self._m)
-        self.wait(_time_after(step, max(0, used - self._used)) + _SETTLE)
+        self._idle = {key: max(idle, 0.0) for key, idle in self._idle.items()}
+        self.wait(_SETTLE)
 
     def wait_for_snapshot(self) -> None:
         """Let the time pass that the recording takes to look."""
@@ -149,17 +163,3 @@ class RemotePagesets:
 
 def _pages_of_tasks(m: Machine) -> int:
     return sum(user.nr_present for user in m.users.values() if user.kind == USER_ANON)
-
-
-def _time_after(step: Mapping[str, Any], freed: int) -> float:
-    """How long a shell line goes on when its programs have touched their memory, seconds.
-
-    :param freed: pages that programs which ended had.
-    """
-    line = step.get("line", "")
-    slept = sum(float(n) for n in re.findall(r"\bsleep ([0-9]{1,4}(?:\.[0-9]{1,3})?)\b", line))
-    # Programs begin, or end, in the background; files are written before the line goes on.
-    tasks = [one for one in step.get("load", ()) if one["kind"] == "anon"]
-    worked = sum(load_pages(one) for one in tasks if not one.get("free")) * _FAULT
-    worked += freed * _UNMAP
-    return max(0.0, slept - worked)
