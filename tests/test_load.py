@@ -8,7 +8,7 @@ import pytest
 
 from kmm import Machine
 from kmm.errors import ConfigError
-from kmm.load import mmu_gather_batches, play_loads
+from kmm.load import mmu_gather_batches, play_loads, timeline
 from kmm.memory import User
 from kmm.mempolicy import new_policy
 from kmm.scenario import Player, check_scenario
@@ -77,6 +77,26 @@ def test_files_of_a_mount_begin_to_take_turns_with_another_node_each() -> None:
     assert nodes_of(m, m.users["f"]) == [0, 1, 0, 1]
     assert nodes_of(m, m.users["g"]) == [1, 0, 1, 0]
     m.validate()
+
+
+A, B, F = {"kind": "anon", "user": "hog"}, {"kind": "anon", "user": "hog2"}, {"kind": "shmem"}
+
+
+@pytest.mark.parametrize(
+    ("line", "loads", "parts"),
+    [
+        ("hog 1 160 > /tmp/hog & sleep 4; cat /tmp/hog", [A], [A, 4.0]),
+        ("sleep 2; hog 1 3 & sleep 4; hog2 1 3 &", [A, B], [2.0, A, 4.0, B]),
+        ("cp /bin/hog /bin/hog2; hog2 1 3 & sleep 1.5", [B], [B, 1.5]),
+        ("kill $(pidof hog); sleep 2", [A | {"free": True}], [A | {"free": True}, 2.0]),
+        ("sleep 1; dd of=/mnt/t/f; sleep 2", [F | {"file": "f"}], [1.0, F | {"file": "f"}, 2.0]),
+        ("sleep 1; fill; sleep 2", [F], [F, 1.0, 2.0]),
+        ("sleep 3; ls", [], [3.0]),
+        ("asleep 3; sleep x; nosleep 4", [], []),
+    ],
+)
+def test_a_line_is_parted_into_loads_and_sleeps(line: str, loads: list, parts: list) -> None:
+    assert timeline({"op": "sh", "line": line, "load": loads}) == parts
 
 
 @pytest.mark.parametrize("before", [0, 76, 600])

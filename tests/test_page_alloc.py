@@ -24,7 +24,13 @@ from kmm import (
 from kmm.compaction import COMPACT_SKIPPED
 from kmm.errors import kernel_error
 from kmm.mmzone import Zone
-from kmm.page_alloc import __GFP_DMA, __GFP_DMA32, __GFP_RECLAIMABLE, __GFP_THISNODE
+from kmm.page_alloc import (
+    __GFP_DMA,
+    __GFP_DMA32,
+    __GFP_RECLAIMABLE,
+    __GFP_THISNODE,
+    drain_all_pages,
+)
 from kmm.snapshot import dump, dump_zone
 from tests.conftest import DIMM, two_nodes
 
@@ -320,7 +326,7 @@ def test_records_of_large_free_areas_go_back_to_the_host() -> None:
     pfns = m.alloc_pages_bulk(100_000)
     assert zone.nr_dirty_free == 0
     m.free_pages_bulk(pfns)
-    m.write("/proc/sys/vm/compact_memory", "1")
+    drain_all_pages(m)
     assert zone.nr_dirty_free <= 16
     first = int(pfns[0]) & ~1023
     assert not m.page_states[first : first + 50_000].any()

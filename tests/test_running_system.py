@@ -159,11 +159,11 @@ def test_a_cpu_gives_back_pages_of_another_node_when_it_has_left_them_alone() ->
     kept = zone.pcp_state(0)[0]
     batch = zone.pcp_state(0)[2]
     assert 0 < kept < batch
-    pagesets.wait_after({"line": "dd"})
+    pagesets.settle()
     assert zone.pcp_state(0)[0] == kept
     pagesets.wait_for_snapshot()
     assert zone.pcp_state(0)[0] == kept
-    pagesets.wait_after({"line": "ls"})
+    pagesets.settle()
     assert zone.pcp_state(0)[0] == 0
     m.validate()
 
@@ -186,14 +186,41 @@ def test_each_use_begins_the_time_anew_and_a_batch_goes_at_a_time() -> None:
     m.validate()
 
 
-@pytest.mark.parametrize(("pages", "left_alone"), [(10000, True), (40000, False)])
+@pytest.mark.parametrize(("pages", "left_alone"), [(10000, True), (30000, False)])
 def test_a_program_in_the_background_works_while_its_line_sleeps(
     pages: int, left_alone: bool
 ) -> None:
     m, zone, pagesets = remote(100)
-    load = [{"kind": "anon", "pages": pages}]
-    pagesets.wait_after({"line": "hog 1 40 & sleep 4; cat /tmp/hog", "load": load})
+    pagesets.after_load({"kind": "anon", "pages": pages})
+    pagesets.wait(4.0)
+    pagesets.settle()
     assert (zone.pcp_state(0)[0] == 0) == left_alone
+    m.validate()
+
+
+def test_one_that_ends_gives_its_pages_back_in_the_background() -> None:
+    m, zone, pagesets = remote(0)
+    policy = new_policy(m, "bind", [zone.nid])
+    User(m, "task", "anon", 30000, policy=policy).fault(0, 30000)
+    pagesets.after_load({"kind": "anon", "user": "task", "pages": 0})
+    m.users["task"].close()
+    kept, _, batch, _ = zone.pcp_state(0)
+    assert kept > batch
+    pagesets.after_load({"kind": "anon", "user": "task", "free": True})
+    pagesets.wait(3.0)
+    assert zone.pcp_state(0)[0] == kept
+    pagesets.wait(0.5)
+    assert zone.pcp_state(0)[0] == kept - batch
+    m.validate()
+
+
+def test_lists_that_a_program_leaves_alone_do_not_wait_for_it() -> None:
+    m, zone, pagesets = remote(100)
+    pagesets.look()
+    User(m, "task", "anon", 50000).fault(0, 50000)
+    pagesets.after_load({"kind": "anon", "user": "task", "pages": 50000})
+    pagesets.wait(4.0)
+    assert zone.pcp_state(0)[0] == 0
     m.validate()
 
 
@@ -207,6 +234,7 @@ def test_pages_of_a_cpus_own_node_stay_on_its_list() -> None:
     user.fault(0, 100)
     kept = zone.pcp_state(1)[0]
     assert kept > 0
-    pagesets.wait_after({"line": "sleep 60"})
+    pagesets.look()
+    pagesets.wait(60)
     assert zone.pcp_state(1)[0] == kept
     m.validate()

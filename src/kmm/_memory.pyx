@@ -347,10 +347,12 @@ cdef class PageUser:
     def attach_huge(self, PageAllocator m, int64_t start, pfn_t pfn, int flags=0):
         """Make a block of order 9 that was handed out the pages of 512 absent slots."""
         cdef mem_t *mem = self._mem(m)
+        cdef folio_t folio
         self._check(start, PAGEBLOCK_PAGES)
         if (start % PAGEBLOCK_PAGES or self.user.order
                 or self.slots[start:start + PAGEBLOCK_PAGES].any()
-                or not m.memmap_engine_.is_allocated(pfn, PAGEBLOCK_ORDER)):
+                or not m.memmap_engine_.is_allocated(pfn, PAGEBLOCK_ORDER)
+                or read_folio(mem, pfn, &folio)):
             raise ValueError(f"attach_huge: slot {start}, pfn {pfn:#x}")
         if lru_make_room(mem, nodes_of(mem), 1):
             raise MemoryError("attach_huge: LRU lists")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,29 @@ def play_loads(m: Machine, load: Any) -> str:
         except KernelError as e:
             said.append(f"{load_name(one)}: {e}")
     return "; ".join(said)
+
+
+def timeline(step: Mapping[str, Any]) -> list[float | Mapping[str, Any]]:
+    """Return what a shell line does in its order: its loads, and the seconds that it sleeps.
+
+    :param step: a checked sh step; a load is looked for by the name of its program or file.
+    """
+    parts = re.split(r"[;&\n]+", step.get("line", ""))
+    out: list[float | Mapping[str, Any]] = []
+    at = 0
+    for load in step.get("load", ()):
+        name = re.escape(load_name(load))
+        word = re.compile(rf"(?:^|[\s/]){name}(?:[\s)]|$)")
+        found = next((i for i in range(at, len(parts)) if word.search(parts[i])), at - 1)
+        out += _sleeps(parts[at : found + 1])
+        at = found + 1
+        out.append(load)
+    return out + _sleeps(parts[at:])
+
+
+def _sleeps(parts: list[str]) -> list[float | Mapping[str, Any]]:
+    matches = (re.match(r"\s*sleep ([0-9]{1,4}(?:\.[0-9]{1,3})?)\s*$", part) for part in parts)
+    return [float(match[1]) for match in matches if match]
 
 
 def load_name(load: Mapping[str, Any]) -> str:

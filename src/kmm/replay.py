@@ -10,7 +10,7 @@ from typing import Any
 
 from kmm.clock import SECOND
 from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
-from kmm.load import play_loads
+from kmm.load import play_loads, timeline
 from kmm.machine import Machine
 from kmm.params import PAGE_SIZE, MachineConfig
 from kmm.procfs import kpageflags
@@ -174,10 +174,13 @@ def _struct_page_size(zoneinfo: str, log: list[str]) -> int:
     return 56 if int(match[1]) > left else 64
 
 
-def play_step(m: Machine, step: Mapping[str, Any]) -> dict[str, Any]:
+def play_step(
+    m: Machine, step: Mapping[str, Any], pagesets: RemotePagesets | None = None
+) -> dict[str, Any]:
     """Play one step; return what a recording holds of its outcome, without the files.
 
     :param step: a step that check_recording has passed.
+    :param pagesets: what passing time does to CPUs' lists, None if it does nothing.
     """
     out: dict[str, Any] = {"step": dict(step)}
     step = check_step(step, "step", RECORDED, others=True)
@@ -205,8 +208,14 @@ def play_step(m: Machine, step: Mapping[str, Any]) -> dict[str, Any]:
         out["pages"] = [[n, f"{flags:016x}"] for n, flags in runs]
     elif op == "sh":
         out["rc"] = 0
-        if "load" in step:
-            play_loads(m, step["load"])
+        for part in timeline(step):
+            if isinstance(part, float):
+                if pagesets is not None:
+                    pagesets.wait(part)
+                continue
+            play_loads(m, part)
+            if pagesets is not None:
+                pagesets.after_load(part)
     return out
 
 
@@ -237,9 +246,9 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
         step = entry["step"]
         ost = len(m.ost_events)
         probes = m.trace() if step.get("trace") else None
-        out = play_step(m, step)
+        out = play_step(m, step, pagesets)
         m.kprobes = None
-        pagesets.wait_after(check_step(step, "step", RECORDED, others=True))
+        pagesets.settle()
         # At least as long as a recording waits for the system to settle: daemons look around.
         m.clock.advance(SECOND)
         system.run()

@@ -9,7 +9,6 @@ which CPUs give back what they keep of other nodes' pages.  A Machine by itself 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ from kmm.page_alloc import (
     __alloc_pages,
     __free_pages,
 )
-from kmm.params import USER_ANON, ZONE_MOVABLE, ZONE_NORMAL
+from kmm.params import PAGEBLOCK_NR_PAGES, USER_ANON, ZONE_MOVABLE, ZONE_NORMAL
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 # that nothing has changed; the rest is what a recording takes in the guest, about.
 _UNTOUCHED, _AGAIN = 2.7, 3.0
 _SETTLE, _SNAPSHOT = 0.9, 1.5
-_FAULT, _UNMAP = 90e-6, 20e-6
+_FAULT, _UNMAP = 100e-6, 20e-6
 
 # Nothing here waits for memory: a task that finds none near goes elsewhere.
 _SLAB = GFP_NOWAIT | __GFP_NOWARN
@@ -86,7 +85,9 @@ def _use(m: Machine, zone: Zone, gfp: int, nid: int, cpu: int, keep: bool) -> bo
 class RemotePagesets:
     """What CPUs keep on their lists of other nodes' zones, and since when (refresh_cpu_vm_stats).
 
-    A CPU that has left such a list alone for some seconds gives a batch of it back.
+    A CPU that has left such a list alone for some seconds gives a batch of it back.  The worker
+    knows by counters that have yet to be added up, and blocks of order 9 are more than a CPU's
+    counter may hold back: what changes a list by them alone it does not see.
 
     :param m: the machine.
     """
@@ -95,6 +96,7 @@ class RemotePagesets:
         self._m = m
         self._counts: dict[tuple[int, int], int] = {}
         self._idle: dict[tuple[int, int], float] = {}
+        self._seen: set[tuple[int, int]] = set()
         self._used = _pages_of_tasks(m)
 
     def _lists(self) -> list[tuple[Zone, int, int]]:
@@ -109,30 +111,52 @@ class RemotePagesets:
                     out.append((zone, cpu, count))
         return out
 
-    def look(self) -> None:
-        """Note which lists an operation has changed: their time begins anew."""
+    def look(self, still: float = 0.0) -> None:
+        """Note which lists an operation has changed: their time begins anew.
+
+        :param still: seconds that whoever did it goes on.
+        """
         counts = {(zone.index, cpu): count for zone, cpu, count in self._lists()}
-        idle = {
-            k: self._idle.get(k, 0.0) if self._counts.get(k) == n else 0.0
-            for k, n in counts.items()
-        }
+        self._seen &= set(counts)
+        idle = {}
+        for k, n in counts.items():
+            visible = (n - self._counts.get(k, 0)) % PAGEBLOCK_NR_PAGES != 0
+            idle[k] = -still if visible else self._idle.get(k, 0.0)
+            if visible:
+                self._seen.add(k)
         self._counts, self._idle = counts, idle
+
+    def after_load(self, load: Mapping[str, Any]) -> None:
+        """Note what a program has used; one in the background is at it while its line goes on."""
+        before, self._used = self._used, _pages_of_tasks(self._m)
+        still = 0.0
+        if load["kind"] == "anon":
+            came = load_pages(load) if not load.get("free") else 0
+            still = came * _FAULT + max(0, before - self._used) * _UNMAP
+        self.look(still)
 
     def wait(self, seconds: float) -> None:
         """Let time pass in which no task uses these lists."""
+        # The worker comes by as often as vm.stat_interval says.
+        seconds /= max(1, self._m.vm.kept.get("stat_interval", 1))
         for zone, cpu, _ in self._lists():
             key = zone.index, cpu
+            if key not in self._seen:
+                continue
             idle = self._idle.get(key, 0.0) + seconds
             while idle >= _UNTOUCHED and zone.pcp_state(cpu)[0]:
                 zone.drain(cpu, zone.pcp_state(cpu)[2])
                 idle -= _AGAIN
             self._idle[key], self._counts[key] = idle, zone.pcp_state(cpu)[0]
 
-    def wait_after(self, step: Mapping[str, Any]) -> None:
-        """Let the time pass from a step's last use of memory to when the recording looks."""
+    def settle(self) -> None:
+        """Let the time pass from the end of an operation to when the recording looks.
+
+        A program in the background has said by then that it is ready.
+        """
         self.look()
-        used, self._used = self._used, _pages_of_tasks(self._m)
-        self.wait(_time_after(step, max(0, used - self._used)) + _SETTLE)
+        self._idle = {key: max(idle, 0.0) for key, idle in self._idle.items()}
+        self.wait(_SETTLE)
 
     def wait_for_snapshot(self) -> None:
         """Let the time pass that the recording takes to look."""
@@ -141,17 +165,3 @@ class RemotePagesets:
 
 def _pages_of_tasks(m: Machine) -> int:
     return sum(user.nr_present for user in m.users.values() if user.kind == USER_ANON)
-
-
-def _time_after(step: Mapping[str, Any], freed: int) -> float:
-    """How long a shell line goes on when its programs have touched their memory, seconds.
-
-    :param freed: pages that programs which ended had.
-    """
-    line = step.get("line", "")
-    slept = sum(float(n) for n in re.findall(r"\bsleep ([0-9]{1,4}(?:\.[0-9]{1,3})?)\b", line))
-    # Programs begin, or end, in the background; files are written before the line goes on.
-    tasks = [one for one in step.get("load", ()) if one["kind"] == "anon"]
-    worked = sum(load_pages(one) for one in tasks if not one.get("free")) * _FAULT
-    worked += freed * _UNMAP
-    return max(0.0, slept - worked)

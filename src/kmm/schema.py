@@ -96,6 +96,13 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
     "fwrite": (Field("id", "text"), *_AMOUNT, Field("first", "pages", False)),
     "fread": (Field("id", "text"), *_AMOUNT, Field("first", "pages", False)),
     "truncate": (Field("id", "text"), Field("first", "pages", False)),
+    "pin": (
+        Field("id", "text"),
+        Field("first", "pages", False),
+        Field("pages", "pages", False),
+        Field("long", "flag", False),
+    ),
+    "unpin": (Field("id", "text"),),
     "close": (Field("id", "text"),),
     "cpuset": (Field("id", "text"), Field("nodes", "nodes"), Field("parent", "text", False)),
     "boot": (),

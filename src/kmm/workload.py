@@ -19,10 +19,13 @@ from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, fault_interleaved, mask_of,
 from kmm.params import PAGE_SHIFT, PG_DIRTY, PG_REFERENCED, USER_SLAB_RECLAIMABLE
 
 if TYPE_CHECKING:
+    from kmm.gup import Pin
     from kmm.machine import Machine
 
 #: The steps that are played here.
-OPS = ("user", "grow", "shrink", "touch", "churn", "fwrite", "fread", "truncate", "close", "cpuset")
+OPS = tuple(
+    "user grow shrink touch churn fwrite fread truncate pin unpin close cpuset".split(),
+)
 
 
 class Workload:
@@ -34,6 +37,7 @@ class Workload:
     def __init__(self, m: Machine) -> None:
         self.m = m
         self.groups: dict[str, list[User]] = {}
+        self.pins: dict[str, list[Pin]] = {}
 
     def play(self, step: Mapping[str, Any]) -> str:
         """Play one checked step of OPS; returns what came of it, in words.
@@ -169,8 +173,26 @@ class Workload:
         freed = user.release(start, user.pages - start)
         return f"{user.name}: {freed} pages went, {user.nr_present} are left"
 
+    def _pin(self, user: User, step: Mapping[str, Any]) -> str:
+        """Hold pages that are in memory in place."""
+        at = step.get("first", 0)
+        end = min(at + step.get("pages", 1), user.pages)
+        held, before = self.pins.setdefault(user.name, []), at
+        while at < end:
+            pin = self.m.pin(user, at, step.get("long", True))
+            held.append(pin)
+            at = pin.index + pin.nr_pages
+        return f"{user.name}: {max(0, end - before)} pages held"
+
+    def _unpin(self, user: User, step: Mapping[str, Any]) -> str:
+        pins = self.pins.pop(user.name, [])
+        for pin in pins:
+            self.m.unpin(pin)
+        return f"{user.name}: {len(pins)} holds let go"
+
     def _close(self, user: User, step: Mapping[str, Any]) -> str:
         freed = user.nr_present << user.engine.order
+        self._unpin(user, step)
         user.close()
         self.groups.pop(step["id"], None)
         return f"{user.name}: {freed} pages went"
