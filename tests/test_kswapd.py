@@ -1,4 +1,4 @@
-"""kswapd wakes at the low watermark, works until the high one, and sleeps where there is no hope."""
+"""kswapd wakes at the low watermark, works until the high one, and sleeps without hope."""
 
 from __future__ import annotations
 

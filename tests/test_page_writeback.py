@@ -28,7 +28,7 @@ def test_who_dirties_faster_than_the_store_writes_waits(m: Machine) -> None:
     m.writeback_delay = 2 * SECOND
     f = User(m, "f", "file", 120_000)
     f.write(0, 120_000)
-    background, limit = global_dirty_limits(m)
+    _, limit = global_dirty_limits(m)
     assert m.clock.now >= SECOND
     items = all_node_items(m)
     assert items["nr_dirty"] + items["nr_writeback"] <= limit

@@ -123,5 +123,5 @@ def test_a_bad_size_is_named(m: Machine, size: object) -> None:
 
 @pytest.mark.parametrize("size", [-1, 4096, "65T", "much", None])
 def test_a_bad_size_of_a_description_is_named(size: object) -> None:
-    with pytest.raises(ConfigError, match="machine.swap"):
+    with pytest.raises(ConfigError, match=r"machine\.swap"):
         two_nodes(swap=size)

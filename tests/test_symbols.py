@@ -17,10 +17,12 @@ from kmm.kswapd import wakeup_kswapd
 from kmm.memory import User
 from kmm.memory_group import memory_group_register_dynamic
 from kmm.mempolicy import new_policy
+from kmm.page_alloc import ALL_NODES
 from kmm.symbols import OLDER, RESOLVES, SYMBOLS, TRACEABLE, display, resolve
 from kmm.sysfs_hugetlb import HUGEPAGES
 from kmm.trace import visible_calls
 from kmm.views import call_tree
+from kmm.vmscan import try_to_free_pages
 from tests.conftest import DIMM, recording, two_nodes
 
 BLOCK = 128 << 20
@@ -157,6 +159,8 @@ def chains() -> list[list[object]]:
         file, task = User(m, "file", "file", 200_000), User(m, "task", "anon", 200_000)
         slab = User(m, "slab", "slab_reclaimable", 500)
         slab.fault(0, 500)
+        file.write(0, 100)
+        assert try_to_free_pages(m, 0, 0, GFP_KERNEL, ALL_NODES, 0) > 0
         file.write(0, 60_000)
         m.sync()
         m.write("/proc/sys/vm/drop_caches", "3")
@@ -169,6 +173,10 @@ def chains() -> list[list[object]]:
         with pytest.raises(KernelError):
             while True:
                 m.alloc_pages(9, GFP_KERNEL | 0x4000)
+        m.ops.try_to_free_pages = lambda *request: 1
+        with pytest.raises(KernelError):
+            while True:
+                m.alloc_pages(10, GFP_KERNEL | 0x4000)
 
     play(comes_and_goes)
     play(runs_short)

@@ -154,6 +154,10 @@ class UsersAgainstTwin(RuleBasedStateMachine):
             tokens = np.arange(first, first + n, dtype=np.uint64) * 1000 + seed
             user.write_tokens(first, tokens)
             mine.tokens.update(zip(range(first, first + n), tokens.tolist(), strict=True))
+            for index in range(first, first + n) if mine.kind == "file" else ():
+                pfn = mine.slots[index]
+                head = pfn if pfn in self.twin.pages else pfn & ~511
+                self.twin.pages[head].marks.add("dirty")
 
     @precondition(lambda self: self.twin.users)
     @rule(seed=st.integers(0, 2**16), start=st.floats(0, 1), share=st.floats(0, 1))

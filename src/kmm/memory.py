@@ -31,6 +31,7 @@ from kmm.page_alloc import (
     __GFP_COMP,
     __GFP_NORETRY,
     __GFP_RECLAIMABLE,
+    __GFP_RETRY_MAYFAIL,
     __GFP_THISNODE,
     __GFP_ZERO,
     GFP_HIGHUSER_MOVABLE,
@@ -422,8 +423,12 @@ class User:
 
 def out_of_memory_as_count(user: User, start: int, n: int) -> int:
     """Touch pages as far as there is memory; returns how many of the range are there then."""
-    with contextlib.suppress(OutOfMemory):
-        user.fault(start, n)
+    gfp, user.gfp = user.gfp, user.gfp | __GFP_RETRY_MAYFAIL  # nobody is killed for them
+    try:
+        with contextlib.suppress(OutOfMemory):
+            user.fault(start, n)
+    finally:
+        user.gfp = gfp
     return int(np.count_nonzero(user.pfns(start, n) >= 0))
 
 

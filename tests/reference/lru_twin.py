@@ -55,7 +55,7 @@ class Scan:
 
 @dataclass
 class LruTwin:
-    """The lists of one node: inactive and active anonymous pages, inactive and active file pages."""
+    """The lists of one node: inactive and active anonymous ones, inactive and active file ones."""
 
     free_pages: Callable[[], int]
     high_marks: Callable[[], int]
