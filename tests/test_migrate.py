@@ -60,6 +60,7 @@ def test_what_has_nowhere_to_go_stays_until_patience_ends() -> None:
     m = machine()
     user = anon(m, 60000)
     filler = User(m, "filler", "anon", m.totalram_pages, policy=new_policy(m, "bind", [0]))
+    filler.oom_score_adj = user.oom_score_adj = -1000
     with pytest.raises(KernelError):
         filler.grow(filler.pages)
     with pytest.raises(KernelError, match="nowhere to go; given up after 60 s") as e:

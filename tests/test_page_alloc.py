@@ -338,13 +338,11 @@ def test_who_waits_asks_compaction_and_reclaim_in_that_order() -> None:
     kept = m.alloc_pages_bulk(40, 10, GFP_KERNEL | __GFP_THISNODE, 1)
     asked: list[str] = []
 
-    def compact(
-        m: Machine, nid: int, order: int, gfp: int, nodes: int, cpu: int, flags: int, priority: int
-    ) -> tuple[int, int]:
+    def compact(m: Machine, nid: int, order: int, *others: int) -> tuple[int, int]:
         asked.append(f"compact {order}")
         return COMPACT_SKIPPED, -1
 
-    def reclaim(m: Machine, nid: int, order: int, gfp: int) -> int:
+    def reclaim(m: Machine, nid: int, order: int, *others: int) -> int:
         asked.append(f"reclaim {order}")
         m.free_pages_bulk(kept[:1], 10)
         return 1024
@@ -355,7 +353,7 @@ def test_who_waits_asks_compaction_and_reclaim_in_that_order() -> None:
         pass
     assert asked == ["compact 3", "compact 3", "reclaim 3"]
     asked.clear()
-    m.ops.try_to_free_pages = lambda m, nid, order, gfp: 0
+    m.ops.try_to_free_pages = lambda *request: 0
     with pytest.raises(KernelError):
         while True:
             m.alloc_pages(0, want, 1)

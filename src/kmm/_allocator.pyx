@@ -3,8 +3,8 @@ import numpy as np
 
 from kmm._free_pages cimport free_pages, free_pages_bulk, split_page
 from kmm._memmap cimport MemMap, page_zone
-from kmm._page_alloc cimport (alloc_pages, alloc_pages_bulk, alloc_pages_reserve,
-                              unreserve_highatomic)
+from kmm._page_alloc cimport (alloc_pages, alloc_pages_bulk, alloc_pages_flags, slowpath_flags,
+                              unreserve_highatomic, wake_kswapds, would_serve)
 
 from kmm.errors import check_number, kernel_error
 
@@ -238,9 +238,21 @@ cdef class PageAllocator:
         """One request without what waits for others; a pfn, or -ENOMEM (__alloc_pages)."""
         return alloc_pages(self.mem, gfp, order, nid, nodes, cpu)
 
-    def _request_reserve(self, int gfp, int order, int nid, uint64_t nodes, int cpu):
-        """The last resort of a request that must not fail: half of the min mark; or -ENOMEM."""
-        return alloc_pages_reserve(self.mem, gfp, order, nid, nodes, cpu)
+    def _from_freelist(self, int gfp, int order, int nid, uint64_t nodes, int cpu, int flags):
+        """One walk over the free lists with ALLOC_* flags; a pfn, or -ENOMEM."""
+        return alloc_pages_flags(self.mem, gfp, order, nid, nodes, cpu, flags)
+
+    def _slowpath_flags(self, int gfp, int order):
+        """The ALLOC_* flags of a request that has to wait (gfp_to_alloc_flags)."""
+        return slowpath_flags(gfp, order)
+
+    def _wake_kswapds(self, int gfp, int order, int nid, uint64_t nodes):
+        """Wake the kswapd of every node that may serve a request."""
+        wake_kswapds(self.mem, gfp, order, nid, nodes)
+
+    def _would_serve(self, int zone_index, int gfp, int order, int flags, int64_t free):
+        """Whether a zone would serve a request by a mark if it had so many free pages."""
+        return would_serve(self.mem, self.mem.zones[zone_index], gfp, order, flags, free)
 
     def _unreserve_highatomic(self, int gfp, int nid, uint64_t nodes):
         """Open one pageblock kept for atomic requests, in a zone that may serve a request.

@@ -83,5 +83,6 @@ cdef inline void wakeup_kswapd(mem_t *mem, const zone_t *zone, int order,
         journal_add(mem.journal, &node.kswapd_order, sizeof(int32_t))
         journal_add(mem.journal, &node.kswapd_highest_zoneidx, sizeof(int32_t))
     node.kswapd_wakeups += 1
+    node.kswapd_pending = 1
     node.kswapd_order = max(node.kswapd_order, order)
     node.kswapd_highest_zoneidx = max(node.kswapd_highest_zoneidx, highest)

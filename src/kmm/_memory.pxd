@@ -23,5 +23,7 @@ cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint hu
 cdef void detach_page(mem_t *mem, const folio_t *folio) noexcept nogil
 # Turn a user's block of order 9 into single pages, each with its part of what the block had.
 cdef void split_huge_page(mem_t *mem, const folio_t *folio) noexcept nogil
+# Whether somebody woke a kswapd that has not looked since.
+cdef bint kswapd_pending(const mem_t *mem) noexcept nogil
 # A mask of all nodes there can be.
 cdef uint64_t nodes_of(const mem_t *mem) noexcept nogil

@@ -6,12 +6,13 @@ as its content would, so that a test can tell whether a page was lost, doubled o
 import numpy as np
 
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from kmm._allocator cimport PageAllocator
 from kmm._free_pages cimport free_pages, free_pages_bulk
 from kmm._freelist cimport prefetch, set_state, touch_block
 from kmm._page_alloc cimport alloc_pages, alloc_pages_bulk
+from kmm._swapfile cimport swap_free
 
 cdef enum:
     ENOMEM = 12
@@ -39,6 +40,15 @@ cdef inline uint16_t kind_flags(int kind) noexcept nogil:
     return PF_USER
 
 
+cdef inline void fill_tokens(mem_t *mem, const user_t *user, uint64_t index, pfn_t pfn,
+                             int64_t pages) noexcept nogil:
+    """Let fresh pages hold what the backing store has for them, or zeros."""
+    if user.store != NULL and user.order == 0:
+        memcpy(&mem.tokens[pfn], &user.store[index], pages * sizeof(uint64_t))
+    else:
+        memset(&mem.tokens[pfn], 0, pages * sizeof(uint64_t))
+
+
 cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint huge,
                       uint16_t flags) noexcept nogil:
     cdef user_t *user = mem.users[number]
@@ -48,6 +58,11 @@ cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint hu
     cdef uint16_t *where
     cdef int64_t i
     cdef uint64_t slot = SLOT_PRESENT | pfn
+    cdef int64_t pages = PAGEBLOCK_PAGES if huge and user.order == 0 else <int64_t> 1 << user.order
+    if user.kind == USER_ANON or user.mapped:
+        slot |= SLOT_YOUNG
+    if user.kind == USER_FILE and flags & PF_DIRTY:
+        node_stat_add(mem, zone, NR_DIRTIED, pages)
     if user.locked:
         flags |= PF_MLOCKED
     flags |= kind_flags(user.kind)
@@ -66,11 +81,13 @@ cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint hu
         for i in range(PAGEBLOCK_PAGES):
             user.slots[index + i] = (slot + i) | SLOT_HUGE
         user.nr_present += PAGEBLOCK_PAGES
-        account_use(mem, zone, user, True, flags, PAGEBLOCK_PAGES)
+        account_use(mem, zone, user, True, flags, pages)
     else:
         user.slots[index] = slot
         user.nr_present += 1
-        account_use(mem, zone, user, False, flags, <int64_t> 1 << user.order)
+        account_use(mem, zone, user, False, flags, pages)
+    if user.tokens:
+        fill_tokens(mem, user, index, pfn, pages)
     if on_lru_kind(user.kind):
         lru_add(mem, zone, pfn, user.kind, huge, where)
 
@@ -253,6 +270,11 @@ cdef class PageUser:
         return self.user.nr_swapped
 
     @property
+    def nr_dirty(self):
+        """Pages of a file that its backing store does not have."""
+        return self.user.nr_dirty
+
+    @property
     def mapped(self):
         """Whether a file's pages are mapped."""
         return bool(self.user.mapped)
@@ -279,8 +301,8 @@ cdef class PageUser:
         :param start: first slot; n: how many; of those that have a page nothing changes.
         :param gfp: as for alloc_pages; nid: whose zonelist; nodes: bit k lets node k give.
         :param flags: marks that the pages bear (PG_DIRTY, PG_REFERENCED, ...).
-        :return: slots passed: n, or fewer if there was no memory for the next, or its content
-            is on the swap device.
+        :return: slots passed: n, or fewer if there was no memory for the next, its content is on
+            the swap device, or a kswapd was woken, who should do its work now.
         """
         cdef mem_t *mem = self._mem(m)
         cdef int64_t done
@@ -370,7 +392,8 @@ cdef class PageUser:
         freed from its end.
 
         A block of order 9 that the range holds only part of is split first.  A page that is
-        pinned stays with whoever pinned it, without a user.
+        pinned stays with whoever pinned it, without a user.  A file is cut: its backing store
+        forgets the range too.
 
         :return: pages freed.
         """
@@ -381,6 +404,8 @@ cdef class PageUser:
             raise MemoryError("let_go: LRU lists")
         with nogil:
             freed = let_go(mem, self.number, start, start + n, cpu)
+        if self.user.store != NULL:
+            memset(&self.user.store[start], 0, n * sizeof(uint64_t))
         return freed
 
     def pfns(self, int64_t start, int64_t n):
@@ -391,9 +416,14 @@ cdef class PageUser:
         return np.where(there, (slots & np.uint64(SLOT_PFN)).astype(np.int64), -1)
 
     def write_tokens(self, int64_t start, const uint64_t[::1] tokens):
-        """Write what present pages hold; all slots of the range have to have a page."""
+        """Write what present pages hold; all slots of the range have to have a page.
+
+        A file's pages are dirty then.
+        """
         cdef mem_t *mem = &self.memmap.mem
         cdef int64_t i, missing = -1
+        cdef folio_t folio
+        cdef pfn_t pfn
         self._check(start, tokens.shape[0])
         if not self.user.tokens:
             raise ValueError("write_tokens: pages of this user carry none")
@@ -403,6 +433,12 @@ cdef class PageUser:
                     missing = start + i
                     break
                 mem.tokens[self.user.slots[start + i] & SLOT_PFN] = tokens[i]
+                if self.user.kind == USER_FILE:
+                    pfn = self.user.slots[start + i] & SLOT_PFN
+                    if self.user.slots[start + i] & SLOT_HUGE:
+                        pfn &= ~<pfn_t> (PAGEBLOCK_PAGES - 1)
+                    read_folio(mem, pfn, &folio)
+                    set_page_dirty(mem, &folio)
         if missing >= 0:
             raise ValueError(f"write_tokens: slot {missing} has no page")
 
@@ -449,6 +485,14 @@ cdef uint64_t nodes_of(const mem_t *mem) noexcept nogil:
     return (<uint64_t> 1 << mem.nr_nodes) - 1 if mem.nr_nodes < 64 else ~<uint64_t> 0
 
 
+cdef bint kswapd_pending(const mem_t *mem) noexcept nogil:
+    cdef int nid
+    for nid in range(mem.nr_nodes):
+        if mem.nodes[nid].kswapd_pending:
+            return True
+    return False
+
+
 cdef int64_t fault_in(mem_t *mem, int number, int64_t start, int64_t n, uint32_t gfp, int nid,
                       uint64_t nodes, int cpu, uint16_t flags) noexcept nogil:
     cdef user_t *user = mem.users[number]
@@ -474,15 +518,9 @@ cdef int64_t fault_in(mem_t *mem, int number, int64_t start, int64_t n, uint32_t
                 prefetch(&mem.pages[pfns[i + AHEAD]])
             attach_page(mem, number, at + i, pfns[i], user.order >= PAGEBLOCK_ORDER, flags)
         at += got
-        if got < run:
+        if got < run or kswapd_pending(mem):
             break
     return at - start
-
-
-cdef inline void forget_swapped(mem_t *mem, user_t *user, uint64_t slot) noexcept nogil:
-    mem.swap.owner[slot & SLOT_PFN] = 0
-    mem.swap.nr_used -= 1
-    user.nr_swapped -= 1
 
 
 cdef inline int64_t pages_together(int kind) noexcept nogil:
@@ -515,7 +553,8 @@ cdef int64_t let_go(mem_t *mem, int number, int64_t start, int64_t end, int cpu)
     while at < end:
         slot = user.slots[at]
         if slot & SLOT_SWAPPED:
-            forget_swapped(mem, user, slot)
+            swap_free(mem, slot & SLOT_PFN)
+            user.nr_swapped -= 1
         if not slot & SLOT_PRESENT:
             user.slots[at] = 0
             at += 1

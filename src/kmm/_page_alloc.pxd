@@ -17,7 +17,13 @@ cdef int64_t alloc_pages_any(mem_t *mem, uint32_t gfp, int order, int nid, uint6
 cdef int64_t rmqueue(mem_t *mem, zone_t *zone, int order, int mt, int flags, int cpu) noexcept nogil
 # rmqueue past the per-CPU lists; exported so that it stays out of line.
 cdef int64_t rmqueue_direct(mem_t *mem, zone_t *zone, int order, int mt, int flags) noexcept nogil
-# The last resort of a request that must not fail; and a reserved pageblock opened for a request.
-cdef int64_t alloc_pages_reserve(mem_t *mem, uint32_t gfp, int order, int nid, uint64_t nodes,
-                                 int cpu) noexcept nogil
+# One walk over the free lists with ALLOC_* flags; wakes nobody by itself.
+cdef int64_t alloc_pages_flags(mem_t *mem, uint32_t gfp, int order, int nid, uint64_t nodes,
+                               int cpu, int flags) noexcept nogil
+cdef void wake_kswapds(mem_t *mem, uint32_t gfp, int order, int nid, uint64_t nodes) noexcept nogil
+# Whether a zone would serve a request by its marks if it had so many free pages.
+cdef bint would_serve(mem_t *mem, const zone_t *zone, uint32_t gfp, int order, int flags,
+                      int64_t free) noexcept nogil
+cdef int slowpath_flags(uint32_t gfp, int order) noexcept nogil
+# A reserved pageblock opened for a request.
 cdef bint unreserve_highatomic(mem_t *mem, uint32_t gfp, int nid, uint64_t nodes) noexcept nogil

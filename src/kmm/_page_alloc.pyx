@@ -332,14 +332,27 @@ cdef int64_t alloc_pages_bulk(mem_t *mem, uint32_t gfp, int order, int nid, uint
 
 # -- for those who have waited --------------------------------------------------------------------
 
-cdef int64_t alloc_pages_reserve(mem_t *mem, uint32_t gfp, int order, int nid, uint64_t nodes,
-                                 int cpu) noexcept nogil:
+cdef int64_t alloc_pages_flags(mem_t *mem, uint32_t gfp, int order, int nid, uint64_t nodes,
+                               int cpu, int flags) noexcept nogil:
     cdef request_t r
     cdef int64_t pfn = -1
     prepare_request(mem, &r, gfp, order, nid, nodes, cpu)
     if r.preferred != NULL:
-        pfn = get_page_from_freelist(mem, &r, WMARK_MIN | ALLOC_MIN_RESERVE)
+        pfn = get_page_from_freelist(mem, &r, flags)
     return pfn if pfn >= 0 else -ENOMEM
+
+
+cdef void wake_kswapds(mem_t *mem, uint32_t gfp, int order, int nid, uint64_t nodes) noexcept nogil:
+    cdef request_t r
+    prepare_request(mem, &r, gfp, order, nid, nodes, 0)
+    wake_all_kswapds(mem, &r)
+
+
+cdef bint would_serve(mem_t *mem, const zone_t *zone, uint32_t gfp, int order, int flags,
+                      int64_t free) noexcept nogil:
+    cdef zone_t as_if = zone[0]
+    as_if.nr_free_pages = free
+    return zone_watermark_ok(&as_if, order, wmark_pages(zone, flags), gfp_zone(gfp), flags)
 
 
 cdef bint unreserve_highatomic(mem_t *mem, uint32_t gfp, int nid, uint64_t nodes) noexcept nogil:

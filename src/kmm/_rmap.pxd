@@ -14,12 +14,14 @@ cdef extern from *:
     #define KMM_SLOT_SWAPPED ((uint64_t)1 << 63)
     #define KMM_SLOT_HUGE ((uint64_t)1 << 61)
     #define KMM_SLOT_YOUNG ((uint64_t)1 << 60)
+    #define KMM_SLOT_RECLAIM ((uint64_t)1 << 59)
     #define KMM_SLOT_PFN (((uint64_t)1 << 40) - 1)
     """
     const uint64_t SLOT_PRESENT "KMM_SLOT_PRESENT"  # the low 40 bits are its pfn
     const uint64_t SLOT_SWAPPED "KMM_SLOT_SWAPPED"  # the low 40 bits are a slot of the swap device
     const uint64_t SLOT_HUGE "KMM_SLOT_HUGE"        # part of a block of order 9
     const uint64_t SLOT_YOUNG "KMM_SLOT_YOUNG"      # touched since reclaim last looked
+    const uint64_t SLOT_RECLAIM "KMM_SLOT_RECLAIM"  # to be reclaimed once it is written
     const uint64_t SLOT_PFN "KMM_SLOT_PFN"
 
 cdef enum:
@@ -148,7 +150,7 @@ cdef inline void node_stat_add(mem_t *mem, const zone_t *zone, int item,
     mem.nodes[zone.nid].stat[item] += by
 
 
-cdef inline void account_use(mem_t *mem, zone_t *zone, const user_t *user, bint huge,
+cdef inline void account_use(mem_t *mem, zone_t *zone, user_t *user, bint huge,
                              uint16_t flags, int64_t pages) noexcept nogil:
     """Count pages that begin to be used so, or with a minus end to; not what LRU lists count."""
     cdef int64_t *stat = mem.nodes[zone.nid].stat
@@ -165,6 +167,7 @@ cdef inline void account_use(mem_t *mem, zone_t *zone, const user_t *user, bint 
             stat[NR_MAPPED] += pages
         if flags & PF_DIRTY and kind == USER_FILE:
             stat[NR_DIRTY] += pages
+            user.nr_dirty += pages
             zone.stat[NR_ZONE_WRITE_PENDING] += pages
         if flags & PF_WRITEBACK:
             stat[NR_WRITEBACK] += pages
@@ -179,6 +182,28 @@ cdef inline void account_use(mem_t *mem, zone_t *zone, const user_t *user, bint 
         stat[NR_PAGE_TABLE_PAGES] += pages
     if flags & PF_MLOCKED:
         zone.stat[NR_MLOCK] += pages
+
+
+cdef inline int64_t pages_of_use(const folio_t *folio) noexcept nogil:
+    """Pages of what a user has for an index: 1, or 512."""
+    return PAGEBLOCK_PAGES if folio.huge else 1
+
+
+cdef inline void count_dirty(mem_t *mem, zone_t *zone, user_t *user, int64_t pages) noexcept nogil:
+    """Count pages of a file that its backing store no longer has, or with a minus has again."""
+    user.nr_dirty += pages
+    node_stat_add(mem, zone, NR_DIRTY, pages)
+    zone.stat[NR_ZONE_WRITE_PENDING] += pages
+
+
+cdef inline void set_page_dirty(mem_t *mem, const folio_t *folio) noexcept nogil:
+    cdef zone_t *zone
+    if not folio.flags[0] & PF_DIRTY:
+        folio.flags[0] |= PF_DIRTY
+        if mem.users[folio.user].kind == USER_FILE:
+            zone = page_zone(mem, folio.pfn)
+            count_dirty(mem, zone, mem.users[folio.user], pages_of_use(folio))
+            node_stat_add(mem, zone, NR_DIRTIED, pages_of_use(folio))
 
 
 cdef inline int64_t folio_nr_pages(const mem_t *mem, const folio_t *folio) noexcept nogil:

@@ -6,6 +6,15 @@ from kmm._types cimport *
 cdef int lru_make_room(mem_t *mem, uint64_t nodes, int64_t n) noexcept nogil
 # The oldest entry that counts, taken off; False when there is none.
 cdef bint lru_pop(mem_t *mem, int nid, int lru, folio_t *folio) noexcept nogil
+# The same of the entries older than one, counted from the beginning of time.
+cdef bint lru_pop_until(mem_t *mem, int nid, int lru, uint64_t end, folio_t *folio) noexcept nogil
+# Each of these needs room for one more entry, of a block of order 9 too.
+# Note that a page without page table entries was read: a second time makes it active.
+cdef void mark_page_accessed(mem_t *mem, const folio_t *folio) noexcept nogil
+# A page that reclaim waited for is clean now: it is the next to be looked at.
+cdef void folio_rotate_reclaimable(mem_t *mem, const folio_t *folio) noexcept nogil
+# Nobody needs a page soon, though it could not be dropped.
+cdef void deactivate_file_folio(mem_t *mem, const folio_t *folio) noexcept nogil
 
 
 cdef inline uint32_t lru_push(lru_list_t *lst, pfn_t pfn) noexcept nogil:

@@ -1,8 +1,11 @@
 """LRU lists: rings of entries, of which those count whose tag their page bears (mm/swap.c)."""
 from libc.stdlib cimport realloc
 
+from kmm._freelist cimport prefetch
+
 cdef enum:
     ENOMEM = 12
+    AHEAD = 16                      # entries whose records are fetched before they are needed
     SMALLEST_ROOM = 1024
     MOST_ENTRIES = 1 << 30          # on one list: as many as there are tags
 
@@ -83,11 +86,12 @@ cdef int lru_make_room(mem_t *mem, uint64_t nodes, int64_t n) noexcept nogil:
     return 0
 
 
-cdef bint lru_pop(mem_t *mem, int nid, int lru, folio_t *folio) noexcept nogil:
+cdef bint lru_pop_until(mem_t *mem, int nid, int lru, uint64_t end, folio_t *folio) noexcept nogil:
     cdef lru_list_t *lst = &mem.nodes[nid].lru[lru]
     cdef uint64_t entry
-    cdef int user
-    while lst.tail < lst.head:
+    while lst.tail < end:
+        if lst.tail + AHEAD < lst.head:
+            prefetch(&mem.pages[lst.ring[(lst.tail + AHEAD) & (lst.room - 1)] & PFN_MASK])
         entry = lst.ring[lst.tail & (lst.room - 1)]
         lst.tail += 1
         if entry_counts(mem, nid, lru, entry, folio):
@@ -96,3 +100,74 @@ cdef bint lru_pop(mem_t *mem, int nid, int lru, folio_t *folio) noexcept nogil:
             return True
     return False
 
+
+cdef bint lru_pop(mem_t *mem, int nid, int lru, folio_t *folio) noexcept nogil:
+    return lru_pop_until(mem, nid, lru, mem.nodes[nid].lru[lru].head, folio)
+
+
+# -- pages that change their place ----------------------------------------------------------------
+
+cdef void lru_add_tail(mem_t *mem, zone_t *zone, const folio_t *folio, int kind) noexcept nogil:
+    """Put a page where the next one is taken; it has to be evictable."""
+    cdef int lru = lru_of(kind, folio.flags[0])
+    cdef lru_list_t *lst = &mem.nodes[zone.nid].lru[lru]
+    cdef uint32_t tag
+    if lst.tail == 0:
+        # Nothing was ever taken from this list.
+        lru_add(mem, zone, folio.pfn, kind, folio.huge, folio.flags)
+        return
+    lst.tail -= 1
+    tag = <uint32_t> lst.tail & ((<uint32_t> 1 << LRU_TAG_BITS) - 1)
+    lst.ring[lst.tail & (lst.room - 1)] = folio.pfn | <uint64_t> tag << (64 - LRU_TAG_BITS)
+    lst.nr_live += 1
+    folio.flags[0] |= PF_LRU
+    lru_size_add(mem, zone, lru, pages_of_use(folio))
+    if folio.huge:
+        set_block_tag(block_of(mem, folio.pfn), tag)
+    else:
+        set_page_tag(&mem.pages[folio.pfn], tag)
+
+
+cdef void mark_page_accessed(mem_t *mem, const folio_t *folio) noexcept nogil:
+    cdef uint16_t *flags = folio.flags
+    cdef int kind = mem.users[folio.user].kind
+    cdef zone_t *zone
+    if not flags[0] & PF_REFERENCED:
+        flags[0] |= PF_REFERENCED
+    elif not flags[0] & (PF_ACTIVE | PF_MLOCKED):
+        flags[0] &= ~PF_REFERENCED
+        if flags[0] & PF_LRU:
+            zone = page_zone(mem, folio.pfn)
+            lru_del(mem, zone, kind, folio.huge, flags)
+            flags[0] |= PF_ACTIVE
+            lru_add(mem, zone, folio.pfn, kind, folio.huge, flags)
+            mem.events[PGACTIVATE] += pages_of_use(folio)
+
+
+cdef void folio_rotate_reclaimable(mem_t *mem, const folio_t *folio) noexcept nogil:
+    cdef int kind = mem.users[folio.user].kind
+    cdef zone_t *zone = page_zone(mem, folio.pfn)
+    if folio.flags[0] & (PF_LRU | PF_DIRTY | PF_MLOCKED) != PF_LRU:
+        return
+    lru_del(mem, zone, kind, folio.huge, folio.flags)
+    folio.flags[0] &= ~PF_ACTIVE
+    lru_add_tail(mem, zone, folio, kind)
+    mem.events[PGROTATED] += pages_of_use(folio)
+
+
+cdef void deactivate_file_folio(mem_t *mem, const folio_t *folio) noexcept nogil:
+    cdef user_t *user = mem.users[folio.user]
+    cdef zone_t *zone = page_zone(mem, folio.pfn)
+    cdef uint16_t *flags = folio.flags
+    if flags[0] & (PF_LRU | PF_MLOCKED) != PF_LRU or user.mapped:
+        return
+    lru_del(mem, zone, user.kind, folio.huge, flags)
+    if flags[0] & PF_ACTIVE:
+        mem.events[PGDEACTIVATE] += pages_of_use(folio)
+    flags[0] &= ~(PF_ACTIVE | PF_REFERENCED)
+    if flags[0] & (PF_DIRTY | PF_WRITEBACK):
+        lru_add(mem, zone, folio.pfn, user.kind, folio.huge, flags)
+        user.slots[folio.index] |= SLOT_RECLAIM
+    else:
+        lru_add_tail(mem, zone, folio, user.kind)
+        mem.events[PGROTATED] += pages_of_use(folio)

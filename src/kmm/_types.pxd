@@ -61,6 +61,12 @@ cdef enum:
     PF_PINNED = 1 << 14             # somebody holds a reference for long: it stays where it is
     PF_ISOLATED = 1 << 15           # taken off its LRU list, or from its driver, to be moved
 
+# node_t.reclaim_flags
+cdef enum:
+    PGDAT_DIRTY = 1                 # the ends of its lists are all dirty: kswapd may write
+    PGDAT_WRITEBACK = 2             # and all under writeback
+    PGDAT_CONGESTED = 4             # pages come round before they are written
+
 # What uses pages; of PF_LRU pages it tells the list too.
 cdef enum:
     USER_NONE = 0
@@ -238,6 +244,8 @@ cdef struct zone_t:
     int32_t nid
     int32_t nr_cpus
     int32_t boost_factor            # vm.watermark_boost_factor
+    int32_t reclaim_active          # ZONE_RECLAIM_ACTIVE
+    int32_t high_when_idle          # of the per-CPU lists, while reclaim makes it less
     compact_t compact
     per_cpu_pages_t *pcp            # nr_cpus of them
 
@@ -265,6 +273,11 @@ cdef struct node_t:
     int32_t nr_cpus
     int32_t kswapd_order            # -1: nobody woke it
     int32_t kswapd_highest_zoneidx
+    int32_t kswapd_pending          # somebody woke it since it last looked
+    int32_t kswapd_failures
+    int32_t reclaim_flags           # PGDAT_*
+    int64_t anon_cost               # what reclaim paid for pages of each sort, lately
+    int64_t file_cost
 
 # Who uses pages: a table from index to page, and what becomes of its pages.
 cdef struct user_t:
@@ -272,6 +285,7 @@ cdef struct user_t:
     uint64_t nr_slots               # of blocks of `order` each
     int64_t nr_present              # slots with a page
     int64_t nr_swapped              # slots whose content is on the swap device
+    int64_t nr_dirty                # of a file: pages that its backing store does not have
     uint64_t *store                 # by index: the tokens of a file's pages on its backing store
     int32_t order
     uint8_t kind                    # USER_*
@@ -285,6 +299,7 @@ cdef struct swap_t:
     uint64_t *tokens
     int64_t nr_slots
     int64_t nr_used
+    uint16_t *cluster               # per 512 slots: how many are in use
     int64_t cursor                  # where the search for a free slot begins
 
 # Old contents of records, so that a chain that fails can put them back.

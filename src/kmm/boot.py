@@ -74,6 +74,8 @@ def boot(m: Machine) -> None:
     register_boot_blocks(m)
     register_boot_notifiers(m)
     hugetlb_init(m)
+    if m.config.swap:
+        m.swapon(m.config.swap)
 
 
 def e820(low: int, high: int) -> list[tuple[int, int, str]]:

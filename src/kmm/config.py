@@ -12,6 +12,7 @@ from kmm.params import (
     MAX_BLOCK_SIZE,
     MAX_NR_ZONES,
     MIN_BLOCK_SIZE,
+    PAGE_SIZE,
     PHYSMEM_END,
     PMD_SIZE,
     GiB,
@@ -39,6 +40,7 @@ _KEYS = {
     "probe_add",
     "hypervisor",
     "struct_page_size",
+    "swap",
     "pdpe1gb",
     "machine",
 }
@@ -252,9 +254,17 @@ def config_from_dict(data: Mapping[str, Any]) -> MachineConfig:
         probe_add=_flag(data, "probe_add", False),
         hypervisor=_flag(data, "hypervisor", True),
         struct_page_size=page_size,
+        swap=_swap_size(data),
         pdpe1gb=_flag(data, "pdpe1gb", True),
         cmdline_items=parse_cmdline(cmdline),
     )
+
+
+def _swap_size(data: Mapping[str, Any]) -> int:
+    size = parse_size(data.get("swap", 0), "machine.swap")
+    if size and not 2 * PAGE_SIZE <= size <= PHYSMEM_END + 1:
+        raise ConfigError(f"machine.swap: {shown(size)}; allowed: 0, or from 8192 bytes to 64T")
+    return size
 
 
 def check_config(config: Any) -> MachineConfig:
@@ -266,7 +276,7 @@ def check_config(config: Any) -> MachineConfig:
     if not isinstance(config, MachineConfig):
         raise ConfigError(f"config: {shown(config)}; allowed: a MachineConfig (see from_dict)")
     data = {key: getattr(config, key) for key in _KEYS - {"machine", "nodes", "srat"}}
-    for key in ("memory", "maxmem", "block_size"):
+    for key in ("memory", "maxmem", "block_size", "swap"):
         if isinstance(data[key], str):
             raise ConfigError(f"machine.{key}: {shown(data[key])}; allowed: a number of bytes")
     if not isinstance(config.nodes, tuple) or not all(

@@ -211,6 +211,8 @@ def boot_from_files(
     m._prepare(config)
     m.firmware_map, m.firmware_map_next = entries, max(entries, default=-1) + 1
     _build(m, files, saved, later)
+    if config.swap:
+        m.swapon(config.swap)
 
 
 def _build(

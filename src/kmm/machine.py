@@ -36,12 +36,15 @@ from kmm.errors import (
     shown,
 )
 from kmm.firmware import Dimm, check_crs, check_modules, check_plug, pxm_to_node_map
+from kmm.kswapd import Kswapd, run_kswapds
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
 from kmm.migrate import Scratch
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
 from kmm.offline_report import OfflineAttempt, OfflineReport, offline_pages_report
+from kmm.oom_kill import out_of_memory
 from kmm.page_alloc import __alloc_pages, __free_pages, gfp_zone
+from kmm.page_writeback import sync
 from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,
     FREE_RECORDS_KEPT,
@@ -58,6 +61,7 @@ from kmm.params import (
 from kmm.records import Records
 from kmm.resource import ResourceTree
 from kmm.rules import LINUX_6_1, Rules
+from kmm.swapfile import SwapInfo, swapon
 from kmm.trace import Kprobes
 from kmm.vmscan import try_to_free_pages
 
@@ -102,7 +106,8 @@ class Ops:
     memory_block_offline: Callable[[Machine, MemoryBlock], None]
     device_platform_notify_remove: Callable[[Machine, MemoryBlock], None]
     try_to_compact_pages: Callable[[Machine, int, int, int, int, int, int, int], tuple[int, int]]
-    try_to_free_pages: Callable[[Machine, int, int, int], int]
+    try_to_free_pages: Callable[[Machine, int, int, int, int, int], int]
+    out_of_memory: Callable[[Machine, int, int, int], bool]
     alloc_contig_pages: Callable[[Machine, int, int, int, Collection[int] | None], int]
     free_contig_range: Callable[[Machine, int, int], None]
 
@@ -148,6 +153,7 @@ class Machine(PageAllocator):
             acpi_unbind_one,
             try_to_compact_pages,
             try_to_free_pages,
+            out_of_memory,
             alloc_contig_pages,
             free_contig_range,
         )
@@ -275,6 +281,18 @@ class Machine(PageAllocator):
         self.balloons: list[Balloon] = []
         self.offline_report: OfflineReport | None = None
         self.scratch = Scratch()
+        self._prepare_reclaim()
+
+    def _prepare_reclaim(self) -> None:
+        self.swap: SwapInfo | None = None
+        self.shrinkers: dict[str, User] = {}
+        self.kswapds: dict[int, Kswapd] = {}
+        self.current: User | None = None  # whose task runs
+        self.reclaiming = False  # PF_MEMALLOC of who runs
+        #: How long the backing store takes to write pages, ns of the clock.
+        self.writeback_delay = 0
+        self.nopage_ratelimit = Ratelimit(10 * SECOND, 1)
+        self.oom_ratelimit = Ratelimit()
 
     # -- what everybody asks ----------------------------------------------------------
 
@@ -588,6 +606,19 @@ class Machine(PageAllocator):
 
     def run_kswapds(self) -> None:
         """Let the kswapds that were woken do their work."""
+        run_kswapds(self)
+
+    def swapon(self, size: int) -> None:
+        """Give the machine a swap device.
+
+        :param size: bytes, the header included.
+        :raises KernelError: see swapfile.swapon.
+        """
+        swapon(self, size)
+
+    def sync(self) -> None:
+        """Write all dirty pages of files and wait until the backing store has them."""
+        sync(self)
 
     def give_back_records(self) -> None:
         """Let the host have the memory of page records whose pages are free in large blocks.

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kmm import _filemap
 from kmm._memory import PageUser
 from kmm.cpuset import CpuSet, detach
 from kmm.errors import OutOfMemory, check_number, check_text, kernel_error
+from kmm.filemap import access
 from kmm.mempolicy import (
     DEFAULT_POLICY,
     MemPolicy,
@@ -36,6 +38,7 @@ from kmm.page_alloc import (
     GFP_TRANSHUGE,
     GFP_TRANSHUGE_LIGHT,
     __alloc_pages,
+    __free_pages,
     gfp_zone,
 )
 from kmm.params import (
@@ -61,6 +64,7 @@ from kmm.params import (
     USER_SLAB_UNRECLAIMABLE,
     USER_STACK,
 )
+from kmm.shrinker import Shrinker
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -151,8 +155,31 @@ class User:
             self.engine = PageUser(m.memmap_engine, self.kind, pages, order, tokens)
         except MemoryError as e:
             raise kernel_error(-12, f"{name!r}: {e or 'no room for its table'}") from None
+        self._prepare_reclaim()
         m.users[name] = self
         m.users_by_number[self.engine.number] = self
+
+    def _prepare_reclaim(self) -> None:
+        #: Of a task: from -1000, never killed for its memory, to 1000.
+        self.oom_score_adj = 0
+        self.killed = False  # for its memory; it comes no more
+        self.dirtied_when: int | None = None  # ns of the clock; None while it is clean
+        self.writeback_index = 0
+        self._shrinker: Shrinker | None = None
+        if self.kind == USER_SLAB_RECLAIMABLE:
+            self.shrinker = Shrinker()
+
+    @property
+    def shrinker(self) -> Shrinker | None:
+        """What gives a cache's blocks back when memory is short, None if nothing does."""
+        return self._shrinker
+
+    @shrinker.setter
+    def shrinker(self, value: Shrinker | None) -> None:
+        self._shrinker = value
+        self.m.shrinkers.pop(self.name, None)
+        if value is not None:
+            self.m.shrinkers[self.name] = self
 
     def __repr__(self) -> str:
         return f"<{KIND_NAMES[self.kind]} {self.name}: {self.nr_present} of {self.pages} pages>"
@@ -191,6 +218,7 @@ class User:
         :raises OutOfMemory: when there is none for the next; those before it stay.
         """
         self._check_range(start, n)
+        self._check_alive()
         if flags & ~_MARKS_OF_NEW_PAGES:
             raise kernel_error(
                 -22, f"flags: {flags:#x}; allowed: marks out of {_MARKS_OF_NEW_PAGES:#x}"
@@ -267,7 +295,21 @@ class User:
 
     def _fault_slowly(self, index: int, where: Placement, flags: int) -> None:
         """Bring one page in that has to be waited for, or read from the swap device."""
+        pfn = self.wait_for_page(index, where)
+        if self.engine.slots[index]:
+            _filemap.bring_in(self.engine, self.m, index, pfn, bool(flags & PG_DIRTY))
+        else:
+            self.engine.attach(self.m, index, pfn, flags)
+
+    def wait_for_page(self, index: int, where: Placement | None = None) -> int:
+        """Allocate a page for an index, waiting for memory if need be; its pfn.
+
+        :param where: from where it may come, as the policy says if None.
+        :raises OutOfMemory: when there is none, or the task was killed for its memory.
+        """
         m, order = self.m, self.engine.order
+        where = self.placement(index) if where is None else where
+        before, m.current = m.current, self
         try:
             pfn = _alloc_pages_of(m, self.gfp, order, where.nid, where.nodemask, self.cpu)
         except OutOfMemory:
@@ -275,9 +317,47 @@ class User:
             if self.cpuset is None or self.kind < USER_SLAB_RECLAIMABLE:
                 raise
             pfn = _alloc_pages_of(m, self.gfp, order, where.nid, None, self.cpu)
+        finally:
+            m.current = before
         if self.policy.mode == "interleave":
             self.il_prev = where.nid
-        self.engine.attach(m, index, pfn, flags)
+        if self.killed:
+            _free_pages_of(m, pfn, order, self.cpu)
+        self._check_alive()
+        return pfn
+
+    def _check_alive(self) -> None:
+        if self.killed:
+            raise kernel_error(-12, f"{self.name!r} was killed, as there was no memory left")
+
+    def read(self, start: int, n: int) -> int:
+        """Read a range of pages, first to last; those not in memory come from where they are.
+
+        What a file, shmem or an anonymous space never had content for stays absent but for a
+        file's, which its backing store has.
+
+        :return: how many pages came.
+        :raises OutOfMemory: when there is no memory for the next; those before it are read.
+        """
+        self._check_access(start, n)
+        return access(self, start, n, False)
+
+    def write(self, start: int, n: int) -> int:
+        """Write a range of pages, first to last, each of them whole.
+
+        A file's pages are dirty then; above the limits of dirty pages they are written back.
+
+        :return: how many pages came.
+        :raises OutOfMemory: as read.
+        """
+        self._check_access(start, n)
+        return access(self, start, n, True)
+
+    def _check_access(self, start: int, n: int) -> None:
+        self._check_range(start, n)
+        self._check_alive()
+        if self.kind not in (USER_ANON, USER_SHMEM, USER_FILE):
+            raise kernel_error(-22, f"kind: {KIND_NAMES[self.kind]!r}; allowed: anon, shmem, file")
 
     # -- pages go -----------------------------------------------------------------------
 
@@ -304,6 +384,7 @@ class User:
     def close(self) -> None:
         """Let everything go, and be no user any more."""
         self.release(0, self.pages)
+        self.shrinker = None
         detach(self)
         del self.m.users[self.name]
         del self.m.users_by_number[self.engine.number]
@@ -348,3 +429,4 @@ def out_of_memory_as_count(user: User, start: int, n: int) -> int:
 
 # A class body would mangle the leading underscores.
 _alloc_pages_of = __alloc_pages
+_free_pages_of = __free_pages

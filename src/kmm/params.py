@@ -182,8 +182,8 @@ class MachineConfig:
     CONFIG_MEMORY_FAILURE; ``probe_add`` lets the probe file take the word ``add``.  ``seed`` names
     the machine among those of the same description; nothing of it is random so far.
     ``hypervisor`` says whether the kernel finds itself a guest, which decides its block size from
-    64 GiB on; ``struct_page_size`` is 64 bytes with memory cgroups, 56 without; ``pdpe1gb`` says
-    whether the CPUs have pages of 1 GiB.
+    64 GiB on; ``struct_page_size`` is 64 bytes with memory cgroups, 56 without; ``swap`` is the
+    size of the swap device, 0 for none; ``pdpe1gb`` says whether the CPUs have pages of 1 GiB.
     """
 
     memory: int = GiB
@@ -201,6 +201,7 @@ class MachineConfig:
     memory_failure: bool = True
     hypervisor: bool = True
     struct_page_size: int = 64
+    swap: int = 0
     pdpe1gb: bool = True
     zones: tuple[int, ...] = (0, 1, 2, 3, 4)
     cmdline_items: tuple[tuple[str, str | None], ...] = field(default=(), compare=False)
@@ -211,7 +212,7 @@ class MachineConfig:
 
         :param data: keys ``memory``, ``maxmem``, ``slots``, ``cpus``, ``nodes``, ``distances``,
             ``cmdline``, ``block_size`` (bytes), ``seed``, ``srat``, ``probe``, ``probe_add``,
-            ``hypervisor``, ``struct_page_size`` (bytes).
+            ``hypervisor``, ``struct_page_size`` (bytes), ``swap`` (size, 0 for none).
         :raises ConfigError: naming the field, its value and what is allowed.
         """
         from kmm.config import config_from_dict

@@ -18,6 +18,7 @@ from kmm.params import (
     PAGES_PER_SECTION,
 )
 from kmm.resource import iomem_show, walk_system_ram_range
+from kmm.vmscan import MAX_RECLAIM_RETRIES, kswapd_failures
 from kmm.vmstat import all_node_items, node_items, node_stat, zone_items, zone_numa_events
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ def _zone_lines(m: Machine, zone: Zone) -> list[str]:
             f"              batch: {batch}",
             f"  vm stats threshold: {zone.stat_threshold}",
         ]
-    out += ["  node_unreclaimable:  0", f"  start_pfn:           {zone.zone_start_pfn}"]
+    hopeless = int(kswapd_failures(m, zone.nid) >= MAX_RECLAIM_RETRIES)
+    out.append(f"  node_unreclaimable:  {hopeless}")
+    out.append(f"  start_pfn:           {zone.zone_start_pfn}")
     return out
 
 
@@ -184,6 +187,11 @@ def _huge_rows(s: dict[str, int]) -> Rows:
     return [(name, s[item] * PAGEBLOCK_NR_PAGES) for name, item in names.items()]
 
 
+def _swap_rows(m: Machine) -> Rows:
+    total, free = (m.swap.pages, m.swap.nr_free) if m.swap is not None else (0, 0)
+    return [("SwapTotal", total * 4), ("SwapFree", free * 4)]
+
+
 def _meminfo_rows(m: Machine) -> Rows:
     s = {k: n * 4 for k, n in all_node_items(m).items()}
     zones = m.all_zones()
@@ -195,7 +203,8 @@ def _meminfo_rows(m: Machine) -> Rows:
         ("Cached", s["nr_file_pages"]),
         ("SwapCached", 0),
         *_lru_rows(s, zones),
-        *_zeros("SwapTotal", "SwapFree", "Zswap", "Zswapped"),
+        *_swap_rows(m),
+        *_zeros("Zswap", "Zswapped"),
         ("Dirty", s["nr_dirty"]),
         ("Writeback", s["nr_writeback"]),
         ("AnonPages", s["nr_anon_pages"]),
@@ -203,7 +212,7 @@ def _meminfo_rows(m: Machine) -> Rows:
         ("Shmem", s["nr_shmem"]),
         *_slab_rows(s),
         *_kernel_rows(s),
-        ("CommitLimit", m.totalram_pages * 4 * 50 // 100),
+        ("CommitLimit", m.totalram_pages * 4 * 50 // 100 + _swap_rows(m)[0][1]),
         ("Committed_AS", 0),
         ("VmallocTotal", 34359738367),
         *_zeros("VmallocUsed", "VmallocChunk", "Percpu"),

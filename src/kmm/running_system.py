@@ -17,6 +17,7 @@ from kmm.load import load_pages
 from kmm.mmzone import Zone
 from kmm.page_alloc import (
     __GFP_DIRECT_RECLAIM,
+    __GFP_NOWARN,
     GFP_HIGHUSER_MOVABLE,
     GFP_NOWAIT,
     __alloc_pages,
@@ -34,7 +35,8 @@ _SETTLE, _SNAPSHOT = 0.9, 1.5
 _FAULT, _UNMAP = 100e-6, 20e-6
 
 # Nothing here waits for memory: a task that finds none near goes elsewhere.
-_SLAB, _USER = GFP_NOWAIT, GFP_HIGHUSER_MOVABLE & ~__GFP_DIRECT_RECLAIM
+_SLAB = GFP_NOWAIT | __GFP_NOWARN
+_USER = GFP_HIGHUSER_MOVABLE & ~__GFP_DIRECT_RECLAIM | __GFP_NOWARN
 
 
 class RunningSystem:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kmm import procfs, sysfs_hugetlb, vm_sysctl, vmstat
+from kmm import procfs, swapfile, sysfs_hugetlb, vm_sysctl, vmstat
 from kmm.errors import KernelError, NoSuchFile, kernel_error
 from kmm.sysfs_devices import DIRECTORIES as DEVICE_DIRECTORIES
 from kmm.sysfs_devices import ENTRIES as DEVICE_ENTRIES
@@ -30,6 +30,7 @@ _PROC: dict[str, tuple[int, Callable[[Machine], str]]] = {
     "buddyinfo": (0o444, procfs.buddyinfo),
     "pagetypeinfo": (0o400, procfs.pagetypeinfo),
     "meminfo": (0o444, procfs.meminfo),
+    "swaps": (0o444, swapfile.swaps),
     "vmstat": (0o444, vmstat.vmstat),
     "cmdline": (0o444, lambda m: m.config.cmdline + "\n"),
 }

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from kmm.memory_block import MemoryBlock
 from kmm.mmzone import MemoryGroup, PgData
+from kmm.page_writeback import check_dirty
 from kmm.params import (
     FILL_VMEMMAP,
     PAGE_SHIFT,
@@ -30,6 +31,7 @@ from kmm.sparse import (
     VMEMMAP_NOT_OURS,
     vmemmap_chunks,
 )
+from kmm.swapfile import check_swap
 from kmm.validate_compaction import check_compaction
 from kmm.validate_hugetlb import check_hugetlb
 from kmm.validate_users import check_users
@@ -337,7 +339,7 @@ def check_totals(m: Machine) -> None:
     _equal("totalreserve_pages", m.totalreserve_pages, reserve)
     if m.recomputed & {"watermarks", "reserves"}:
         for nid in m.n_online:
-            _check_totalreserve(m.nodes[nid])
+            _check_totalreserve(m, m.nodes[nid])
     marked = sum(int(m.memmap["flags"][p]) & PG_HWPOISON != 0 for p in m.hwpoison)
     _equal("poisoned pages", marked, len(m.hwpoison))
     _true(m.num_poisoned_pages >= marked, f"num_poisoned_pages {m.num_poisoned_pages}: too few")
@@ -345,8 +347,8 @@ def check_totals(m: Machine) -> None:
     _true(m.max_pfn >= top, f"max_pfn {m.max_pfn:#x} is below the end of memory {top:#x}")
 
 
-def _check_totalreserve(pgdat: PgData) -> None:
-    """What a node keeps; a boost that came later is not in it."""
+def _check_totalreserve(m: Machine, pgdat: PgData) -> None:
+    """What a node keeps; a boost may have come since, or gone when kswapd had worked for it."""
 
     def keeps(boosted: bool) -> int:
         return sum(
@@ -360,6 +362,8 @@ def _check_totalreserve(pgdat: PgData) -> None:
         )
 
     low, high = keeps(False), keeps(True)
+    if m.kswapds:
+        high = pgdat.managed_pages
     have = pgdat.totalreserve_pages
     _true(low <= have <= high, f"node {pgdat.node_id}: totalreserve_pages {have}, not {low}")
 
@@ -386,5 +390,9 @@ def validate(m: Machine) -> None:
     check_hugetlb(m)
     check_compaction(m)
     check_totals(m)
+    check_dirty(m)
+    check_swap(m)
     check_users(m)
+    check_hugetlb(m)
+    check_compaction(m)
     check_sysfs(m)

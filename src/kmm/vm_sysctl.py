@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from kmm.compaction import compact_nodes, compaction_proactiveness_changed
 from kmm.errors import ConfigError, kernel_error, shown
+from kmm.filemap import drop_pagecache
 from kmm.procfs import parse_long
+from kmm.shrinker import drop_slab
 from kmm.watermarks import (
     set_boost_factor,
     setup_per_zone_lowmem_reserve,
@@ -139,9 +141,14 @@ def _act(m: Machine, name: str, text: str) -> None:
         number = parse_long(text)
         if number is None or not 1 <= number[0] <= 4:
             raise kernel_error(-22, f"drop_caches: {text.strip()!r}; allowed: 1 to 4")
+        if number[0] & 1:
+            drop_pagecache(m)
+        if number[0] & 2:
+            drop_slab(m)
+            m.count_vm_event("drop_slab")
     elif name == "compact_memory":
         compact_nodes(m)
-    # No page is in a cache, and no counter lags behind: there is nothing else to do.
+    # No counter lags behind: stat_refresh has nothing to do.
 
 
 def write_tunable(m: Machine, name: str, text: str) -> None:

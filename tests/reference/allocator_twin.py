@@ -1,7 +1,7 @@
 """A slow, readable twin of the whole allocator: nodes, zonelists, requests, statistics.
 
-Of the slow path there is what needs nobody's help: waking kswapd, the reserves that a request
-may touch, draining the per-CPU lists, opening pageblocks kept for atomic requests.
+Of the slow path there is what happens where nothing can be reclaimed, moved or killed: waking
+kswapd, the reserves that a request may touch, its retries, opening pageblocks kept for atomic ones.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.reference.watermark_twin import (
     NOFRAGMENT,
     NON_BLOCK,
     NORMAL,
+    WMARK_HIGH,
     WMARK_LOW,
     WMARK_MIN,
     Tunables,
@@ -30,6 +31,10 @@ from tests.reference.zone_twin import TwinZone
 GFP_DMA, GFP_HIGHMEM, GFP_DMA32, GFP_MOVABLE, GFP_HIGH = 0x1, 0x2, 0x4, 0x8, 0x20
 GFP_ATOMIC_BIT, GFP_DIRECT_RECLAIM, GFP_KSWAPD_RECLAIM = 0x200, 0x400, 0x800
 GFP_NOFAIL, GFP_MEMALLOC, GFP_NOMEMALLOC, GFP_THISNODE = 0x8000, 0x20000, 0x80000, 0x200000
+
+GFP_FS, GFP_RETRY_MAYFAIL, GFP_NORETRY = 0x80, 0x4000, 0x10000
+COSTLY = 3
+MAX_LOOPS = 100
 
 
 def highest_zone(gfp: int) -> int:
@@ -194,14 +199,54 @@ class TwinAllocator:
         return self._from_zonelist(r, flags)
 
     def _wait(self, r: Request) -> int | None:
-        """What a request that may wait does when nothing can be reclaimed."""
-        self.drain_all()
-        pfn = self._attempt(r)
-        while pfn is None and any(z.unreserve_highatomic(r.mt, force=True) for z in r.zones):
-            pfn = self._attempt(r)
-        if pfn is None and r.gfp & GFP_NOFAIL and r.zones:
+        """What a request that may wait does when there is nothing to reclaim, move or kill."""
+        if not r.zones:
+            return None
+        flags = slow_flags(r.gfp, r.order)
+        pfn = None
+        if not (r.order > COSTLY and r.gfp & GFP_NORETRY):
+            pfn = self._wait_in_vain(r, flags)
+        if pfn is None and r.gfp & GFP_NOFAIL:
             pfn = self._from_zonelist(r, WMARK_MIN | MIN_RESERVE)
         return pfn
+
+    def _wait_in_vain(self, r: Request, flags: int) -> int | None:
+        fruitless = 0
+        for _ in range(MAX_LOOPS):
+            if flags & KSWAPD:
+                self._wake_all_kswapds(r)
+            pfn = self._from_zonelist(r, flags)
+            if pfn is not None:
+                return pfn
+            if r.gfp & GFP_NORETRY or (r.order > COSTLY and not r.gfp & GFP_RETRY_MAYFAIL):
+                return None
+            fruitless += 1
+            if fruitless <= 16 and any(self._hope(z, r, flags) for z in r.zones):
+                continue
+            if any(z.unreserve_highatomic(r.mt, force=True) for z in r.zones):
+                continue
+            pfn = self._from_zonelist(r, WMARK_HIGH)
+            if pfn is not None or r.order > COSTLY or r.highest < NORMAL:
+                return pfn
+            if r.gfp & (GFP_RETRY_MAYFAIL | GFP_THISNODE):
+                return None
+            if r.gfp & GFP_NOFAIL:
+                pfn = self._from_zonelist(r, NO_WATERMARKS)
+                if pfn is not None:
+                    return pfn
+            elif r.gfp & GFP_FS:
+                return None
+            fruitless = 0
+        return None
+
+    def _hope(self, zone: TwinZone, r: Request, flags: int) -> bool:
+        """Whether a zone would serve if all were reclaimed: the kernel counts free pages twice."""
+        free = zone.nr_free_pages
+        zone.nr_free_pages = 2 * free
+        try:
+            return zone.watermark_ok(r.order, zone.wmark_min + zone.boost, r.highest, flags)
+        finally:
+            zone.nr_free_pages = free
 
     # -- the calls ----------------------------------------------------------------------
 
