@@ -83,7 +83,9 @@ def _use(m: Machine, zone: Zone, gfp: int, nid: int, cpu: int, keep: bool) -> bo
 class RemotePagesets:
     """What CPUs keep on their lists of other nodes' zones, and since when (refresh_cpu_vm_stats).
 
-    A CPU that has left such a list alone for some seconds gives a batch of it back.
+    A CPU that has left such a list alone for some seconds gives a batch of it back, if it has
+    counted something of the zone meanwhile, as it does for pages of LRU lists.  Batches on their
+    way to and from the free lists are mostly larger than what it counts by itself.
 
     :param m: the machine.
     """
@@ -93,6 +95,9 @@ class RemotePagesets:
         self._counts: dict[tuple[int, int], int] = {}
         self._idle: dict[tuple[int, int], float] = {}
         self._used = _pages_of_tasks(m)
+        self._stats: dict[int, tuple[int, ...]] = {}
+        self.look()
+        self._idle.clear()
 
     def _lists(self) -> list[tuple[Zone, int, int]]:
         """The lists that have pages: zone, CPU, pages."""
@@ -111,12 +116,17 @@ class RemotePagesets:
 
         :param still: seconds that whoever did it goes on.
         """
-        counts = {(zone.index, cpu): count for zone, cpu, count in self._lists()}
-        idle = {
-            k: self._idle.get(k, 0.0) if self._counts.get(k) == n else -still
-            for k, n in counts.items()
-        }
-        self._counts, self._idle = counts, idle
+        stats = {zone.index: tuple(zone.stat()) for zone in self._m.all_zones() if zone.populated}
+        counts, idle = {}, {}
+        for zone, cpu, count in self._lists():
+            key = zone.index, cpu
+            counts[key] = count
+            counted = stats[zone.index] != self._stats.get(zone.index)
+            if counted and count != self._counts.get(key):
+                idle[key] = -still
+            elif key in self._idle:
+                idle[key] = self._idle[key]
+        self._counts, self._idle, self._stats = counts, idle, stats
 
     def after_load(self, load: Mapping[str, Any]) -> None:
         """Note what a program has used; one in the background is at it while its line goes on."""
@@ -129,13 +139,21 @@ class RemotePagesets:
 
     def wait(self, seconds: float) -> None:
         """Let time pass in which no task uses these lists."""
-        for zone, cpu, _ in self._lists():
+        for zone, cpu, count in self._lists():
             key = zone.index, cpu
-            idle = self._idle.get(key, 0.0) + seconds
-            while idle >= _UNTOUCHED and zone.pcp_state(cpu)[0]:
-                zone.drain(cpu, zone.pcp_state(cpu)[2])
+            if key not in self._idle:
+                continue
+            idle = self._idle.pop(key) + seconds
+            while idle >= _UNTOUCHED and count:
+                drained = min(count, zone.pcp_state(cpu)[2])
+                zone.drain(cpu, drained)
+                count = zone.pcp_state(cpu)[0]
                 idle -= _AGAIN
-            self._idle[key], self._counts[key] = idle, zone.pcp_state(cpu)[0]
+                if drained > zone.stat_threshold:
+                    break  # counted at once, so that the worker sees nothing new
+            else:
+                self._idle[key] = idle
+            self._counts[key] = count
 
     def settle(self) -> None:
         """Let the time pass from the end of an operation to when the recording looks.
