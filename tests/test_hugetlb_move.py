@@ -223,7 +223,7 @@ def test_only_the_last_block_of_a_gigantic_page_can_dissolve_it() -> None:
     big = m.hstates[0]
     set_pool(m, 2, 1, 1 << 20)
     for block in (33, 38):
-        with pytest.raises(Busy, match="is huge, and reaches beyond"):
+        with pytest.raises(Busy, match="the gigantic page at pfn 0x100000 reaches beyond"):
             m.write(STATE % block, "offline")
         assert counts(big) == (2, 2, 0, 0)
         m.validate()
@@ -304,4 +304,24 @@ def test_a_free_huge_page_in_the_way_is_dissolved_and_not_isolated() -> None:
     assert not isolate_or_dissolve_huge_page(m, pfn)
     assert counts(m.default_hstate) == (3, 3, 0, 0)
     assert pfn not in m.default_hstate.free[1]
+    m.validate()
+
+
+@pytest.mark.parametrize("pool", [0, 3, 10])
+@pytest.mark.parametrize("reserved", [0, 4, 9, 10])
+@pytest.mark.parametrize("touched", [0, 3])
+def test_the_explanation_of_a_block_agrees_with_the_attempt(
+    pool: int, reserved: int, touched: int
+) -> None:
+    m = machine()
+    set_pool(m, 10, 1)
+    used(m, reserved, min(touched, reserved))
+    set_pool(m, pool, 0)
+    told = m.explain_offline(32)
+    try:
+        m.write(STATE % 32, "offline")
+        errnos = [0]
+    except KernelError as e:
+        errnos = [e.errno]
+    assert [o.errno for o in told.obstacles][:1] == [n for n in errnos if n]
     m.validate()

@@ -21,7 +21,7 @@ from kmm.memory_block import (
     register_memory_notifier,
     unregister_memory_notifier,
 )
-from kmm.page_alloc import GFP_HIGHUSER_MOVABLE, GFP_KERNEL
+from kmm.page_alloc import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, drain_all_pages
 from kmm.resource import iomem_show
 from kmm.snapshot import differences, dump
 from tests.conftest import DIMM, two_nodes
@@ -117,7 +117,7 @@ def test_memmap_of_base_pages_when_no_large_block_is_left(m: Machine) -> None:
     assert len(next(iter(m.vmemmap_basepages.values()))) == 513  # and their page table
     m.validate()
     mh.remove_memory(m, DIMM, BLOCK)
-    m.write("/proc/sys/vm/compact_memory", "1")
+    drain_all_pages(m)
     after = m.nodes[0].zone(1).nr_free_pages + m.nodes[0].zone(0).nr_free_pages
     assert after >= before
     m.validate()
@@ -311,7 +311,7 @@ def test_remove_takes_blocks_sections_resource_and_node(m: Machine) -> None:
     before = dump(m)
     add(m)
     mh.remove_memory(m, DIMM, 4 * BLOCK)
-    m.write("/proc/sys/vm/compact_memory", "1")
+    drain_all_pages(m)
     changed = [d for d in differences(before, dump(m)) if "/zones/" not in d]
     # A zone that lent pages got them back, in another order perhaps.
     changed = [d for d in changed if "/records/" not in d and "/totals" not in d]

@@ -18,6 +18,7 @@ import pytest
 from kmm import KernelError, Machine
 from kmm.balloon_compaction import Balloon
 from kmm.clock import SECOND
+from kmm.hugetlbfs import HugetlbUser
 from kmm.memory import User
 from kmm.memory_block import MemoryNotifier, register_memory_notifier, unregister_memory_notifier
 from kmm.mempolicy import new_policy
@@ -149,6 +150,27 @@ def in_use_in_movable() -> Case:
     return Case(m, lambda: m.free_pages(pfn))
 
 
+POOL = "/sys/devices/system/node/node1/hugepages/hugepages-%dkB/nr_hugepages"
+
+
+def reserved_huge_pages() -> Case:
+    m = machine("movable")
+    m.write(POOL % 2048, "10")
+    mapped = HugetlbUser(m, "file", 10)
+    return Case(m, mapped.close)
+
+
+def huge_pages_without_a_spare_one() -> Case:
+    m = machine("movable")
+    m.write(POOL % 2048, "10")
+    mapped = HugetlbUser(m, "file", 10, policy=new_policy(m, "bind", [1]))
+    mapped.fault(0, 10)
+    filler = User(m, "filler", "kernel", m.totalram_pages, policy=new_policy(m, "bind", [0]))
+    with pytest.raises(KernelError):
+        filler.fault(0, filler.pages)
+    return Case(m, filler.close, "file")
+
+
 CASES: dict[str, tuple[Callable[[], Case], int, str, str, str]] = {
     # name: how, errno, kind, reason, a line of the log
     "slab": (
@@ -255,6 +277,20 @@ CASES: dict[str, tuple[Callable[[], Case], int, str, str, str]] = {
         "nowhere to go",
         "signal backoff",
         "page dumped because: migration failure",
+    ),
+    "huge pages that are reserved": (
+        reserved_huge_pages,
+        errno.EBUSY,
+        "hugetlb",
+        "failure to dissolve huge pages",
+        "",
+    ),
+    "huge pages without a spare one": (
+        huge_pages_without_a_spare_one,
+        errno.EINTR,
+        "hugetlb",
+        "signal backoff",
+        "",
     ),
     "veto": (veto, errno.EBUSY, "notifier", "notifier failure", ""),
     "veto behind virtio-mem": (
@@ -411,4 +447,25 @@ def test_a_pinned_page_is_found_before_what_a_driver_holds_behind_it() -> None:
     assert m.offline_pages_report(32).errno == want
     m.validate()
     m.unpin(pin)
+    m.validate()
+
+
+def test_a_gigantic_page_keeps_all_blocks_but_the_last_that_it_lies_in() -> None:
+    m = two_nodes("memhp_default_state=online_kernel")
+    m.plug("a", 1, DIMM, 10 * BLOCK)
+    m.write(POOL % 1048576, "1")
+    assert m.read(POOL % 1048576) == "1\n"
+    for block in (32, 35):
+        before = dump(m)
+        said = m.explain_offline(block)
+        assert [(o.kind, o.errno, o.pfn) for o in said.obstacles] == [("hugetlb", errno.EBUSY, PFN)]
+        attempt = m.offline_pages_report(block)
+        assert (attempt.errno, attempt.blocked) == (errno.EBUSY, PFN)
+        assert settled_differences(before, dump(m)) == []
+    said = m.explain_offline(39)
+    assert said.can_go
+    assert said.goes_along == {"free": 0, "dissolved": 32768}
+    m.write(STATE.replace("32", "39"), "offline")
+    assert m.read(POOL % 1048576) == "0\n"
+    assert m.explain_offline(32).can_go
     m.validate()

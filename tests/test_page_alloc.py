@@ -21,9 +21,16 @@ from kmm import (
     MachineConfig,
     page_alloc,
 )
+from kmm.compaction import COMPACT_SKIPPED
 from kmm.errors import kernel_error
 from kmm.mmzone import Zone
-from kmm.page_alloc import __GFP_DMA, __GFP_DMA32, __GFP_RECLAIMABLE, __GFP_THISNODE
+from kmm.page_alloc import (
+    __GFP_DMA,
+    __GFP_DMA32,
+    __GFP_RECLAIMABLE,
+    __GFP_THISNODE,
+    drain_all_pages,
+)
 from kmm.snapshot import dump, dump_zone
 from tests.conftest import DIMM, two_nodes
 
@@ -319,7 +326,7 @@ def test_records_of_large_free_areas_go_back_to_the_host() -> None:
     pfns = m.alloc_pages_bulk(100_000)
     assert zone.nr_dirty_free == 0
     m.free_pages_bulk(pfns)
-    m.write("/proc/sys/vm/compact_memory", "1")
+    drain_all_pages(m)
     assert zone.nr_dirty_free <= 16
     first = int(pfns[0]) & ~1023
     assert not m.page_states[first : first + 50_000].any()
@@ -331,9 +338,11 @@ def test_who_waits_asks_compaction_and_reclaim_in_that_order() -> None:
     kept = m.alloc_pages_bulk(40, 10, GFP_KERNEL | __GFP_THISNODE, 1)
     asked: list[str] = []
 
-    def compact(m: Machine, nid: int, order: int, gfp: int) -> int:
+    def compact(
+        m: Machine, nid: int, order: int, gfp: int, nodes: int, cpu: int, flags: int, priority: int
+    ) -> tuple[int, int]:
         asked.append(f"compact {order}")
-        return 0
+        return COMPACT_SKIPPED, -1
 
     def reclaim(m: Machine, nid: int, order: int, gfp: int) -> int:
         asked.append(f"reclaim {order}")
@@ -344,7 +353,7 @@ def test_who_waits_asks_compaction_and_reclaim_in_that_order() -> None:
     want = GFP_KERNEL | __GFP_THISNODE
     while m.alloc_pages(3, want, 1) and not asked:
         pass
-    assert asked == ["compact 3", "reclaim 3"]
+    assert asked == ["compact 3", "compact 3", "reclaim 3"]
     asked.clear()
     m.ops.try_to_free_pages = lambda m, nid, order, gfp: 0
     with pytest.raises(KernelError):

@@ -47,6 +47,11 @@ REQUIRED = {
     "watermarks": (1386, 1386),
     "anon": (659, 659),
     "hugetlb": (937, 937),
+    "hugetlb_gigantic": (2642, 2642),
+    "hugetlb_kernel": (1807, 1807),
+    "hugetlb_used": (1430, 1430),
+    # Slow requests drain per-CPU lists even if reclaim got nowhere.
+    "hugetlb_reserved": (2262, 2266),
     "kernel_pages": (210, 210),
     "migrate": (517, 517),
     "load_again": (978, 978),
@@ -77,6 +82,11 @@ REQUIRED = {
     "random_three_nodes": (5385, 5392),
     "small_boot_big_dimms": (6311, 6318),
     "tunables_odd": (2404, 2431),
+    # The flags of used pages are not all shown.
+    "compact_direct": (695, 698),
+    "compact_files": (766, 771),
+    "compact_mixed": (848, 852),
+    "compact_proactive": (538, 540),
     "acpi_doors": (2400, 2400),
     "bad_writes_more": (3824, 3824),
     "hwpoison_errors": (2276, 2276),

@@ -53,7 +53,7 @@ def isolate(m: Machine, start: int, end: int) -> np.ndarray:
     return out[:n]
 
 
-# -- users ------------------------------------------------------------------------------------------
+# -- users --------------------------------------------------------------
 
 
 def test_a_user_lives_as_long_as_its_pages_point_to_it() -> None:
@@ -99,7 +99,7 @@ def test_a_closed_user_touches_nothing() -> None:
 
 def test_there_are_only_so_many_users() -> None:
     m = machine()
-    for i in range(65535):
+    for _ in range(65535):
         PageUser(m.memmap_engine, USER_FILE, 0)
     with pytest.raises(KernelError, match="'one more': PageUser: 65535 users are as many") as e:
         User(m, "one more", "file", 0)
@@ -130,11 +130,11 @@ def test_a_driver_that_moves_pages_has_single_ones() -> None:
         User(machine(), "d", "driver_movable", 10, order=3)
 
 
-def test_only_anonymous_memory_has_huge_pages_of_its_own() -> None:
+def test_the_kernel_itself_has_blocks_of_an_order_instead_of_huge_pages() -> None:
     with pytest.raises(
-        KernelError, match="thp: 'always'; allowed: 'never' for pages of kind 'file'"
+        KernelError, match="thp: 'always'; allowed: 'never' for pages of kind 'slab'"
     ):
-        User(machine(), "f", "file", 10, thp="always")
+        User(machine(), "s", "slab", 10, thp="always")
 
 
 def test_ranges_that_overflow() -> None:
@@ -155,7 +155,7 @@ def test_marks_that_a_new_page_does_not_bear() -> None:
     m.validate()
 
 
-# -- pages have one user ----------------------------------------------------------------------------
+# -- pages have one user --------------------------------------------------------------
 
 
 def test_a_page_gets_no_second_user() -> None:
@@ -167,6 +167,11 @@ def test_a_page_gets_no_second_user() -> None:
             other.engine.attach(m, 0, bad)
     other.engine.attach(m, 0, m.alloc_pages())
     assert other.nr_present == 1
+    huge, third = anon(m, 512, "huge", thp="always"), User(m, "third", "anon", 512)
+    with pytest.raises(ValueError, match="attach_huge: slot 0"):
+        third.engine.attach_huge(m, 0, int(huge.pfns()[0]))
+    third.engine.attach_huge(m, 0, m.alloc_pages(9))
+    assert third.nr_present == 512
     m.validate()
 
 
@@ -209,7 +214,7 @@ def test_marks_of_a_users_page_are_not_overwritten() -> None:
     m.validate()
 
 
-# -- pages that are held, broken or gone ----------------------------------------------------------------
+# -- pages that are held, broken or gone -----------------------------------------------------------
 
 
 def test_a_pinned_page_outlives_its_user() -> None:
@@ -353,7 +358,7 @@ def test_a_kernel_page_that_breaks_stays_with_its_user() -> None:
     m.validate()
 
 
-# -- what is dumped ---------------------------------------------------------------------------------------
+# -- what is dumped --------------------------------------------------------------
 
 
 def test_differences_see_users() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -62,13 +63,19 @@ class UsersAgainstTwin(RuleBasedStateMachine):
 
     # -- users come and end -----------------------------------------------------------------
 
-    def _policy(self, mode: str, nodes: set[int], cpu: int) -> tuple[MemPolicy, Place]:
+    def _policy(self, kind: str, mode: str, nodes: set[int], cpu: int) -> tuple[MemPolicy, Place]:
         here, ordered = self.m.node_of_cpu(cpu), sorted(nodes)
         if mode == "bind":
-            return new_policy(self.m, mode, nodes), lambda index: (here, nodes)
+            # Nodes that have Movable memory alone cannot serve the kernel itself.
+            movable = GFP_OF_KIND[kind] & 0xA == 0xA
+            mask = nodes if movable or nodes & self.m.n_normal_memory else None
+            return new_policy(self.m, mode, nodes), lambda index: (here, mask)
         if mode == "interleave":
             policy = new_policy(self.m, mode, nodes)
-            return policy, lambda index: (ordered[index % len(ordered)], None)
+            if kind in ("anon", "shmem"):
+                return policy, lambda index: (ordered[index % len(ordered)], None)
+            turns = itertools.cycle(ordered)
+            return policy, lambda index: (next(turns), None)
         return DEFAULT_POLICY, lambda index: (here, None)
 
     @precondition(lambda self: len(self.twin.users) < 8)
@@ -89,11 +96,11 @@ class UsersAgainstTwin(RuleBasedStateMachine):
         self, kind: str, pages: int, mode: str, nodes: set[int], cpu: int, order: int,
         thp: str, tokens: bool, locked: bool, mapped: bool, touched: float,
     ) -> None:  # fmt: skip
-        policy, place = self._policy(mode, nodes, cpu)
+        policy, place = self._policy(kind, mode, nodes, cpu)
         order = 0 if kind in (*ON_LISTS, "driver_movable") else order
         thp = thp if kind == "anon" else "never"
         mine = TwinUser(next(self.names), kind, pages >> order, place, order, thp)
-        mine.cpu = cpu
+        mine.cpu, mine.interleave = cpu, mode == "interleave"
         user = User(
             self.m, mine.name, kind, mine.size, policy=policy, cpu=cpu, order=order,
             tokens=tokens, thp=thp,

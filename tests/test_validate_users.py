@@ -106,8 +106,8 @@ def lost_page(m: Machine) -> None:
     m.page_states[pfn] |= 0x10
 
 
-def forgotten_user(m: Machine) -> None:
-    del m.users_by_number[m.users.pop("none").engine.number]
+def ended_user(m: Machine) -> None:
+    m.users["none"].engine.close()
 
 
 def not_mapped(m: Machine) -> None:
@@ -139,7 +139,7 @@ U = "user '"
 CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
     "user without a number": (lambda m: m.users_by_number.popitem(), "users: "),
     "user without a name": (lambda m: m.users.popitem(), "users: "),
-    "forgotten user": (forgotten_user, "users: "),
+    "user who has ended": (ended_user, "users: "),
     "present and swapped": (
         slot("anon", lambda s: s | SLOT_SWAPPED),
         f"{U}anon': slot 5: has no one place",

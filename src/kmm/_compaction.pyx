@@ -12,7 +12,6 @@ from kmm._fallback cimport can_steal_fallback, suitable_fallback
 from kmm._free_pages cimport free_pages_bulk
 from kmm._freelist cimport is_free_head
 from kmm._memmap cimport get_pageblock_migratetype
-from kmm._memory cimport nodes_of
 from kmm._migrate cimport move_folio, putback_folio
 from kmm._pcp cimport drain_pages
 from kmm._rmap cimport *
@@ -292,6 +291,9 @@ cdef int run_rounds(mem_t *mem, compact_control_t *cc) noexcept nogil:
         ret = finished(mem, cc)
         if ret != COMPACT_CONTINUE and ret != COMPACT_NO_SUITABLE_PAGE:
             return ret
+        # Each page that moves or goes back gets an entry, and leaves a stale one behind.
+        if lru_make_room(mem, <uint64_t> 1 << cc.zone.nid, MIGRATE_ROOM):
+            return COMPACT_CONTENDED
         begin = cc.migrate_pfn
         cc.rescan = pageblock_start_pfn(last_migrated) == pageblock_start_pfn(begin)
         what = isolate_migratepages(mem, cc)
@@ -368,8 +370,6 @@ def compact_zone(PageAllocator m, BuddyZone zone, int order, int migratetype, in
         raise ValueError(f"compact_zone: highest_zoneidx {highest_zoneidx}, CPU {cpu}")
     if mem.journal != NULL:
         raise ValueError("compact_zone: pages of users do not change inside a chain of records")
-    if lru_make_room(mem, nodes_of(mem), MIGRATE_ROOM):
-        raise MemoryError("compact_zone: LRU lists")
     memset(&cc, 0, sizeof(cc))
     cc.zone, cc.order, cc.search_order, cc.migratetype = &zone.z, order, order, migratetype
     cc.mode, cc.flags, cc.alloc_flags, cc.cpu = mode, flags, alloc_flags, cpu

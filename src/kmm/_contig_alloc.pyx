@@ -79,7 +79,6 @@ def reclaim_clean_pages_from_list(PageAllocator m, const uint64_t[::1] pfns, uin
                 continue
             pages = <int64_t> size_at(mem, &folio)
             order = PAGEBLOCK_ORDER if folio.huge else mem.states[folio.pfn] & STATE_ORDER
-            node_stat_add(mem, page_zone(mem, folio.pfn), NR_ISOLATED_FILE, -pages)
             detach_page(mem, &folio)
             for j in range(<uint64_t> pages):
                 user.slots[folio.index + j] = 0

@@ -171,6 +171,10 @@ cdef class MemMap:
         """Numbers of the users that there are, in ascending order."""
         return [i for i in range(1, self.mem.nr_users) if self.mem.users[i] != NULL]
 
+    def page_users(self):
+        """The PageUser of each number, also of those that a mechanism keeps for itself."""
+        return dict(self.user_objects)
+
     def vm_events(self):
         """How often the engine has seen each event, in the order of VM_EVENT_ITEMS."""
         return [self.mem.events[i] for i in range(NR_VM_EVENTS)]

@@ -46,7 +46,8 @@ cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint hu
     cdef pageblock_t *block
     cdef page_t *page
     cdef uint16_t *where
-    cdef uint64_t i, slot = SLOT_PRESENT | pfn
+    cdef int64_t i
+    cdef uint64_t slot = SLOT_PRESENT | pfn
     if user.locked:
         flags |= PF_MLOCKED
     flags |= kind_flags(user.kind)
@@ -96,7 +97,7 @@ cdef void split_huge_page(mem_t *mem, const folio_t *folio) noexcept nogil:
     cdef zone_t *zone = page_zone(mem, folio.pfn)
     cdef uint16_t flags = folio.flags[0], broken
     cdef pfn_t pfn
-    cdef uint64_t i
+    cdef int64_t i
     cdef pageblock_t *block = block_of(mem, folio.pfn)
     if flags & PF_LRU:
         lru_del(mem, zone, user.kind, True, folio.flags)
@@ -324,10 +325,12 @@ cdef class PageUser:
     def attach_huge(self, PageAllocator m, int64_t start, pfn_t pfn, int flags=0):
         """Make a block of order 9 that was handed out the pages of 512 absent slots."""
         cdef mem_t *mem = self._mem(m)
+        cdef folio_t folio
         self._check(start, PAGEBLOCK_PAGES)
         if (start % PAGEBLOCK_PAGES or self.user.order
                 or self.slots[start:start + PAGEBLOCK_PAGES].any()
-                or not m.memmap_engine_.is_allocated(pfn, PAGEBLOCK_ORDER)):
+                or not m.memmap_engine_.is_allocated(pfn, PAGEBLOCK_ORDER)
+                or read_folio(mem, pfn, &folio)):
             raise ValueError(f"attach_huge: slot {start}, pfn {pfn:#x}")
         if lru_make_room(mem, nodes_of(mem), 1):
             raise MemoryError("attach_huge: LRU lists")

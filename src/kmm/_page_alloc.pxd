@@ -15,6 +15,8 @@ cdef int64_t alloc_pages_any(mem_t *mem, uint32_t gfp, int order, int nid, uint6
                              int cpu) noexcept nogil
 # One block of one zone, whatever its watermarks say; -1 if there is none.
 cdef int64_t rmqueue(mem_t *mem, zone_t *zone, int order, int mt, int flags, int cpu) noexcept nogil
+# rmqueue past the per-CPU lists; exported so that it stays out of line.
+cdef int64_t rmqueue_direct(mem_t *mem, zone_t *zone, int order, int mt, int flags) noexcept nogil
 # The last resort of a request that must not fail; and a reserved pageblock opened for a request.
 cdef int64_t alloc_pages_reserve(mem_t *mem, uint32_t gfp, int order, int nid, uint64_t nodes,
                                  int cpu) noexcept nogil

@@ -93,4 +93,6 @@ def delete_from_lru(MemMap memmap, pfn_t pfn):
     if read_folio(&memmap.mem, pfn, &folio) and folio.flags[0] & PF_LRU:
         lru_del(&memmap.mem, page_zone(&memmap.mem, pfn), memmap.mem.users[folio.user].kind,
                 folio.huge, folio.flags)
+        if folio.flags[0] & PF_MLOCKED:
+            page_zone(&memmap.mem, pfn).stat[NR_MLOCK] -= 1
         folio.flags[0] &= ~(PF_ACTIVE | PF_MLOCKED)

@@ -102,9 +102,9 @@ cdef inline void set_block_tag(pageblock_t *block, uint32_t tag) noexcept nogil:
 cdef inline bint read_folio(mem_t *mem, pfn_t pfn, folio_t *folio) noexcept nogil:
     """What starts at pfn, if somebody uses it and is known; False otherwise."""
     cdef pageblock_t *block
+    folio.pfn, folio.index, folio.user, folio.huge, folio.flags = pfn, 0, 0, 0, NULL
     if pfn >= mem.nr_pages:
         return False
-    folio.pfn = pfn
     folio.huge = is_block_in_use(mem, pfn)
     folio.flags = flags_of(mem, pfn)
     if not folio.flags[0] & PF_USER:

@@ -7,6 +7,7 @@ passes.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -158,8 +159,8 @@ def defer_compaction(zone: Zone, order: int) -> None:
     _compaction.set_compact_state(
         zone,
         considered=0,
-        defer_shift=min(int(state["defer_shift"]) + 1, COMPACT_MAX_DEFER_SHIFT),
-        order_failed=min(order, int(state["order_failed"])),
+        defer_shift=min(state["defer_shift"] + 1, COMPACT_MAX_DEFER_SHIFT),
+        order_failed=min(order, state["order_failed"]),
     )
 
 
@@ -169,7 +170,7 @@ def compaction_deferred(zone: Zone, order: int) -> bool:
     if order < state["order_failed"]:
         return False
     limit = 1 << state["defer_shift"]
-    considered = min(int(state["considered"]) + 1, limit)
+    considered = min(state["considered"] + 1, limit)
     _compaction.set_compact_state(zone, considered=considered)
     return considered < limit
 
@@ -402,3 +403,15 @@ def kcompactd_look(m: Machine) -> None:
             if fragmentation_score_node(pgdat) >= before:
                 timeout <<= COMPACT_MAX_DEFER_SHIFT
         daemon.next_check = m.clock.now + timeout
+
+
+def watch_fragmentation(m: Machine) -> None:
+    """Let kcompactds look whenever time passes on a machine."""
+    machine = weakref.ref(m)
+
+    def look() -> None:
+        here = machine()
+        if here is not None:
+            kcompactd_look(here)
+
+    m.clock.watchers.append(look)

@@ -35,6 +35,7 @@ from kmm.params import (
     USER_SLAB_RECLAIMABLE,
     USER_SLAB_UNRECLAIMABLE,
 )
+from kmm.trace import traced
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -75,6 +76,7 @@ class _Page:
     name: str = ""
     mapcount: int = 0
     references: int = 1
+    pinned: bool = False
 
 
 def _look_at(m: Machine, pfn: int) -> _Page:
@@ -96,10 +98,11 @@ def _look_at(m: Machine, pfn: int) -> _Page:
     records = m.pageblocks["flags"][head // PAGEBLOCK_NR_PAGES] if compound >= 9 else None
     flags = int(m.memmap["flags"][head] if records is None else records)
     references = cache + mapped if cache or mapped else 1
-    references += flags & PG_PINNED != 0
+    pinned = flags & PG_PINNED != 0
+    references += pinned
     # The kernel's own pages have no index.
     shown = index if cache or user.kind == USER_ANON else 0
-    return _Page(head, compound, user.kind, shown, number, user.name, mapcount, references)
+    return _Page(head, compound, user.kind, shown, number, user.name, mapcount, references, pinned)
 
 
 def head_of(m: Machine, pfn: int) -> int:
@@ -116,6 +119,9 @@ def page_flags(m: Machine, pfn: int, without: tuple[str, ...] = ()) -> str:
     node, idx = (zone.nid, zone.zone_idx) if zone is not None else (0, 0)
     page = _look_at(m, pfn)
     word = int(m.kpageflags(page.head, 1)[0])
+    if page.kind == USER_ANON and page.pinned:
+        # Who pinned it has touched it, and trying to unmap it tells what its table entry knew.
+        word |= KPF_REFERENCED | KPF_DIRTY
     marks = [(bit, name) for kpf, bit, name in _NAMES if word & kpf and name not in without]
     if not word and not page.kind:
         marks = [(9, "slab")]  # what else the kernel has for itself
@@ -124,6 +130,7 @@ def page_flags(m: Machine, pfn: int, without: tuple[str, ...] = ()) -> str:
     return f"{flags:#x}({names}|lastcpupid=0x1fffff)"
 
 
+@traced
 def dump_page(m: Machine, pfn: int, reason: str) -> None:
     """Log what a page is, and why it is logged.
 

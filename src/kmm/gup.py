@@ -30,6 +30,7 @@ from kmm.params import (
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
     PG_PINNED,
+    PG_REFERENCED,
     PG_USER,
     USER_ANON,
     USER_FILE,
@@ -154,7 +155,9 @@ def pin_user_pages(m: Machine, user: User, index: int, long_term: bool = True) -
             break
         _count(m, _RELEASED, head)
         migrate_longterm_unpinnable_pages(m, head)
-    _page_ref.set_marks(m.memmap_engine, head, PG_PINNED)
+    # What is held for a moment is looked up the fast way, which leaves its trace.
+    marks = PG_PINNED if long_term else PG_PINNED | PG_REFERENCED
+    _page_ref.set_marks(m.memmap_engine, head, marks)
     pin = Pin(head, nr_pages, user.name, index, long_term)
     m.pins.setdefault(head // PAGEBLOCK_NR_PAGES, []).append(pin)
     return pin

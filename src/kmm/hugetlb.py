@@ -7,12 +7,15 @@ somebody else's.  What the pool counts is here; validate.py recounts it from the
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from kmm import _hugetlb
 from kmm._memory import PageUser
 from kmm.errors import OutOfMemory, bug
+from kmm.memory import User
+from kmm.mempolicy import DEFAULT_POLICY
 from kmm.page_alloc import (
     __GFP_COMP,
     __GFP_NOWARN,
@@ -34,6 +37,17 @@ PMD_ORDER, PUD_ORDER = 9, 18
 ULONG_MAX = (1 << 64) - 1
 
 
+class PoolPages(User):
+    """Who has a pool's free pages: the pool, which no other user is told of by name."""
+
+    def __init__(self, m: Machine, name: str, order: int) -> None:
+        self.m, self.name, self.kind = m, name, USER_HUGETLB
+        self.policy, self.thp, self.cpu, self.cpuset = DEFAULT_POLICY, "never", 0, None
+        self.interleave_offset, self.il_prev = 0, -1
+        self.engine = PageUser(m.memmap_engine, USER_HUGETLB, 0, order)
+        m.users_by_number[self.engine.number] = self
+
+
 class HState:
     """The pool of one size.
 
@@ -44,14 +58,15 @@ class HState:
         self.m, self.order = m, order
         nodes = list(m.nodes)
         #: Per node: pfn of each free page and its slot at the pool's user, the next to go last.
-        self.free: dict[int, dict[int, int]] = {nid: {} for nid in nodes}
+        # The end of a plain dict is slow to find where much was taken off it.
+        self.free: dict[int, OrderedDict[int, int]] = {nid: OrderedDict() for nid in nodes}
         self.nr_huge_pages_node = dict.fromkeys(nodes, 0)
         self.surplus_huge_pages_node = dict.fromkeys(nodes, 0)
         self.resv_huge_pages = 0
         self.max_huge_pages = 0
         self.nr_overcommit_huge_pages = 0
         self.next_nid_to_alloc = self.next_nid_to_free = min(m.n_memory, default=0)
-        self._user: PageUser | None = None
+        self.pool: PoolPages | None = None
         self._spare: list[int] = []
 
     @property
@@ -101,20 +116,21 @@ class HState:
 
     def hold(self, pfn: int) -> int:
         """Make a block a page of the pool's user; its slot."""
-        if self._user is None:
-            self._user = PageUser(self.m.memmap_engine, USER_HUGETLB, 0, self.order)
+        if self.pool is None:
+            self.pool = PoolPages(self.m, self.name, self.order)
+        engine = self.pool.engine
         if not self._spare:
-            n = self._user.nr_slots
-            self._user.resize(max(2 * n, 64))
-            self._spare = list(range(self._user.nr_slots - 1, n - 1, -1))
+            n = engine.nr_slots
+            engine.resize(max(2 * n, 64))
+            self._spare = list(range(engine.nr_slots - 1, n - 1, -1))
         slot = self._spare.pop()
-        self._user.attach(self.m, slot, pfn)
+        engine.attach(self.m, slot, pfn)
         return slot
 
     def drop(self, nid: int, pfn: int) -> None:
         """Take a free page off its node's list; it is a block in nobody's hands then."""
         slot = self.free[nid].pop(pfn)
-        if self._user is None or self._user.detach(self.m, slot) != pfn:
+        if self.pool is None or self.pool.engine.detach(self.m, slot) != pfn:
             bug("remove_hugetlb_page", f"pfn {pfn:#x} is not where its list says")
         self._spare.append(slot)
 

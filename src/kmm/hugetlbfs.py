@@ -13,6 +13,7 @@ from kmm.hugetlb_move import flags_of
 from kmm.hugetlb_pool import alloc_huge_page, hugetlb_acct_memory
 from kmm.memory import User
 from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, place
+from kmm.page_alloc import gfp_zone
 from kmm.params import NR_PAGES_MAX, PG_ACTIVE, PG_PINNED, USER_HUGETLB
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class HugetlbUser(User):
         check_number("pages", pages, 0, NR_PAGES_MAX >> self.hstate.order)
         self.m, self.name, self.kind = m, name, USER_HUGETLB
         self.cpu = m.this_cpu if cpu is None else check_number("cpu", cpu, 0, m.nr_cpus - 1)
-        self.policy, self.thp = policy, "never"
+        self.policy, self.thp, self.cpuset = policy, "never", None
+        self.interleave_offset, self.il_prev = 0, -1
         self.gfp = self.hstate.alloc_mask
         if reserve:
             hugetlb_acct_memory(m, self.hstate, pages)
@@ -84,7 +86,8 @@ class HugetlbUser(User):
         self._check_range(start, n)
         came = 0
         for index in (np.flatnonzero(self.engine.slots[start : start + n] == 0) + start).tolist():
-            where = place(self.m, self.policy, self.cpu, index)
+            offset = self.interleave_offset + index
+            where = place(self.m, self.policy, self.cpu, offset, self.mems, gfp_zone(self.gfp))
             pfn = alloc_huge_page(
                 self.m, self.hstate, where.nid, where.nodemask, bool(self.reserved[index])
             )
@@ -120,5 +123,4 @@ class HugetlbUser(User):
             raise kernel_error(-16, f"{self.name!r}: {self.nr_present} huge pages are pinned")
         hugetlb_acct_memory(self.m, self.hstate, -int(np.count_nonzero(self.reserved)))
         self.reserved[:] = False
-        del self.m.users[self.name]
-        del self.m.users_by_number[self.engine.number]
+        super().close()

@@ -174,6 +174,10 @@ def _migrate_and_poison(m: Machine, pfn: int) -> int:
         return 1
     one = np.array([pfn], dtype=np.uint64)
     if _page_ref.marks(m.memmap_engine, pfn) & PG_PINNED:
+        user, _ = _owner(m, pfn)
+        if user is not None and user.kind == USER_ANON:
+            # Unmapped and mapped again, it knows itself what the page table knew.
+            _page_ref.set_marks(m.memmap_engine, pfn, PG_DIRTY)
         return len(migrate_pages(m, one, target).left)
     try:
         to = alloc_migration_target(m, pfn, target)

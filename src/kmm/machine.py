@@ -23,7 +23,7 @@ from kmm.acpi_scan import (
 )
 from kmm.arch_x86_64 import arch_add_memory, arch_remove_memory
 from kmm.clock import SECOND, Clock, Ratelimit
-from kmm.compaction import Kcompactd, kcompactd_look, try_to_compact_pages
+from kmm.compaction import Kcompactd, try_to_compact_pages, watch_fragmentation
 from kmm.config import check_config
 from kmm.contig_alloc import alloc_contig_pages, alloc_contig_range, free_contig_range
 from kmm.debug import dump_page
@@ -266,7 +266,7 @@ class Machine(PageAllocator):
         self.cpusets: dict[str, CpuSet] = {}  # all but the top one, parents first
         self.clock = Clock()
         self.kcompactds: dict[int, Kcompactd] = {}
-        self.clock.watchers.append(lambda: kcompactd_look(self))
+        watch_fragmentation(self)
         #: How long an offline that does not get on is tried, ns of the clock.
         self.offline_patience = 60 * SECOND
         self.signal_pending = False  # for whoever waits for an offline

@@ -140,7 +140,7 @@ class User:
         if thp not in THP_CHOICES:
             raise kernel_error(-22, f"thp: {thp!r}; allowed: {', '.join(THP_CHOICES)}")
         check_number("pages", pages, 0, NR_PAGES_MAX)
-        if thp != "never" and KINDS[kind] != USER_ANON:
+        if thp != "never" and KINDS[kind] not in (USER_ANON, USER_SHMEM, USER_FILE):
             raise kernel_error(-22, f"thp: {thp!r}; allowed: 'never' for pages of kind {kind!r}")
         check_number("order", order, 0, 0 if KINDS[kind] in _SINGLE_PAGES else 10)
         self.m, self.name, self.kind = m, name, KINDS[kind]
@@ -174,7 +174,9 @@ class User:
 
     def placement(self, index: int) -> Placement:
         """Return where the next page goes, which is that of an index."""
-        zone_idx, offset = gfp_zone(self.gfp), index + self.interleave_offset
+        # By what pages of its kind usually are, even where one is requested that has to stay.
+        usual = _GFP_OF_KIND.get(self.kind, self.gfp)
+        zone_idx, offset = gfp_zone(usual), index + self.interleave_offset
         if self.policy.mode == "interleave" and self.kind not in (USER_ANON, USER_SHMEM):
             offset = self.policy.nodes.index(interleave_nodes(self.policy, self.il_prev))
         return place(self.m, self.policy, self.cpu, offset, self.mems, zone_idx)

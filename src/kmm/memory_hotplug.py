@@ -6,6 +6,7 @@ Every step that can fail raises a KernelError after undoing what was done before
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from kmm import _migrate, _page_ref
@@ -107,6 +108,8 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
     from kmm.resource import Resource
 
+#: After so many rounds what still moves gets nowhere.
+MAX_ROUNDS = 1000
 MHP_NONE, MHP_MERGE_RESOURCE, MHP_MEMMAP_ON_MEMORY, MHP_NID_IS_MGID = 0, 1, 2, 4
 _U64 = (1 << 64) - 1
 
@@ -785,14 +788,15 @@ def _empty_range(m: Machine, start_pfn: int, end_pfn: int) -> None:
 def _migrate_all_movable(m: Machine, start_pfn: int, end_pfn: int, deadline: int) -> None:
     """Move pages until none is left that could be."""
     stuck: KernelError | None = None
-    while True:
+    for rounds in itertools.count():
         _check_signal(m, deadline, stuck)
         pfn = scan_movable_pages(m, start_pfn, end_pfn)
         if pfn is None:
             return
         result = do_migrate_range(m, pfn, end_pfn)
         stuck = None
-        if not result.nr_succeeded:
+        # A pool's pages can change places within the block, as long as one waits.
+        if not result.nr_succeeded or rounds > MAX_ROUNDS:
             left = int(result.left[0]) if len(result.left) else pfn
             stuck = kernel_error(-16, _why_left(m, result, left))
             stuck.pfn = left

@@ -29,6 +29,9 @@ def free_blocks(m: Machine) -> npt.NDArray[np.int64]:
 def kpageflags(m: Machine, pfn: int, count: int) -> npt.NDArray[np.uint64]:
     """Return /proc/kpageflags of a range: a word of params.KPF_* bits a page.
 
+    Pages are on their LRU list as soon as they are there, where the kernel keeps some waiting; a
+    file's pages have buffers (PRIVATE) while they are dirty or written, and MAPPEDTODISK else.
+
     :param pfn: first page; count: pages.
     :raises InvalidArgument: for a range outside 64 TiB; OutOfMemory: if the host has no room for 8
         bytes a page (procfs.kpageflags tells runs).

@@ -16,10 +16,12 @@ from kmm import _scan
 from kmm import resource as res_
 from kmm._page_owner import pages_in_use
 from kmm.errors import kernel_error
+from kmm.hugetlb_move import not_to_be_dissolved
 from kmm.memory import KIND_NAMES
 from kmm.memory_block import MemoryBlock, MemoryNotify
 from kmm.mmzone import Zone
-from kmm.offline_explanation import Explanation, Obstacle
+from kmm.offline_explanation import KERNEL_USES, NEXT_TIME, Explanation, Obstacle
+from kmm.offline_hugetlb import HugePages, look_at_huge_pages
 from kmm.offline_room import Room, find_room
 from kmm.params import (
     FILL_KERNEL,
@@ -104,18 +106,7 @@ def _before_isolation(m: Machine, block: MemoryBlock) -> Obstacle | None:
     return None
 
 
-# Per kind of what isolation refuses: the name, and what would help.
-_KERNEL_USES = {
-    "slab_reclaimable": ("slab", "drop the caches: echo 2 > /proc/sys/vm/drop_caches"),
-    "slab": ("slab", "whoever filled the cache has to let go of its objects"),
-    "stack": ("stack", "the task that runs on it has to end"),
-    "page_table": ("page table", "the address space that it maps has to shrink or end"),
-    "kernel": ("kernel page", "the part of the kernel that has it has to free it"),
-    "offline": ("offline page", "its driver has to give it back"),
-    "hugetlb": ("hugetlb", "its pool has to shrink"),
-}
 _LRU_ITEMS = ("nr_zone_inactive", "nr_zone_active", "nr_zone_unevictable")
-_NEXT_TIME = "; bring the block online as online_movable next time"
 
 
 class _Look:
@@ -134,14 +125,20 @@ class _Look:
         """Go through what offline_pages does, in its order."""
         used = int(self.rows["nr_pages"].sum())
         self.out.goes_along = {"free": self.end - self.start - used}
-        self._isolation()
+        huge = look_at_huge_pages(self.m, self.zone, self.start, self.end)
+        self._isolation(huge)
         self._notifiers()
         if self.m.signal_pending:
             self._add(
                 "signal", "offline_pages: a signal is pending", errno.EINTR, "handle it first"
             )
         movable = self._pages()
-        self._room(movable)
+        self._pages_of_one_across(huge)
+        self.out.obstacles += huge.stuck
+        self._room(movable, huge.from_pool)
+        self.out.obstacles += huge.reserved
+        for doubt in huge.doubts:
+            self._doubt(doubt)
         self._what_is_not_known()
 
     def _add(self, kind: str, rule: str, code: int, helps: str, row: Any = None) -> None:
@@ -172,7 +169,23 @@ class _Look:
 
     # -- isolation ------------------------------------------------------------------------
 
-    def _isolation(self) -> None:
+    def _pages_of_one_across(self, huge: HugePages) -> None:
+        """Count the pages of a gigantic page that begins below the block, which have no row."""
+        for pfn, nr_pages, active in huge.across:
+            self.out.goes_along["free"] -= nr_pages
+            if active:
+                user = self.m.user_of(pfn)
+                name = (user.name if user is not None else "unknown", "hugetlb")
+                self.out.moves[name] = self.out.moves.get(name, 0) + nr_pages
+            else:
+                along = self.out.goes_along
+                along["dissolved"] = along.get("dissolved", 0) + nr_pages
+
+    def _doubt(self, text: str) -> None:
+        self.out.uncertain = True
+        self.out.assumptions.append(text)
+
+    def _isolation(self, huge: HugePages) -> None:
         """What start_isolate_page_range refuses."""
         for pfn in range(self.start, self.end, PAGEBLOCK_NR_PAGES):
             if self.m.memmap_engine.get_pageblock_migratetype(pfn) == MIGRATE_ISOLATE:
@@ -182,7 +195,11 @@ class _Look:
         n = _scan.unmovable_pages(self.zone, self.start, self.end, room)
         self.refused = set(room[: min(n, len(room))].tolist())
         found = self.rows[np.isin(self.rows["pfn"], room[:n])]
+        waiting = list(huge.crossing)
         for row in sorted(found, key=self._when_isolated):
+            if self._when_isolated(row)[0] == 2:
+                self.out.obstacles += waiting
+                waiting = []
             if _laid_out(row):
                 self.guessed = True
                 if self._known_as_movable():
@@ -191,6 +208,7 @@ class _Look:
             kind, helps = self._why_unmovable(row)
             rule = "has_unmovable_pages: unmovable page"
             self._add(kind, rule, errno.EBUSY, helps, row)
+        self.out.obstacles += waiting
 
     def _when_isolated(self, row: Any) -> tuple[int, int]:
         """In which order pageblocks are isolated: the first, the last, the others upward."""
@@ -203,12 +221,12 @@ class _Look:
         if int(row["flags"]) & PG_RESERVED:
             return "reserved", "nothing: boot, or the block's own memmap, has it for good"
         _, kind = self._user(row)
-        if kind in _KERNEL_USES:
-            name, helps = _KERNEL_USES[kind]
-            return name, helps + _NEXT_TIME
+        if kind in KERNEL_USES:
+            name, helps = KERNEL_USES[kind]
+            return name, helps + NEXT_TIME
         if int(row["flags"]) & PG_LRU == 0 and kind is not None:
             return f"{kind} page off its list", "it has to come back to its list"
-        return "kernel page", "whoever allocated it has to free it" + _NEXT_TIME
+        return "kernel page", "whoever allocated it has to free it" + NEXT_TIME
 
     def _known_as_movable(self) -> bool:
         """Whether as many pages of the zone are on LRU lists as are in use at all."""
@@ -261,9 +279,22 @@ class _Look:
         later.sort(key=lambda o: not (o[2] == errno.EBUSY and int(o[4]["pfn"]) < first))
         for kind, rule, code, helps, row in later:
             self._add(kind, rule, code, helps, row)
+        self._reservations()
         movable: Rows = self.rows[moves]
         self._count_moves(movable)
         return movable
+
+    def _reservations(self) -> None:
+        """What reservations keep dissolve_free_huge_pages from."""
+        for h in self.m.hstates:
+            kept = not_to_be_dissolved(self.m, h, self.start, self.end)
+            if kept:
+                rule = (
+                    f"dissolve_free_huge_page: {kept} free pages of {h.name} are needed for "
+                    f"{h.resv_huge_pages} reserved"
+                )
+                helps = "the pool has to grow elsewhere, or a reservation to be given up"
+                self._add("reserved huge pages", rule, errno.EBUSY, helps)
 
     def _count_moves(self, movable: Rows) -> None:
         """Add up by user what would move."""
@@ -318,9 +349,9 @@ class _Look:
 
     # -- where to -------------------------------------------------------------------------
 
-    def _room(self, movable: Rows) -> None:
-        wanted = self.out.nr_to_move
-        if not wanted:
+    def _room(self, movable: Rows, from_pool: int) -> None:
+        wanted = self.out.nr_to_move - from_pool
+        if wanted <= 0 or not len(movable):
             return
         free = self.out.goes_along["free"]
         room = find_room(self.m, self.zone, int(movable["pfn"][0]), free)
@@ -331,8 +362,12 @@ class _Look:
                 f"{room.most} fit; offline_pages tries again for ever"
             )
             self._add("nowhere to go", rule, errno.EINTR, self._more_room(room))
+            if room.reclaimable:
+                self._doubt(
+                    f"{room.reclaimable} pages there are on LRU lists: reclaim may free some"
+                )
         elif wanted > room.sure:
-            self.out.assumptions.append(
+            self._doubt(
                 f"{wanted} pages have to move and {room.sure} fit for sure, {room.most} at most: "
                 "reclaim, and what steals from other types' pageblocks, decides"
             )

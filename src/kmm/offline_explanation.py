@@ -8,6 +8,18 @@ from typing import Any
 
 from kmm.offline_room import Room
 
+#: Per kind of what isolation refuses: the name, and what would help.
+KERNEL_USES = {
+    "slab_reclaimable": ("slab", "drop the caches: echo 2 > /proc/sys/vm/drop_caches"),
+    "slab": ("slab", "whoever filled the cache has to let go of its objects"),
+    "stack": ("stack", "the task that runs on it has to end"),
+    "page_table": ("page table", "the address space that it maps has to shrink or end"),
+    "kernel": ("kernel page", "the part of the kernel that has it has to free it"),
+    "offline": ("offline page", "its driver has to give it back"),
+    "hugetlb": ("hugetlb", "its pool has to shrink"),
+}
+NEXT_TIME = "; bring the block online as online_movable next time"
+
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
@@ -35,7 +47,8 @@ class Explanation:
 
     ``moves`` has pages by (user, its kind) that would move, ``goes_along`` pages that need not:
     ``free``, ``poisoned``, ``offered`` by their driver, ``dissolved``.  ``room`` is where what
-    moves would fit.  ``assumptions`` is what could not be known.
+    moves would fit.  ``assumptions`` is what could not be known; with ``uncertain`` an attempt may
+    end otherwise, as reclaim, compaction or stealing decide.
     """
 
     block_id: int
@@ -48,6 +61,7 @@ class Explanation:
     room: Room | None = None
     obstacles: list[Obstacle] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
+    uncertain: bool = False
 
     @property
     def can_go(self) -> bool:
@@ -73,6 +87,7 @@ class Explanation:
             "node": self.node,
             "zone": self.zone,
             "can_go": self.can_go,
+            "uncertain": self.uncertain,
             "errno": errno.errorcode.get(self.errno) if self.errno else None,
             "goes_along": self.goes_along,
             "moves": [

@@ -9,9 +9,12 @@ from kmm.migrate import hot_remove_target
 from kmm.mmzone import Zone
 from kmm.page_alloc import gfp_zone
 from kmm.params import PAGEBLOCK_NR_PAGES
+from kmm.vmstat import zone_items
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
+
+_EVICTABLE = ("inactive_anon", "active_anon", "inactive_file", "active_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class TargetZone:
     """A zone that may take pages: ``sure`` and at ``most`` so many, above its marks.
 
     Between the two lie pageblocks kept for atomic requests and what stealing pageblocks of other
-    types adds to the marks.
+    types adds to the marks.  ``reclaimable`` pages are on LRU lists, where reclaim looks.
     """
 
     nid: int
@@ -27,6 +30,7 @@ class TargetZone:
     free: int
     sure: int
     most: int
+    reclaimable: int
 
 
 @dataclass(slots=True)
@@ -47,6 +51,11 @@ class Room:
         """Pages that fit at most, without reclaim."""
         return sum(t.most for t in self.targets)
 
+    @property
+    def reclaimable(self) -> int:
+        """Pages that reclaim may be able to free."""
+        return sum(t.reclaimable for t in self.targets)
+
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values, for JSON."""
         zones = [{n: getattr(t, n) for n in TargetZone.__slots__} for t in self.targets]
@@ -59,7 +68,7 @@ class Room:
         }
 
 
-def _boost_limit(m: Machine, zone: Zone) -> int:
+def boost_limit(m: Machine, zone: Zone) -> int:
     """How far the marks of a zone can rise while pageblocks are stolen (boost_watermark)."""
     if not m.vm.watermark_boost_factor or zone.managed_pages < 4 * PAGEBLOCK_NR_PAGES:
         return zone.watermark_boost
@@ -85,6 +94,8 @@ def find_room(m: Machine, source: Zone, pfn: int, free_in_block: int) -> Room:
             free -= free_in_block
         above = free - zone.watermark_min - zone.lowmem_reserve[highest]
         most = max(0, above - zone.watermark_boost)
-        sure = max(0, above - _boost_limit(m, zone) - zone.nr_reserved_highatomic)
-        room.targets.append(TargetZone(zone.nid, zone.name, free, sure, most))
+        sure = max(0, above - boost_limit(m, zone) - zone.nr_reserved_highatomic)
+        items = zone_items(zone)
+        lru = sum(items[f"nr_zone_{name}"] for name in _EVICTABLE)
+        room.targets.append(TargetZone(zone.nid, zone.name, free, sure, most, lru))
     return room

@@ -107,8 +107,8 @@ def __alloc_pages_slowpath(m: Machine, gfp: int, order: int, nid: int, nodes: in
     pfn = -1
     if order > 0:
         for priority in (2, 1):
-            _, pfn = m.ops.try_to_compact_pages(m, nid, order, gfp, nodes, cpu, 0, priority)
-            if pfn < 0:
+            result, pfn = m.ops.try_to_compact_pages(m, nid, order, gfp, nodes, cpu, 0, priority)
+            if pfn < 0 and result > 1:  # not COMPACT_SKIPPED
                 pfn = m._request(gfp, order, nid, nodes, cpu)
             if pfn >= 0:
                 return pfn

@@ -32,7 +32,7 @@ def start_isolate_page_range(m: Machine, zone: Zone, start_pfn: int, end_pfn: in
         note(m, "isolate_single_pageblock", 2)
     elif blocked < -1:
         note(m, "isolate_single_pageblock", 2)
-        raise _blocked(-2 - blocked, f"the gigantic page at pfn {-2 - blocked:#x} reaches beyond")
+        raise _blocked(-2 - blocked, f"pfn {-2 - blocked:#x} is huge, and reaches beyond")
     else:
         _note_refusal(m, zone, start_pfn, end_pfn, blocked)
         m.dump_page(blocked, "unmovable page")

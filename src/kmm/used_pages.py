@@ -64,12 +64,11 @@ class UsedPages:
         """How many pages each block has."""
         return np.int64(1) << self.order
 
-    @property
-    def lru(self) -> Ints:
-        """The list that each would be on by its user's kind and its marks."""
-        file = self.kind == USER_FILE
-        lists = 2 * file + (self.flags & PG_ACTIVE != 0)
-        return np.where(self.flags & PG_MLOCKED != 0, LRU_UNEVICTABLE, lists)
+
+def lists_of(kind: Ints, flags: Ints) -> Ints:
+    """Return the LRU list that pages are on by their users' kinds and their marks."""
+    lists = 2 * (kind == USER_FILE) + (flags & PG_ACTIVE != 0)
+    return np.where(flags & PG_MLOCKED != 0, LRU_UNEVICTABLE, lists)
 
 
 def _small(m: Machine, blocks: Ints) -> list[Ints]:
@@ -106,11 +105,10 @@ def _huge(m: Machine, blocks: Ints) -> list[Ints]:
 
 def user_tables(m: Machine) -> tuple[Ints, Ints]:
     """Return kind and order of each user by its number, kind 0 where there is none."""
-    most = max(m.users_by_number, default=0) + 1
-    kinds: Ints = np.zeros(max(most, 1 << 16), dtype=np.int64)
+    kinds: Ints = np.zeros(1 << 16, dtype=np.int64)
     orders = np.zeros_like(kinds)
-    for number, user in m.users_by_number.items():
-        kinds[number], orders[number] = user.kind, user.engine.order
+    for number, user in m.memmap_engine.page_users().items():
+        kinds[number], orders[number] = user.kind, user.order
     return kinds, orders
 
 
@@ -129,7 +127,7 @@ def used_pages(m: Machine) -> tuple[UsedPages, Ints]:
     huge = _huge(m, blocks[taken & (records["flags"] & PG_USER != 0)])
     kinds, orders = user_tables(m)
     pfn, user, index, tag, flags, last = (
-        np.concatenate(pair) for pair in zip(small, huge, strict=True)
+        np.concatenate(pair).astype(np.int64, copy=False) for pair in zip(small, huge, strict=True)
     )
     of_block = np.arange(len(pfn)) >= len(small[0])
     # A pageblock's record counts in units of 512 where its user has single pages.
@@ -137,6 +135,8 @@ def used_pages(m: Machine) -> tuple[UsedPages, Ints]:
     order = np.where(of_block, last, last & 0xF)
     state = np.where(of_block, 0, last)
     pages = UsedPages(pfn, user, index, tag, flags, order, of_block, kinds[user], orders[user])
+    if not of_block.any():
+        return pages, state
     by_pfn = np.argsort(pfn, kind="stable")
     return pages.of(by_pfn), state[by_pfn]
 
@@ -152,15 +152,17 @@ def live_entries(m: Machine, pages: UsedPages, nid: int, lru: int) -> tuple[Ints
     if not len(pages.pfn):
         return np.zeros(0, dtype=np.int64), nr_live
     at = np.minimum(np.searchsorted(pages.pfn, pfn), len(pages.pfn) - 1)
-    counts = (pages.pfn[at] == pfn) & (pages.tag[at] == tag) & (pages.flags[at] & PG_LRU != 0)
-    counts &= pages.lru[at] == lru
+    flags = pages.flags[at]
+    counts = (pages.pfn[at] == pfn) & (pages.tag[at] == tag) & (flags & PG_LRU != 0)
+    counts &= lists_of(pages.kind[at], flags) == lru
     counts &= nodes_of(m, pages.pfn[at]) == nid
     return at[counts], nr_live
 
 
 def zones_of(m: Machine, pfn: Ints) -> Ints:
     """Return the zone of each page, an index into the table of zones, -1 for none."""
-    return m.pageblocks["zone"][pfn >> PAGEBLOCK_ORDER].astype(np.int64) - 1
+    zones: Ints = m.pageblocks["zone"][pfn >> PAGEBLOCK_ORDER].astype(np.int64) - 1
+    return zones
 
 
 def nodes_of(m: Machine, pfn: Ints) -> Ints:

@@ -35,9 +35,9 @@ def check_compaction(m: Machine) -> None:
 def _check_state(zone: Zone) -> None:
     where = f"node {zone.nid} {zone.name}: compact_"
     state = _compaction.compact_state(zone)
-    shift, order = int(state["defer_shift"]), int(state["order_failed"])
+    shift, order = state["defer_shift"], state["order_failed"]
     _true(0 <= shift <= COMPACT_MAX_DEFER_SHIFT, f"{where}defer_shift {shift}")
-    considered = int(state["considered"])
+    considered = state["considered"]
     _true(0 <= considered <= 1 << shift, f"{where}considered {considered} of {1 << shift}")
     _true(0 <= order <= MAX_ORDER, f"{where}order_failed {order}")
 

@@ -14,7 +14,9 @@ import numpy as np
 from kmm.params import (
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
+    PG_ACTIVE,
     PG_DIRTY,
+    PG_HWPOISON,
     PG_ISOLATED,
     PG_LRU,
     PG_MLOCKED,
@@ -39,6 +41,7 @@ from kmm.used_pages import (
     Bools,
     Ints,
     UsedPages,
+    lists_of,
     live_entries,
     nodes_of,
     used_pages,
@@ -49,6 +52,8 @@ from kmm.vmstat import NODE_STAT_ITEMS, ZONE_STAT_ITEMS
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
+
+_MARKS = (PG_LRU, PG_ACTIVE, PG_MLOCKED, PG_DIRTY, PG_WRITEBACK)  # those that are counted
 
 
 @dataclass(slots=True)
@@ -69,8 +74,8 @@ def _name(m: Machine, number: int) -> str:
 def _present_slots(m: Machine) -> _Slots:
     """Read the tables of all users, and compare their counts."""
     numbers, indices, values = [], [], []
-    for number, user in m.users_by_number.items():
-        slots = user.engine.slots[: user.engine.nr_slots]
+    for number, user in m.memmap_engine.page_users().items():
+        slots = user.slots[: user.nr_slots]
         index = np.flatnonzero(slots)
         value = slots[index]
         present = value & np.uint64(SLOT_PRESENT) != 0
@@ -78,8 +83,8 @@ def _present_slots(m: Machine) -> _Slots:
         name = _name(m, number)
         odd = index[present == swapped]
         _true(not len(odd), f"{name}: slot {int(odd[0]) if len(odd) else 0}: has no one place")
-        _equal(f"{name}: nr_present", user.engine.nr_present, int(np.count_nonzero(present)))
-        _equal(f"{name}: nr_swapped", user.engine.nr_swapped, int(np.count_nonzero(swapped)))
+        _equal(f"{name}: nr_present", user.nr_present, int(np.count_nonzero(present)))
+        _equal(f"{name}: nr_swapped", user.nr_swapped, int(np.count_nonzero(swapped)))
         numbers.append(np.full(int(np.count_nonzero(present)), number))
         indices.append(index[present])
         values.append(value[present])
@@ -130,10 +135,13 @@ def _check_lru(m: Machine, pages: UsedPages) -> None:
     """Each page of a kind that is listed has one entry, on the list that is its own."""
     _none(pages.pfn[pages.flags & PG_ISOLATED != 0], "isolated pages that nobody moves")
     listed = np.isin(pages.kind, (USER_ANON, USER_SHMEM, USER_FILE))
-    _none(pages.pfn[listed & (pages.flags & PG_LRU == 0)], "pages that are on no LRU list")
+    # A broken page is taken off its list, also where its file keeps it.
+    nowhere = pages.flags & (PG_LRU | PG_HWPOISON) == 0
+    _none(pages.pfn[listed & nowhere], "pages that are on no LRU list")
     _none(pages.pfn[~listed & (pages.flags & PG_LRU != 0)], "pages that no LRU list is for")
     node = nodes_of(m, pages.pfn)
-    lru = np.where(listed, pages.lru, -1)
+    listed &= pages.flags & PG_LRU != 0
+    lru = np.where(listed, lists_of(pages.kind, pages.flags), -1)
     for nid in m.nodes:
         for which in range(NR_LRU_LISTS):
             name = f"node {nid}: {LRU_NAMES[which]}"
@@ -144,68 +152,96 @@ def _check_lru(m: Machine, pages: UsedPages) -> None:
             _none(pages.pfn[missing], f"{name}: pages without entry")
 
 
-def _lru_sizes(pages: UsedPages) -> dict[str, Ints]:
-    lru = pages.lru
-    on = np.where(pages.flags & PG_LRU != 0, pages.pages, 0)
-    return {name: np.where(lru == i, on, 0) for i, name in enumerate(LRU_NAMES)}
+@dataclass(slots=True)
+class _Alike:
+    """Pages that add to the same counters: where, what, and how many there are of them."""
+
+    zone: Ints
+    kind: Ints
+    flags: Ints
+    mapped: Ints
+    huge: Ints
+    n: Ints
 
 
-def _of_node(m: Machine, pages: UsedPages) -> dict[str, Ints]:
-    """How many pages each block adds to the node items that follow from what pages are."""
-    n, kind = pages.pages, pages.kind
+def _alike(m: Machine, pages: UsedPages) -> _Alike:
+    """Count pages that are alike, so that not each of them is looked at for every counter."""
     mapped: Ints = np.zeros(1 << 16, dtype=np.int64)
-    for number, user in m.users_by_number.items():
-        mapped[number] = user.engine.mapped
-    cache = np.where((kind == USER_SHMEM) | (kind == USER_FILE), n, 0)
-    anon = np.where(kind == USER_ANON, n, 0)
-    out = {f"nr_{name}": sizes for name, sizes in _lru_sizes(pages).items()}
+    for number, user in m.memmap_engine.page_users().items():
+        mapped[number] = user.mapped
+    key = zones_of(m, pages.pfn)
+    for part, bits in (
+        (pages.kind, 4),
+        (mapped[pages.user], 1),
+        (pages.huge, 1),
+        *((pages.flags & mark != 0, 1) for mark in _MARKS),
+    ):
+        key <<= bits
+        key |= part
+    n = np.bincount(key, weights=pages.pages).astype(np.int64)
+    left = np.flatnonzero(n)
+    n, flags = n[left], left * 0
+    for mark in reversed(_MARKS):
+        flags |= (left & 1) * mark
+        left >>= 1
+    return _Alike(left >> 6, left >> 2 & 0xF, flags, left >> 1 & 1, left & 1, n)
+
+
+def _of_node(p: _Alike) -> dict[str, Ints]:
+    """How many pages add to each node item that follows from what pages are."""
+    lru = np.where(p.flags & PG_LRU != 0, lists_of(p.kind, p.flags), -1)
+    out = {f"nr_{name}": np.where(lru == i, p.n, 0) for i, name in enumerate(LRU_NAMES)}
+    cache = np.where((p.kind == USER_SHMEM) | (p.kind == USER_FILE), p.n, 0)
+    anon = np.where(p.kind == USER_ANON, p.n, 0)
+    dirty = (p.kind == USER_FILE) & (p.flags & PG_DIRTY != 0)
     return out | {
-        "nr_slab_reclaimable": np.where(kind == USER_SLAB_RECLAIMABLE, n, 0),
-        "nr_slab_unreclaimable": np.where(kind == USER_SLAB_UNRECLAIMABLE, n, 0),
-        "nr_isolated_anon": n * 0,
-        "nr_isolated_file": n * 0,
+        "nr_slab_reclaimable": np.where(p.kind == USER_SLAB_RECLAIMABLE, p.n, 0),
+        "nr_slab_unreclaimable": np.where(p.kind == USER_SLAB_UNRECLAIMABLE, p.n, 0),
+        "nr_isolated_anon": p.n * 0,
+        "nr_isolated_file": p.n * 0,
         "nr_anon_pages": anon,
-        "nr_mapped": cache * mapped[pages.user],
+        "nr_mapped": cache * p.mapped,
         "nr_file_pages": cache,
-        "nr_dirty": np.where((kind == USER_FILE) & (pages.flags & PG_DIRTY != 0), n, 0),
-        "nr_writeback": np.where(pages.flags & PG_WRITEBACK != 0, cache, 0),
-        "nr_shmem": np.where(kind == USER_SHMEM, n, 0),
-        "nr_anon_transparent_hugepages": np.where(pages.huge, anon, 0),
-        "nr_kernel_stack": np.where(kind == USER_STACK, 4 * n, 0),
-        "nr_page_table_pages": np.where(kind == USER_PAGE_TABLE, n, 0),
+        "nr_dirty": np.where(dirty, p.n, 0),
+        "nr_writeback": np.where(p.flags & PG_WRITEBACK != 0, cache, 0),
+        "nr_shmem": np.where(p.kind == USER_SHMEM, p.n, 0),
+        "nr_anon_transparent_hugepages": anon * p.huge,
+        "nr_kernel_stack": np.where(p.kind == USER_STACK, 4 * p.n, 0),
+        "nr_page_table_pages": np.where(p.kind == USER_PAGE_TABLE, p.n, 0),
     }
 
 
-def _of_zone(node: dict[str, Ints], pages: UsedPages) -> dict[str, Ints]:
+def _of_zone(node: dict[str, Ints], p: _Alike) -> dict[str, Ints]:
     """The same for zones."""
     out = {f"nr_zone_{name}": node[f"nr_{name}"] for name in LRU_NAMES}
     return out | {
         "nr_zone_write_pending": node["nr_dirty"] + node["nr_writeback"],
-        "nr_mlock": np.where(pages.flags & PG_MLOCKED != 0, pages.pages, 0),
+        "nr_mlock": np.where(p.flags & PG_MLOCKED != 0, p.n, 0),
     }
 
 
 def _check_counters(m: Machine, pages: UsedPages) -> None:
     """What nodes and zones have counted since the machine began, against the pages there are."""
-    zone, node = zones_of(m, pages.pfn), nodes_of(m, pages.pfn)
-    by_node = _of_node(m, pages)
+    alike, zones = _alike(m, pages), m.all_zones()
+    by_node = _of_node(alike)
+    node = np.array([z.nid for z in zones])[alike.zone]
+    stats = {nid: m.memmap_engine.node_stat(nid) for nid in m.nodes}
     for item, n in by_node.items():
-        sums = np.bincount(node, weights=n, minlength=len(m.nodes)).astype(np.int64)
         at = NODE_STAT_ITEMS.index(item)
-        for nid in m.nodes:
-            have = m.memmap_engine.node_stat(nid)[at]
-            _equal(f"node {nid}: {item}", have, int(sums[nid]))
-    for item, n in _of_zone(by_node, pages).items():
-        sums = np.bincount(zone, weights=n, minlength=len(m.all_zones())).astype(np.int64)
+        for nid, stat in stats.items():
+            _equal(f"node {nid}: {item}", stat[at], int(n[node == nid].sum()))
+    zone_stats = [z.stat() for z in zones]
+    for item, n in _of_zone(by_node, alike).items():
         at = ZONE_STAT_ITEMS.index(item)
-        for z in m.all_zones():
-            have = z.stat()[at]
-            _equal(f"node {z.nid} zone {z.name}: {item}", have, int(sums[z.index]))
+        for z, stat in zip(zones, zone_stats, strict=True):
+            want = int(n[alike.zone == z.index].sum())
+            _equal(f"node {z.nid} zone {z.name}: {item}", stat[at], want)
 
 
 def check_users(m: Machine) -> None:
     """Users' slots, the records of their pages, LRU lists, and what is counted of all that."""
     named = {user.engine.number for user in m.users.values()}
+    named |= {h.pool.engine.number for h in m.hstates if h.pool is not None}
     known = m.memmap_engine.user_numbers()
     _equal("users", (sorted(named), sorted(m.users_by_number)), (known, known))
     slots = _present_slots(m)

@@ -33,10 +33,13 @@ COUNTERS = {
     "anon": "nr_anon_pages",
     "shmem": "nr_shmem",
 }
-TOGETHER = 512  # pages that are freed at once when they are let go
-GROUP = 64  # and that are given targets at once when they move
+MOST_WAITING = 510  # pages that are gathered when they are let go
+# Of those as many go at once, the last first.
+TOGETHER = {"anon": 510, "shmem": 15, "file": 15}
+GROUP = 64  # pages that are given targets at once when they move
+THISNODE_NORETRY = 0x200000 | 0x10000
 
-# Where the page of an index goes: whose zonelist is used, and which nodes may give it.
+# Where the page (or huge page) of an index goes: whose zonelist is used, which nodes may give it.
 Place = Callable[[int], tuple[int, set[int] | None]]
 
 
@@ -52,6 +55,7 @@ class TwinUser:
     thp: str = "never"
     locked: bool = False
     mapped: bool = False
+    interleave: bool = False
     cpu: int = 0
     slots: dict[int, int] = field(default_factory=dict)
     tokens: dict[int, int] = field(default_factory=dict)
@@ -139,25 +143,26 @@ class TwinUsers:
             marks = {"referenced"}
         gfp, at, end = GFP_OF_KIND[user.kind], start, start + n
         while at < end:
-            nid, nodes = user.place(at)
             aligned = at % HUGE == 0 and at + HUGE <= end
             if user.thp != "never" and aligned and not user.has_any(at, at + HUGE):
-                pfn = self._attempt(
-                    9,
-                    TRANSHUGE if user.thp == "madvise" else TRANSHUGE_LIGHT,
-                    nid,
-                    user.cpu,
-                    nodes,
-                )
-                assert pfn is not None
-                self._attach(user, at, pfn, 9, marks)
+                self._attach(user, at, self._huge(user, at), 9, marks)
                 at += HUGE
                 continue
             if at not in user.slots:
+                nid, nodes = user.place(at)
                 pfn = self._attempt(user.order, gfp, nid, user.cpu, nodes)
                 assert pfn is not None
                 self._attach(user, at, pfn, user.order, marks)
             at += 1
+
+    def _huge(self, user: TwinUser, at: int) -> int:
+        gfp = TRANSHUGE if user.thp == "madvise" else TRANSHUGE_LIGHT
+        nid, nodes = user.place(at // HUGE if user.interleave else at)
+        if not user.interleave and (nodes is None or nid in nodes):
+            gfp |= THISNODE_NORETRY
+        pfn = self._attempt(9, gfp, nid, user.cpu, nodes)
+        assert pfn is not None
+        return pfn
 
     def release(self, user: TwinUser, start: int, n: int) -> int:
         """Let pages go; how many are freed."""
@@ -174,7 +179,7 @@ class TwinUsers:
                 self.split(head)
                 continue
             if page.huge:
-                self._free(waiting, user.cpu)
+                self._release_pages(waiting, user)
                 self._detach(head)
                 self.allocator.free_pages(head, user.cpu)
                 freed += HUGE
@@ -186,15 +191,20 @@ class TwinUsers:
                 continue
             waiting.append(head)
             freed += 1 << user.order
-            if len(waiting) == TOGETHER:
-                self._free(waiting, user.cpu)
-        self._free(waiting, user.cpu)
+            if len(waiting) == MOST_WAITING:
+                self._release_pages(waiting, user)
+        self._release_pages(waiting, user)
         return freed
+
+    def _release_pages(self, pfns: list[int], user: TwinUser) -> None:
+        group = TOGETHER.get(user.kind, 1)
+        for first in range(0, len(pfns), group):
+            self._free(pfns[first : first + group][::-1], user.cpu)
+        pfns.clear()
 
     def _free(self, pfns: list[int], cpu: int) -> None:
         for pfn in pfns:
             self.allocator.free_pages(pfn, cpu)
-        pfns.clear()
 
     def split(self, head: int) -> None:
         """Turn a huge page into single ones."""
@@ -256,7 +266,7 @@ class TwinUsers:
                 for source, to in zip(group, targets, strict=True):
                     assert to is not None
                     self._move(source, to)
-                self._free(list(group), cpu)
+                self._free(group, cpu)
                 at += len(group)
         self.putback(left)
         return left
