@@ -38,10 +38,11 @@ class AllocatorAgainstTwin(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.m = build()
-        # Whom the allocator calls for help is tested elsewhere; here nobody can.
+        # Whom the allocator calls for help is tested elsewhere; here nobody can.  Even without a
+        # page to move compaction would turn free lists round.
         self.m.run_kswapds = lambda: None  # type: ignore[method-assign]
         self.m.ops.try_to_free_pages = lambda *request: 0
-        self.m.ops.try_to_compact_pages = lambda *request: (COMPACT_SKIPPED, -1)
+        self.m.ops.try_to_compact_pages = lambda *_: (COMPACT_SKIPPED, -1)
         self.twin = TwinMachine.of(self.m)
         self.disabled: TwinZone | None = None
 
