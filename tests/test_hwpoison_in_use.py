@@ -100,9 +100,7 @@ def test_soft_offline_of_what_is_held_fails() -> None:
         "0x5fffffc00a000e(referenced|uptodate|dirty|mappedtodisk|swapbacked|node=1|zone=3|"
         "lastcpupid=0x1fffff)"
     ]
-    # It was taken off its list and is the latest there now.
-    changed = settled_differences(before, dump(m))
-    assert [d.split(":")[0] for d in changed] == ["/lru/node 1 inactive_anon"]
+    assert settled_differences(before, dump(m)) == []
     m.unpin(pin)
     assert retire(m, "soft", pin.pfn) == (0, [])
     m.validate()
@@ -134,9 +132,7 @@ def test_soft_offline_with_nowhere_to_go() -> None:
     code, log = retire(m, "soft", pfn)
     assert code == errno.ENOMEM
     assert log[-1].startswith(f"soft offline: {pfn:#x}: page migration failed -12, type 0x")
-    # It was taken off its list and is the latest there now.
-    changed = settled_differences(before, dump(m))
-    assert [d.split(":")[0] for d in changed] == ["/lru/node 1 inactive_anon"]
+    assert settled_differences(before, dump(m)) == []
     filler.close()
     assert retire(m, "soft", pfn) == (0, [])
     m.validate()

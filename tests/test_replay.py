@@ -70,6 +70,8 @@ REQUIRED = {
     "load_interleave": (612, 612),
     "load_list": (775, 775),
     "load_mmom": (685, 685),
+    "load_nearest": (756, 756),
+    "load_tmpfs_grow": (899, 899),
     # In these the guest's own tasks show: see the recordings' README.
     "auto_movable_no_numa": (7940, 7968),
     "boot_6_gib": (3151, 3163),

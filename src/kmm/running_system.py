@@ -23,7 +23,7 @@ from kmm.page_alloc import (
     __alloc_pages,
     __free_pages,
 )
-from kmm.params import PAGEBLOCK_NR_PAGES, USER_ANON, ZONE_MOVABLE, ZONE_NORMAL
+from kmm.params import USER_ANON, ZONE_MOVABLE, ZONE_NORMAL
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -85,9 +85,9 @@ def _use(m: Machine, zone: Zone, gfp: int, nid: int, cpu: int, keep: bool) -> bo
 class RemotePagesets:
     """What CPUs keep on their lists of other nodes' zones, and since when (refresh_cpu_vm_stats).
 
-    A CPU that has left such a list alone for some seconds gives a batch of it back.  The worker
-    knows by counters that have yet to be added up, and blocks of order 9 are more than a CPU's
-    counter may hold back: what changes a list by them alone it does not see.
+    A CPU that has left such a list alone for some seconds gives a batch of it back, if it has
+    counted something of the zone meanwhile, as it does for pages of LRU lists.  Batches on their
+    way to and from the free lists are mostly larger than what it counts by itself.
 
     :param m: the machine.
     """
@@ -96,8 +96,10 @@ class RemotePagesets:
         self._m = m
         self._counts: dict[tuple[int, int], int] = {}
         self._idle: dict[tuple[int, int], float] = {}
-        self._seen: set[tuple[int, int]] = set()
         self._used = _pages_of_tasks(m)
+        self._stats: dict[int, tuple[int, ...]] = {}
+        self.look()
+        self._idle.clear()
 
     def _lists(self) -> list[tuple[Zone, int, int]]:
         """The lists that have pages: zone, CPU, pages."""
@@ -116,15 +118,17 @@ class RemotePagesets:
 
         :param still: seconds that whoever did it goes on.
         """
-        counts = {(zone.index, cpu): count for zone, cpu, count in self._lists()}
-        self._seen &= set(counts)
-        idle = {}
-        for k, n in counts.items():
-            visible = (n - self._counts.get(k, 0)) % PAGEBLOCK_NR_PAGES != 0
-            idle[k] = -still if visible else self._idle.get(k, 0.0)
-            if visible:
-                self._seen.add(k)
-        self._counts, self._idle = counts, idle
+        stats = {zone.index: tuple(zone.stat()) for zone in self._m.all_zones() if zone.populated}
+        counts, idle = {}, {}
+        for zone, cpu, count in self._lists():
+            key = zone.index, cpu
+            counts[key] = count
+            counted = stats[zone.index] != self._stats.get(zone.index)
+            if counted and count != self._counts.get(key):
+                idle[key] = -still
+            elif key in self._idle:
+                idle[key] = self._idle[key]
+        self._counts, self._idle, self._stats = counts, idle, stats
 
     def after_load(self, load: Mapping[str, Any]) -> None:
         """Note what a program has used; one in the background is at it while its line goes on."""
@@ -139,15 +143,21 @@ class RemotePagesets:
         """Let time pass in which no task uses these lists."""
         # The worker comes by as often as vm.stat_interval says.
         seconds /= max(1, self._m.vm.kept.get("stat_interval", 1))
-        for zone, cpu, _ in self._lists():
+        for zone, cpu, count in self._lists():
             key = zone.index, cpu
-            if key not in self._seen:
+            if key not in self._idle:
                 continue
-            idle = self._idle.get(key, 0.0) + seconds
-            while idle >= _UNTOUCHED and zone.pcp_state(cpu)[0]:
-                zone.drain(cpu, zone.pcp_state(cpu)[2])
+            idle = self._idle.pop(key) + seconds
+            while idle >= _UNTOUCHED and count:
+                drained = min(count, zone.pcp_state(cpu)[2])
+                zone.drain(cpu, drained)
+                count = zone.pcp_state(cpu)[0]
                 idle -= _AGAIN
-            self._idle[key], self._counts[key] = idle, zone.pcp_state(cpu)[0]
+                if drained > zone.stat_threshold:
+                    break  # counted at once, so that the worker sees nothing new
+            else:
+                self._idle[key] = idle
+            self._counts[key] = count
 
     def settle(self) -> None:
         """Let the time pass from the end of an operation to when the recording looks.
