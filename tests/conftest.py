@@ -21,6 +21,12 @@ def two_nodes(cmdline: str = "memhp_default_state=offline", **more: Any) -> Mach
     return Machine(MachineConfig.from_dict({**data, **more}))
 
 
+def with_nobody_to_kill(m: Machine) -> Machine:
+    """The machine, whose requests fail where else a task had to go."""
+    m.ops.out_of_memory = lambda *request: False
+    return m
+
+
 @pytest.fixture
 def m() -> Machine:
     return two_nodes()

@@ -12,11 +12,12 @@ from kmm.balloon_compaction import Balloon
 from kmm.memory import User
 from kmm.memory_block import MemoryNotifier, register_memory_notifier, unregister_memory_notifier
 from kmm.mempolicy import new_policy
+from kmm.page_alloc import drain_all_pages
 from kmm.params import KPF_OFFLINE
 from kmm.snapshot import dump
 from kmm.virtio_mem import VirtioMem
 from kmm.vmstat import all_vm_events
-from tests.conftest import DIMM, two_nodes
+from tests.conftest import DIMM, two_nodes, with_nobody_to_kill
 from tests.settle import settled_differences
 
 BLOCK = 128 << 20
@@ -27,7 +28,7 @@ STATE = "/sys/devices/system/memory/memory32/state"
 def machine(blocks: int = 1) -> Machine:
     m = two_nodes("memhp_default_state=online_movable")
     m.plug("a", 1, DIMM, blocks * BLOCK)
-    return m
+    return with_nobody_to_kill(m)
 
 
 def mem_total(m: Machine) -> int:
@@ -98,7 +99,8 @@ def test_a_balloon_that_is_full_says_so() -> None:
     filler = User(m, "filler", "anon", 40000, policy=new_policy(m, "bind", [1]))
     with pytest.raises(KernelError):
         filler.fault(0, 40000)
-    filler.shrink(50)
+    filler.shrink(500)
+    drain_all_pages(m)
     with pytest.raises(KernelError) as e:
         made.inflate(1000)
     assert e.value.errno == errno.ENOMEM

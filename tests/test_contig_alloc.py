@@ -19,7 +19,7 @@ from kmm.page_alloc import __GFP_THISNODE
 from kmm.params import FILL_RESERVED, PG_DIRTY, PG_PINNED
 from kmm.snapshot import dump
 from kmm.vmstat import all_vm_events, node_items
-from tests.conftest import DIMM, two_nodes
+from tests.conftest import DIMM, two_nodes, with_nobody_to_kill
 
 START = DIMM >> 12
 
@@ -229,7 +229,7 @@ def test_lists_of_32_pages_and_five_tries() -> None:
 def test_clean_page_cache_is_dropped_and_dirty_moves() -> None:
     m, _ = kernel_zone()
     user = used_by(m, "file", 64)
-    user.engine.store[:] = np.arange(64) + 7
+    m.sync()
     pfns = user.pfns()
     assert node_items(m, m.nodes[1])["nr_file_pages"] == 64
     dirty = User(m, "dirty", "file", 5, policy=new_policy(m, "bind", [1]), tokens=True)
@@ -262,6 +262,7 @@ def test_a_signal_ends_it_and_everything_is_on_its_list_again() -> None:
 
 def test_no_room_is_enomem_and_what_has_moved_stays_there() -> None:
     m, zone = kernel_zone()
+    with_nobody_to_kill(m)
     user = used_by(m, "anon", 1000)
     hog = User(m, "hog", "anon", m.totalram_pages)
     with pytest.raises(OutOfMemory):

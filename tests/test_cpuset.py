@@ -10,7 +10,7 @@ from kmm import KernelError, Machine
 from kmm.cpuset import CpuSet, update_nodemask
 from kmm.memory import User
 from kmm.mempolicy import new_policy
-from tests.conftest import DIMM, two_nodes
+from tests.conftest import DIMM, two_nodes, with_nobody_to_kill
 
 STATE = "/sys/devices/system/memory/memory{}/state"
 
@@ -18,7 +18,7 @@ STATE = "/sys/devices/system/memory/memory{}/state"
 def machine() -> Machine:
     m = two_nodes("memhp_default_state=online_movable")
     m.plug("a", 1, DIMM, 256 << 20)
-    return m
+    return with_nobody_to_kill(m)
 
 
 def nodes_of(m: Machine, user: User) -> list[int]:

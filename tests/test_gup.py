@@ -11,9 +11,10 @@ from kmm import GFP_KERNEL, KernelError, Machine
 from kmm.gup import pins_of
 from kmm.memory import User
 from kmm.mempolicy import new_policy
+from kmm.page_alloc import drain_all_pages
 from kmm.snapshot import differences, dump
 from kmm.vmstat import all_node_items, all_vm_events
-from tests.conftest import DIMM, two_nodes
+from tests.conftest import DIMM, two_nodes, with_nobody_to_kill
 from tests.settle import settled_differences
 
 BLOCK = 128 << 20
@@ -24,7 +25,7 @@ STATE = "/sys/devices/system/memory/memory32/state"
 def machine(kind: str = "movable") -> Machine:
     m = two_nodes(f"memhp_default_state=online_{kind}")
     m.plug("a", 1, DIMM, BLOCK)
-    return m
+    return with_nobody_to_kill(m)
 
 
 def user(m: Machine, pages: int, kind: str = "anon", thp: str = "never") -> User:
@@ -132,8 +133,9 @@ def test_a_huge_page_without_room_elsewhere_is_moved_in_parts() -> None:
     filler = User(m, "filler", "kernel", 600000, policy=new_policy(m, "bind", [0]))
     with pytest.raises(KernelError):
         filler.fault(0, filler.pages)
-    for order in (10, 9):
+    for order in (10, 9, 9):
         m.alloc_pages_bulk(1000, order, GFP_KERNEL | MEMALLOC, 0)
+        drain_all_pages(m)
     for i in range(0, 40000, 2):
         filler.release(i, 1)
     pin = m.pin(made, 5)

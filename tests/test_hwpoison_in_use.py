@@ -16,7 +16,7 @@ from kmm.mempolicy import new_policy
 from kmm.params import KPF_HWPOISON, PG_DIRTY
 from kmm.snapshot import dump
 from kmm.vmstat import all_node_items, all_vm_events
-from tests.conftest import DIMM, two_nodes
+from tests.conftest import DIMM, two_nodes, with_nobody_to_kill
 from tests.settle import settled_differences
 
 BLOCK = 128 << 20
@@ -26,13 +26,15 @@ MEMORY = "/sys/devices/system/memory"
 def machine(kind: str = "movable") -> Machine:
     m = two_nodes(f"memhp_default_state=online_{kind}")
     m.plug("a", 1, DIMM, 2 * BLOCK)
-    return m
+    return with_nobody_to_kill(m)
 
 
 def user(m: Machine, kind: str, pages: int = 20, flags: int = 0, **more: str) -> User:
     made = User(m, "hog", kind, pages, policy=new_policy(m, "bind", [1]), tokens=True, **more)
     made.fault(0, pages, flags)
     made.write_tokens(0, np.arange(pages) + 7)
+    if not flags:
+        m.sync()
     return made
 
 
@@ -161,6 +163,8 @@ def test_memory_failure_takes_a_page_from_its_user(
     made.engine.mapped = mapped
     made.fault(0, 20, flags)
     made.write_tokens(0, np.arange(20) + 7)
+    if not flags:
+        m.sync()
     pfn = int(made.pfns()[3])
     want = [line.format(pfn=hex(pfn)) for line in extra]
     want.append(f"Memory failure: {pfn:#x}: recovery action for {name}: Recovered")

@@ -14,6 +14,7 @@ from kmm.memory import User
 from kmm.mempolicy import MemPolicy, mpol_rebind_policy, new_policy, place
 from kmm.params import USER_ANON, USER_SHMEM, ZONE_MOVABLE, ZONE_NORMAL
 from kmm.vmstat import all_vm_events, zone_numa_events
+from tests.conftest import with_nobody_to_kill
 from tests.reference.mempolicy_twin import Policy
 
 CONFIG: dict[str, Any] = {
@@ -38,7 +39,7 @@ def machine() -> Machine:
     """Four nodes, the last of which has two blocks of movable memory only."""
     m = Machine(MachineConfig.from_dict(CONFIG))
     m.plug("a", 3, DIMM, 256 << 20)
-    return m
+    return with_nobody_to_kill(m)
 
 
 def nodes_of(m: Machine, user: User) -> list[int]:
