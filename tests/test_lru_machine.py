@@ -74,15 +74,16 @@ class LruAgainstTwin(RuleBasedStateMachine):
                 self.fill(name, clean, read)
 
     def fill(self, name: str, clean: bool, read: int) -> None:
-        """Let all pages of a user be there, not touched lately, some of them active."""
-        self.touch(name, 0, PAGES, True, 1)
+        """Let many pages of a user be there, not touched lately, some of them active."""
+        n = PAGES - 170 * USERS.index(name)
+        self.touch(name, 0, n, True, 1)
         if clean and name in ("file", "mapped"):
             self.begin_to_write(name, PAGES)
             self.end_writing(name)
         if read:
-            self.touch(name, 0, read, False, 2)
+            self.touch(name, 0, min(read, n), False, 2)
         self.users[name].engine.slots[:] &= ~np.uint64(SLOT_YOUNG)
-        for index in range(PAGES):
+        for index in range(n):
             self.pages[name, index].young = False
 
     @rule(

@@ -163,6 +163,21 @@ def test_enough_inactive_file_pages_spare_anonymous_ones() -> None:
     m.validate()
 
 
+def test_enough_stops_the_smaller_sort_and_scans_the_larger_as_far() -> None:
+    m = two_nodes(swap="1G")
+    clean_file(m, 3000)
+    a = User(m, "a", "anon", 1000)
+    a.fault(0, 1000)
+    a.engine.slots[:] &= ~np.uint64(SLOT_YOUNG)
+    sc = ScanControl(1, GFP_KERNEL, 3, priority=0, kswapd=True)
+    shrink_lists(m, 0, sc)
+    # A batch of each; 96 % of 1000 are left then, so of 3000 all but 120 are not asked for, of
+    # which 32 are done: one batch more, and of one sort nothing is left.
+    events = all_vm_events(m)
+    assert (events["pgsteal_anon"], events["pgsteal_file"]) == (32, 64)
+    m.validate()
+
+
 def test_costs_move_the_balance(m: Machine) -> None:
     m.swapon(1 << 30)
     f, a = clean_file(m, 40_000), User(m, "a", "anon", 40_000)
