@@ -223,7 +223,7 @@ def test_only_the_last_block_of_a_gigantic_page_can_dissolve_it() -> None:
     big = m.hstates[0]
     set_pool(m, 2, 1, 1 << 20)
     for block in (33, 38):
-        with pytest.raises(Busy, match="the gigantic page at pfn 0x100000 reaches beyond"):
+        with pytest.raises(Busy, match="pfn 0x100000 is huge, and reaches beyond"):
             m.write(STATE % block, "offline")
         assert counts(big) == (2, 2, 0, 0)
         m.validate()

@@ -162,7 +162,7 @@ def reserved_huge_pages() -> Case:
     m = machine("movable")
     m.write(POOL % 2048, "10")
     mapped = HugetlbUser(m, "file", 10)
-    return Case(m, mapped.close)
+    return Case(m, mapped.close, "hugepages-2048kB")
 
 
 def huge_pages_without_a_spare_one() -> Case:

@@ -19,6 +19,7 @@ import pytest
 import kmm.validate as validate_module
 import kmm.validate_zone as zone_module
 from kmm import Machine, ValidationError
+from kmm.cpuset import CpuSet
 from kmm.memory_block import MemoryBlock
 from kmm.mmzone import MemoryGroup, Zone
 from tests.conftest import DIMM, two_nodes
@@ -121,6 +122,10 @@ def _group_count(m: Machine) -> None:
 
 def _group_member(m: Machine) -> None:
     m.memory_groups[0].blocks.discard(32)
+
+
+def _cpuset_nodes(m: Machine) -> None:
+    CpuSet(m, "group", [1]).effective_mems = frozenset({0})
 
 
 def _node_present(m: Machine) -> None:
@@ -379,6 +384,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
         "memory32: pages set aside for its own memmap: 0, but recounted 512",
     ),
     "block without section": (_block_without_section, "memory90: 0 of its pages are System RAM"),
+    "cpuset nodes": (_cpuset_nodes, "nodes of cpuset group: {0}, but recounted {1}"),
     "group member": (_group_member, "memory32: its group does not list it"),
     "group count": (_group_count, "memory group 0: present"),
     "group id": (

@@ -19,7 +19,6 @@ from kmm.hugetlb import (
     enqueue_huge_page,
     free_huge_page,
     hstate_of,
-    nid_of,
     remove_hugetlb_page,
     update_and_free_page,
 )
@@ -184,23 +183,6 @@ def migrate_hugetlbs(
     m.count_vm_event("pgmigrate_fail", failed)
     _migrate.putback_movable_pages(m.memmap_engine, left)
     return HugetlbResult(pfns[done], to[done], left, succeeded, failed, code)
-
-
-def not_to_be_dissolved(m: Machine, h: HState, start_pfn: int, end_pfn: int) -> int:
-    """Return how many huge pages of a pool a range would keep because of reservations.
-
-    A used page that moves to a free one of the pool leaves a free one behind, unless its node has
-    surplus pages.
-    """
-    pages = [p for p in huge_pages_in(m, start_pfn, end_pfn) if hstate_of(m, p) is h]
-    if not pages:
-        return 0
-    nid = nid_of(m, pages[0])
-    used = sum(bool(flags_of(m, pfn) & PG_ACTIVE) for pfn in pages)
-    others = m.n_memory - {nid} or {nid}
-    into_pool = min(used, sum(len(h.free[n]) for n in others)) if h.available_huge_pages > 0 else 0
-    left = max(into_pool - h.surplus_huge_pages_node[nid], 0)
-    return max(len(pages) - used + left - max(h.available_huge_pages, 0), 0)
 
 
 # -- dissolving --------------------------------------------------------------------------

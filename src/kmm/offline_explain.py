@@ -16,7 +16,6 @@ from kmm import _scan
 from kmm import resource as res_
 from kmm._page_owner import pages_in_use
 from kmm.errors import kernel_error
-from kmm.hugetlb_move import not_to_be_dissolved
 from kmm.memory import KIND_NAMES
 from kmm.memory_block import MemoryBlock, MemoryNotify
 from kmm.mmzone import Zone
@@ -279,22 +278,9 @@ class _Look:
         later.sort(key=lambda o: not (o[2] == errno.EBUSY and int(o[4]["pfn"]) < first))
         for kind, rule, code, helps, row in later:
             self._add(kind, rule, code, helps, row)
-        self._reservations()
         movable: Rows = self.rows[moves]
         self._count_moves(movable)
         return movable
-
-    def _reservations(self) -> None:
-        """What reservations keep dissolve_free_huge_pages from."""
-        for h in self.m.hstates:
-            kept = not_to_be_dissolved(self.m, h, self.start, self.end)
-            if kept:
-                rule = (
-                    f"dissolve_free_huge_page: {kept} free pages of {h.name} are needed for "
-                    f"{h.resv_huge_pages} reserved"
-                )
-                helps = "the pool has to grow elsewhere, or a reservation to be given up"
-                self._add("reserved huge pages", rule, errno.EBUSY, helps)
 
     def _count_moves(self, movable: Rows) -> None:
         """Add up by user what would move."""

@@ -183,7 +183,7 @@ class _Before:
             user = self.m.users_by_number.get(number)
             which = np.flatnonzero(numbers == number)
             if user is None:
-                out.fates[which] = self._of_pool(which) if number else _STAYS
+                out.fates[which] = _FREED if number else _STAYS
                 continue
             for i in which.tolist():
                 names[i] = user.name
@@ -196,13 +196,6 @@ class _Before:
             out.fates[(flags & PG_OFFLINE != 0) & (flags & PG_MOVABLE_OPS == 0)] = _OFFERED
             away = np.isin(out.fates, (_POISONED, _OFFERED))
             out.to[away] = -1
-
-    def _of_pool(self, which: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """The fates of pages that a pool of huge pages had free: in it still, or dissolved."""
-        free = {pfn for h in self.m.hstates for pages in h.free.values() for pfn in pages}
-        heads = self.pfns[which] - self.offset[which]
-        stays = np.isin(heads, np.array(sorted(free), dtype=np.int64))
-        return np.where(stays, _STAYS, _DISSOLVED).astype(np.uint8)
 
     def _of_user(self, out: OfflineAttempt, which: npt.NDArray[np.int64], number: int) -> None:
         """Fill in the fates of one user's pages."""
