@@ -384,7 +384,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
         "memory32: pages set aside for its own memmap: 0, but recounted 512",
     ),
     "block without section": (_block_without_section, "memory90: 0 of its pages are System RAM"),
-    "cpuset nodes": (_cpuset_nodes, "nodes of cpuset group: {0}, but recounted {1}"),
+    "cpuset nodes": (_cpuset_nodes, r"nodes of cpuset group: \{0\}, but recounted \{1\}"),
     "group member": (_group_member, "memory32: its group does not list it"),
     "group count": (_group_count, "memory group 0: present"),
     "group id": (

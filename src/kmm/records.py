@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 from collections.abc import Collection
 from contextlib import suppress
@@ -27,11 +28,23 @@ RECORD_WINDOW_SHIFT = 17
 MADV_NOHUGEPAGE = 15
 
 
-def reserve(nbytes: int) -> mmap.mmap:
-    """Reserve address space for records; nothing of it is resident until it is written."""
+def _reserve(nbytes: int) -> mmap.mmap:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    return mmap.mmap(-1, nbytes, flags=flags)
+
+
+def reserve(nbytes: int) -> mmap.mmap:
+    """Reserve address space for records; nothing of it is resident until it is written.
+
+    :raises MemoryError: if the host has no room for it.
+    """
     try:
-        return mmap.mmap(-1, nbytes, flags=flags)
+        return _reserve(nbytes)
+    except OSError:
+        # Machines that nobody has any more may wait for the collector, and addresses with them.
+        gc.collect()
+    try:
+        return _reserve(nbytes)
     except OSError as e:
         raise MemoryError(
             f"cannot reserve {nbytes >> 30} GiB of address space ({e.strerror}); "
