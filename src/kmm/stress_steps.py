@@ -85,6 +85,7 @@ class Steps:
         self.unit = max(self.used // _UNITS, 1024)
         self._made = 0
         self._held: list[str] = []
+        self._pending: list[Step] = []
         self._acts: dict[Callable[[], Step], int] = {
             self._grow: 14,
             self._shrink: 10,
@@ -106,6 +107,7 @@ class Steps:
             self._alloc: 6,
             self._free: 5,
             self._tunable: 1,
+            self._hog: 1,
         }
 
     # -- all there is at first ------------------------------------------------------------
@@ -174,6 +176,8 @@ class Steps:
         for name, users in self.player.workload.groups.items():
             if users[0].killed:
                 return {"op": "close", "id": name}
+        if self._pending:
+            return self._pending.pop(0)
         acts, weights = list(self._acts), list(self._acts.values())
         return self.rng.choices(acts, weights)[0]()
 
@@ -196,11 +200,15 @@ class Steps:
     def _grow(self) -> Step:
         if self._pages_in_use() > self.used:
             return self._shrink()
-        return self._of("grow", lambda u: u.kind != USER_FILE, pages=self._some())
+        lack = self._pages_in_use() < self.used * 9 // 10
+        pages = self.unit if lack else self._some()
+        return self._of(
+            "grow", lambda u: u.kind != USER_FILE and u.nr_present < u.pages, pages=pages
+        )
 
     def _shrink(self) -> Step:
         if self._pages_in_use() < self.used * 9 // 10:
-            return self._of("grow", lambda u: u.nr_present < u.pages, pages=self._some())
+            return self._grow()
         return self._of("shrink", lambda u: u.nr_present > 0, pages=self._some())
 
     def _touch(self) -> Step:
@@ -224,6 +232,28 @@ class Steps:
         first = self.rng.randrange(self.unit)
         return self._of("truncate", lambda u: u.kind == USER_FILE, first=first)
 
+    def _hog(self) -> Step:
+        """Let a program want a little more than a node has; it goes after a few other steps."""
+        free = {
+            nid: sum(z.nr_free_pages for z in self.m.nodes[nid].zones)
+            for nid in sorted(self.m.n_memory)
+        }
+        nid = min(free, key=lambda n: free[n])
+        if free[nid] > self.used // 2:
+            return self._grow()
+        self._made += 1
+        name, pages = f"anon_hog{self._made}", free[nid] * 11 // 10
+        pxm = next(p for p, n in self.m.pxm_to_node.items() if n == nid)
+        user = {"op": "user", "id": name, "pages": pages, "nodes": [pxm], "tokens": True}
+        user["policy"] = self.rng.choice(("bind", "preferred"))
+        few = {"pages": min(pages, 4096), "seed": self.rng.getrandbits(32)}
+        self._pending = [
+            {"op": "grow", "id": name},
+            {"op": "touch", "id": name, **few},
+            {"op": "close", "id": name},
+        ]
+        return user
+
     def _pin(self) -> Step:
         more = {"first": self.rng.randrange(self.unit), "pages": self.rng.randrange(1, 64)}
         more["long"] = self.rng.random() < 0.7
@@ -243,7 +273,7 @@ class Steps:
 
     def _user(self) -> Step:
         sort = self.rng.choices(list(SORTS), [share for share, _ in SORTS.values()])[0]
-        return self._new(sort, self._some() + 512)
+        return self._new(sort, self.rng.randrange(512, self.unit))
 
     def _plug(self) -> Step:
         out = [n for n in range(DIMMS) if f"dimm{n}" not in self.m.dimms]

@@ -159,10 +159,8 @@ class Workload:
 
     def _shrink(self, user: User, step: Mapping[str, Any]) -> str:
         n, balloon = _blocks(self.m, step, user), balloon_of(self.m, user)
-        if balloon is not None:
-            freed = balloon.deflate(min(n, balloon.nr_pages))
-        else:
-            freed = user.shrink(n)
+        have = user.nr_present
+        freed = user.shrink(n) if balloon is None else balloon.deflate(min(n, have))
         return f"{user.name}: {freed} pages went, {user.nr_present} are left"
 
     def _touch(self, user: User, step: Mapping[str, Any]) -> str:
