@@ -33,7 +33,9 @@ cdef inline bint is_unmovable(const in_use_t *page, bint zone_movable, bint offl
 
 cdef inline bint is_plain_lru_page(const mem_t *mem, pfn_t pfn) noexcept nogil:
     """Whether a single page is in use and on an LRU list, as most are that stand in the way."""
-    return (mem.states[pfn] == STATE_ALLOCATED | STATE_MARKED
+    # Records that nobody has written are not read either: for the host that would be a touch.
+    return (block_of(mem, pfn).state & BLOCK_DIRTY
+            and mem.states[pfn] == STATE_ALLOCATED | STATE_MARKED
             and mem.pages[pfn].flags & (PF_LRU | PF_RESERVED) == PF_LRU)
 
 
@@ -42,6 +44,10 @@ cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
     """The first page of the range that can neither move nor go, or -1."""
     cdef pfn_t pfn = start, head = start
     cdef in_use_t page
+    cdef int order = 0
+    if (start & (MAX_ORDER_PAGES - 1) == PAGEBLOCK_PAGES and end - start <= PAGEBLOCK_PAGES
+            and is_free_head(mem, start - PAGEBLOCK_PAGES, &order) and order == MAX_ORDER - 1):
+        return -1
     if start & (PAGEBLOCK_PAGES - 1) or block_of(mem, start).kind == KIND_NONE:
         head = head_of(mem, start)
     if head != start:
