@@ -9,7 +9,7 @@ from kmm._allocator cimport PageAllocator
 from kmm._free_pages cimport free_pages, free_pages_bulk
 from kmm._memmap cimport page_zone
 from kmm._memory cimport (PageUser, attach_page, detach_page, kswapd_pending, nodes_of,
-                          split_huge_page)
+                          sow_tokens, split_huge_page)
 from kmm._page_alloc cimport alloc_pages_bulk
 from kmm._swap cimport (deactivate_file_folio, folio_rotate_reclaimable, lru_make_room,
                         mark_page_accessed)
@@ -135,6 +135,8 @@ cdef void touch_present(mem_t *mem, user_t *user, int64_t at, bint write) noexce
         mark_page_accessed(mem, &folio)
     if write and user.kind != USER_ANON:
         set_page_dirty(mem, &folio)
+    if write and user.seed:
+        sow_tokens(mem, user, folio.index, folio.pfn, pages_of_use(&folio))
 
 
 cdef uint16_t new_flags(const user_t *user, bint write) noexcept nogil:

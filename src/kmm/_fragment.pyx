@@ -101,6 +101,7 @@ def release_slots(PageAllocator m, PageUser user, const int64_t[::1] indices, in
             read_folio(mem, user.user.slots[indices[i]] & SLOT_PFN, &folio)
             detach_page(mem, &folio)
             user.user.slots[indices[i]] = 0
+            forget_written(&user.user, indices[i], 1)
             pfns[n] = folio.pfn
             n += 1
             if n == CHUNK:
@@ -126,6 +127,7 @@ def hand_over(PageAllocator m, PageUser user, const int64_t[::1] indices, PageUs
         read_folio(mem, user.user.slots[indices[i]] & SLOT_PFN, &folio)
         detach_page(mem, &folio)
         user.user.slots[indices[i]] = 0
+        forget_written(&user.user, indices[i], 1)
         attach_page(mem, other.number, start + i, folio.pfn, False, 0)
 
 

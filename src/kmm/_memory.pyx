@@ -40,10 +40,21 @@ cdef inline uint16_t kind_flags(int kind) noexcept nogil:
     return PF_USER
 
 
-cdef inline void fill_tokens(mem_t *mem, const user_t *user, uint64_t index, pfn_t pfn,
-                             int64_t pages) noexcept nogil:
-    """Let fresh pages hold what the backing store has for them, or zeros."""
-    if user.store != NULL and user.order == 0:
+cdef void sow_tokens(mem_t *mem, user_t *user, uint64_t index, pfn_t pfn,
+                     int64_t pages) noexcept nogil:
+    cdef int64_t i, slots = pages >> user.order
+    cdef uint64_t first = index << user.order
+    for i in range(pages):
+        mem.tokens[pfn + i] = token_of(user.seed, first + i)
+    memset(&user.written[index], 1, slots)
+
+
+cdef inline void fill_tokens(mem_t *mem, user_t *user, uint64_t index, pfn_t pfn,
+                             int64_t pages, uint16_t flags) noexcept nogil:
+    """Let fresh pages hold what was written, what the backing store has for them, or zeros."""
+    if user.seed and (user.kind != USER_FILE or flags & PF_DIRTY):
+        sow_tokens(mem, user, index, pfn, pages)
+    elif user.store != NULL and user.order == 0:
         memcpy(&mem.tokens[pfn], &user.store[index], pages * sizeof(uint64_t))
     else:
         memset(&mem.tokens[pfn], 0, pages * sizeof(uint64_t))
@@ -87,7 +98,7 @@ cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint hu
         user.nr_present += 1
         account_use(mem, zone, user, False, flags, pages)
     if user.tokens:
-        fill_tokens(mem, user, index, pfn, pages)
+        fill_tokens(mem, user, index, pfn, pages, flags)
     if on_lru_kind(user.kind):
         lru_add(mem, zone, pfn, user.kind, huge, where)
 
@@ -238,6 +249,45 @@ cdef class PageUser:
                 store[:keep] = self.store[:keep]
             view = store
             self.store, self.user.store = store, &view[0]
+        if self.written is not None:
+            self._note_written(self.written)
+
+    cdef int _note_written(self, old) except -1:
+        cdef uint8_t[::1] view
+        fresh = np.zeros(max(self.user.nr_slots, 1), dtype=np.uint8)
+        keep = min(len(old), self.user.nr_slots)
+        fresh[:keep] = old[:keep]
+        view = fresh
+        self.written, self.user.written = fresh, &view[0]
+        return 0
+
+    def sow(self, uint64_t seed):
+        """Let each page hold, once it is written, a token that follows from a seed and its index.
+
+        What is anonymous or the kernel's is written as it comes, a file's page when it comes dirty.
+
+        :param seed: not 0.
+        """
+        if not self.user.tokens or not seed or self.slots.any():
+            raise ValueError(f"sow: seed {seed}, of a user with tokens that has nothing yet")
+        self._note_written(np.zeros(0, dtype=np.uint8))
+        self.user.seed = seed
+
+    def wrong_token(self):
+        """Look for a slot that does not hold what was written, wherever that is now.
+
+        Runs without the GIL.
+
+        :return: (slot, what it holds, what was written) of the first, whose token is 0 if its
+            content is gone; None if all is well, or if tokens do not follow from a seed.
+        """
+        cdef int64_t at
+        cdef uint64_t have = 0, want = 0
+        if not self.user.seed:
+            return None
+        with nogil:
+            at = wrong_token(&self.memmap.mem, &self.user, &have, &want)
+        return None if at < 0 else (at, have, want)
 
     @property
     def kind(self):
@@ -368,6 +418,7 @@ cdef class PageUser:
         read_folio(mem, self.user.slots[index] & SLOT_PFN, &folio)
         detach_page(mem, &folio)
         self.user.slots[index] = 0
+        forget_written(&self.user, index, 1)
         return folio.pfn
 
     def split(self, PageAllocator m, int64_t index):
@@ -404,6 +455,7 @@ cdef class PageUser:
             raise MemoryError("let_go: LRU lists")
         with nogil:
             freed = let_go(mem, self.number, start, start + n, cpu)
+            forget_written(&self.user, start, n)
         if self.user.store != NULL:
             memset(&self.user.store[start], 0, n * sizeof(uint64_t))
         return freed
@@ -427,6 +479,8 @@ cdef class PageUser:
         self._check(start, tokens.shape[0])
         if not self.user.tokens:
             raise ValueError("write_tokens: pages of this user carry none")
+        if self.user.seed:
+            raise ValueError("write_tokens: what these pages hold follows from a seed")
         with nogil:
             for i in range(tokens.shape[0]):
                 if not self.user.slots[start + i] & SLOT_PRESENT:
@@ -477,6 +531,31 @@ cdef class PageUser:
         if start < 0 or n < 0 or n > <int64_t> self.user.nr_slots - start:
             raise ValueError(f"slots {start}+{n}; allowed: 0 to {self.user.nr_slots}")
         return 0
+
+
+cdef int64_t wrong_token(const mem_t *mem, const user_t *user, uint64_t *have,
+                         uint64_t *want) noexcept nogil:
+    """The first slot with another content than was written, or -1."""
+    cdef int64_t at, i, pages = <int64_t> 1 << user.order
+    cdef uint64_t slot
+    cdef bint file = user.kind == USER_FILE, lasting = on_lru_kind(user.kind)
+    for at in range(<int64_t> user.nr_slots):
+        slot = user.slots[at]
+        if not slot and not (user.written[at] and lasting):
+            continue
+        for i in range(pages):
+            want[0] = token_of(user.seed, (<uint64_t> at << user.order) + i)
+            if not user.written[at]:
+                want[0] = 0
+            if slot & SLOT_PRESENT:
+                have[0] = mem.tokens[(slot & SLOT_PFN) + i]
+            elif slot & SLOT_SWAPPED:
+                have[0] = mem.swap.tokens[slot & SLOT_PFN]
+            else:
+                have[0] = user.store[at] if file else 0
+            if have[0] != want[0]:
+                return at
+    return -1
 
 
 # -- many pages ---------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ def forget_users(MemMap memmap, pfn_t start, pfn_t end):
             slots = row.nr_pages >> user.order
             for i in range(slots):
                 user.slots[folio.index + i] = 0
+            forget_written(user, folio.index, slots)
             user.nr_present -= <int64_t> slots
             folio.flags[0] &= ~PF_USER
             n += row.nr_pages

@@ -3,6 +3,8 @@
 # A page in use has no links, so its record holds its user (16 bits), its index there (34 bits) and
 # the tag of its entry on an LRU list (30 bits).  A block of order 9 has them in its pageblock's
 # record, whose index counts in units of 512 where its user has single pages.
+from libc.string cimport memset
+
 from kmm._freelist cimport block_of
 from kmm._memmap cimport page_zone
 from kmm._types cimport *
@@ -117,6 +119,20 @@ cdef inline bint read_folio(mem_t *mem, pfn_t pfn, folio_t *folio) noexcept nogi
     else:
         folio.user, folio.index = page_user(&mem.pages[pfn]), page_index(&mem.pages[pfn])
     return True
+
+
+cdef inline uint64_t token_of(uint64_t seed, uint64_t index) noexcept nogil:
+    """What the page of an index holds at a user whose tokens follow from a seed; never 0."""
+    cdef uint64_t z = seed + index * <uint64_t> 0x9E3779B97F4A7C15
+    z = (z ^ z >> 30) * <uint64_t> 0xBF58476D1CE4E5B9
+    z = (z ^ z >> 27) * <uint64_t> 0x94D049BB133111EB
+    return (z ^ z >> 31) | 1
+
+
+cdef inline void forget_written(user_t *user, uint64_t index, uint64_t n) noexcept nogil:
+    """Note that slots have no content any more that could be lost."""
+    if user.written != NULL:
+        memset(&user.written[index], 0, n)
 
 
 cdef inline uint32_t folio_tag(const mem_t *mem, const folio_t *folio) noexcept nogil:

@@ -287,6 +287,8 @@ cdef struct user_t:
     int64_t nr_swapped              # slots whose content is on the swap device
     int64_t nr_dirty                # of a file: pages that its backing store does not have
     uint64_t *store                 # by index: the tokens of a file's pages on its backing store
+    uint64_t seed                   # from which tokens of new pages follow, 0 if they are zeros
+    uint8_t *written                # by index, with a seed: whether it has to hold its token
     int32_t order
     uint8_t kind                    # USER_*
     uint8_t tokens                  # whether pages carry tokens

@@ -21,6 +21,7 @@ try:
 except ImportError:  # pragma: no cover - depends on how kmm was installed
     sys.exit("kmm: the command line needs click; install kmm[cli]")
 
+from kmm.cli_stress import stress
 from kmm.cli_why import why
 
 
@@ -186,6 +187,7 @@ def verify(recordings: tuple[str, ...], shown: int) -> None:
         raise SystemExit(1)
 
 
+main.add_command(stress)
 main.add_command(why)
 
 if __name__ == "__main__":

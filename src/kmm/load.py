@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kmm.errors import KernelError, OutOfMemory, check_number
 from kmm.hugetlb import ULONG_MAX
 from kmm.hugetlbfs import HugetlbUser, find_hstate
-from kmm.memory import User
+from kmm.memory import User, seed_of
 from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, new_policy
 from kmm.params import (
     NR_PAGES_MAX,
@@ -122,6 +122,8 @@ def _touch_huge_pages(m: Machine, load: Mapping[str, Any]) -> str:
         if user is None:
             size, policy = load.get("size"), _policy(m, load)
             user = HugetlbUser(m, name, count, size=size, policy=policy, tokens=True)
+            if load.get("tokens"):
+                user.engine.sow(seed_of(name))
         user.fault(0, touch)
     except KernelError as e:
         return f"{name}: {e}"

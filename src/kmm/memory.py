@@ -8,6 +8,7 @@ a request has to wait for, and what kinds of users differ in.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -419,6 +420,12 @@ class User:
             raise kernel_error(-22, f"user {self.name!r}: is closed")
         check_number("start", start, 0, self.pages)
         check_number("n", n, 0, self.pages - start)
+
+
+def seed_of(name: str) -> int:
+    """Return the seed from which the tokens of a user of this name follow (PageUser.sow)."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") | 1
 
 
 def out_of_memory_as_count(user: User, start: int, n: int) -> int:

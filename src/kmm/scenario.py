@@ -101,7 +101,7 @@ def _check_workload(
             raise ConfigError(f"{have}; allowed: a cpuset before it, of {shown(sorted(cpusets))}")
     if step["op"] == "cpuset":
         cpusets.add(step["id"])
-    elif step["op"] == "user":
+    elif step["op"] in ("user", "balloon"):
         if step["id"] in users:
             raise ConfigError(f"{where}.id: {shown(step['id'])}; allowed: one that is not in use")
         users.add(step["id"])

@@ -88,6 +88,13 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
         Field("order", "order", False),
         Field("thp", "thp", False),
         Field("lock", "flag", False),
+        Field("tokens", "flag", False),
+    ),
+    "balloon": (
+        Field("id", "text"),
+        *_AMOUNT,
+        Field("movable", "flag", False),
+        Field("unmanaged", "flag", False),
     ),
     "grow": (Field("id", "text"), *_AMOUNT),
     "shrink": (Field("id", "text"), *_AMOUNT),
@@ -121,6 +128,7 @@ LOAD_FIELDS = (
     Field("lock", "flag", False),
     Field("free", "flag", False),
     Field("touch", "pages", False),
+    Field("tokens", "flag", False),
 )
 # What a recording of a real kernel can hold.
 RECORDED = ("boot", "plug", "unplug", "write", "sh", "pages")
@@ -199,7 +207,7 @@ def check_step(
         raise ConfigError(f"{where}.op: {shown(op)}; allowed: {', '.join(sorted(ops))}")
     checked = _check_fields(step, (*SCHEMA[op], *_COMMON), where, others, ("op",))
     if "share" in {f.name for f in SCHEMA[op]}:
-        _check_one_amount(checked, op == "user", where)
+        _check_one_amount(checked, op in ("user", "balloon"), where)
     return {"op": op} | checked
 
 

@@ -238,6 +238,16 @@ def _check_counters(m: Machine, pages: UsedPages) -> None:
             _equal(f"node {z.nid} zone {z.name}: {item}", stat[at], want)
 
 
+def _check_tokens(m: Machine) -> None:
+    """What was written is where it has to be: in memory, on the swap device, the backing store."""
+    for number, user in m.memmap_engine.page_users().items():
+        wrong = user.wrong_token()
+        if wrong is not None:
+            at, have, want = wrong
+            what = f"{_name(m, number)}: slot {at}: holds the token {have:#x}"
+            _true(False, f"{what}, but {want:#x} was written")
+
+
 def check_users(m: Machine) -> None:
     """Users' slots, the records of their pages, LRU lists, and what is counted of all that."""
     named = {user.engine.number for user in m.users.values()}
@@ -249,3 +259,4 @@ def check_users(m: Machine) -> None:
     _check_slots(m, slots, pages, state)
     _check_lru(m, pages)
     _check_counters(m, pages)
+    _check_tokens(m)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kmm import _workload
+from kmm.balloon_compaction import Balloon, balloon_of
 from kmm.cpuset import CpuSet, update_nodemask
 from kmm.errors import OutOfMemory, kernel_error
-from kmm.memory import KIND_NAMES, User
+from kmm.memory import KIND_NAMES, User, seed_of
 from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, fault_interleaved, mask_of, new_policy
 from kmm.params import PAGE_SHIFT, PG_DIRTY, PG_REFERENCED, USER_SLAB_RECLAIMABLE
 
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 #: The steps that are played here.
 OPS = tuple(
-    "user grow shrink touch churn fwrite fread truncate pin unpin close cpuset".split(),
+    "user balloon grow shrink touch churn fwrite fread truncate pin unpin close cpuset".split(),
 )
+#: Those that a balloon can do.
+_OF_BALLOONS = ("grow", "shrink", "close")
 
 
 class Workload:
@@ -48,8 +51,15 @@ class Workload:
             return self._cpuset(step)
         if step["op"] == "user":
             return self._user(step)
+        if step["op"] == "balloon":
+            return self._balloon(step)
         if step["id"] not in self.groups:
             return "nothing to do: its user was refused, or is closed"
+        if step["op"] not in _OF_BALLOONS:
+            for user in self.groups[step["id"]]:
+                if balloon_of(self.m, user) is not None:
+                    allowed = ", ".join(_OF_BALLOONS)
+                    raise kernel_error(-22, f"op: {step['op']!r}; allowed of a balloon: {allowed}")
         act: Callable[[User, Mapping[str, Any]], str] = getattr(self, f"_{step['op']}")
         return "; ".join(act(user, step) for user in list(self.groups[step["id"]]))
 
@@ -93,13 +103,31 @@ class Workload:
                 cpu=step.get("cpu"),
                 order=order,
                 thp=step.get("thp", "never"),
+                tokens=step.get("tokens", False),
             )
+            if user.engine.tokens:
+                user.engine.sow(seed_of(name))
             user.engine.locked = step.get("lock", False)
             if cpuset is not None:
                 cpuset.attach(user)
             users.append(user)
         self.groups[step["id"]] = users
         return f"{count} of kind {KIND_NAMES[users[0].kind]}, up to {pages} {_unit(order)} each"
+
+    def _balloon(self, step: Mapping[str, Any]) -> str:
+        """Make a driver that can take pages away, and has none yet."""
+        m, name = self.m, step["id"]
+        if name in self.groups:
+            raise kernel_error(-22, f"id: {name!r}; allowed: one that is not in use")
+        balloon = Balloon(
+            m,
+            name,
+            amount_of(m, step, DEFAULT_POLICY),
+            movable=step.get("movable", True),
+            unmanaged=step.get("unmanaged", True),
+        )
+        self.groups[name] = [balloon.user]
+        return f"a balloon of up to {balloon.user.pages} pages"
 
     def _cpuset(self, step: Mapping[str, Any]) -> str:
         m, nodes = self.m, self._nodes(step)
@@ -119,14 +147,22 @@ class Workload:
     def _grow(self, user: User, step: Mapping[str, Any]) -> str:
         want = min(_blocks(self.m, step, user), user.pages - user.nr_present)
         before, short = user.nr_present, ""
+        balloon = balloon_of(self.m, user)
         try:
-            user.grow(want)
+            if balloon is not None:
+                balloon.inflate(want)
+            else:
+                user.grow(want)
         except OutOfMemory as e:
             short = f": {e}"
         return f"{user.name}: {user.nr_present - before} of {want} came{short}"
 
     def _shrink(self, user: User, step: Mapping[str, Any]) -> str:
-        freed = user.shrink(_blocks(self.m, step, user))
+        n, balloon = _blocks(self.m, step, user), balloon_of(self.m, user)
+        if balloon is not None:
+            freed = balloon.deflate(min(n, balloon.nr_pages))
+        else:
+            freed = user.shrink(n)
         return f"{user.name}: {freed} pages went, {user.nr_present} are left"
 
     def _touch(self, user: User, step: Mapping[str, Any]) -> str:
@@ -193,7 +229,11 @@ class Workload:
     def _close(self, user: User, step: Mapping[str, Any]) -> str:
         freed = user.nr_present << user.engine.order
         self._unpin(user, step)
-        user.close()
+        balloon = balloon_of(self.m, user)
+        if balloon is not None:
+            balloon.close()
+        else:
+            user.close()
         self.groups.pop(step["id"], None)
         return f"{user.name}: {freed} pages went"
 
