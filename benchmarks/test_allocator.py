@@ -13,6 +13,7 @@ import pytest
 from benchmarks.conftest import resident_mib
 from benchmarks.drivers import drivers
 from benchmarks.workloads import GFP, WORKLOADS, KmmBulk, fixed_cost, machine_of, python_pairs
+from kmm.page_alloc import drain_all_pages
 
 SIZES = [22, 24]
 
@@ -103,7 +104,7 @@ def test_host_memory_of_touched_pages(benchmark: Any) -> None:
     m.free_pages_bulk(got[:half])
     touched = resident_mib()
     m.free_pages_bulk(got[half:])
-    m.write("/proc/sys/vm/compact_memory", "1")  # empties per-CPU lists
+    drain_all_pages(m)
     after = resident_mib()
     m.unplug("zone")
     benchmark.extra_info |= {

@@ -15,8 +15,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 def test_the_python_example_runs() -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
     assert blocks
-    for block in blocks:
-        scope: dict[str, object] = {}
+    scope: dict[str, object] = {}
+    for block in blocks:  # each goes on where the one before has ended
         exec(block, scope)
         scope["m"].validate()  # type: ignore[attr-defined]
 
@@ -38,8 +38,8 @@ def test_the_first_screen_shows_what_the_demo_prints() -> None:
 def test_the_table_of_agreement_is_what_verify_prints() -> None:
     table = re.search(r"^```text\n(buddyinfo .*?)^```", README, re.M | re.S)
     assert table is not None
-    names = """auto_movable auto_online bad_writes four_nodes kernel_zone memmap_on_memory
-        movable_node probe unaligned veto watermarks""".split()
+    names = """anon auto_movable auto_online bad_writes four_nodes hugetlb kernel_pages kernel_zone
+        memmap_on_memory migrate movable_node probe unaligned veto watermarks""".split()
     paths = [str(Path(__file__).parent / "recordings" / f"{n}.json") for n in names]
     out = CliRunner().invoke(main, ["verify", *paths])
     assert out.exit_code == 0

@@ -2,6 +2,8 @@
 
 from kmm.errors import ConfigError, FirmwareRefused, KernelError, ValidationError
 from kmm.machine import Machine
+from kmm.memory import User
+from kmm.mempolicy import new_policy
 from kmm.page_alloc import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_NOWAIT, GFP_USER
 from kmm.params import MachineConfig, NodeConfig
 
@@ -17,7 +19,9 @@ __all__ = [
     "Machine",
     "MachineConfig",
     "NodeConfig",
+    "User",
     "ValidationError",
+    "new_policy",
 ]
 
 __version__ = "0.1.0"

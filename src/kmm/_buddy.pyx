@@ -202,6 +202,14 @@ cdef class BuddyZone:
         return [sum([self.z.free_area[mt][o].count for mt in range(MIGRATE_TYPES)])
                 for o in range(MAX_ORDER)]
 
+    def free_head(self, int order, int mt):
+        """Return the block that the next request of an order and type is served from, or -1."""
+        check_index("order", order, MAX_ORDER)
+        check_index("mt", mt, MIGRATE_TYPES)
+        if self.z.free_area[mt][order].count == 0:
+            return -1
+        return self.z.free_area[mt][order].head
+
     def free_counts(self):
         """Blocks on each list: a list per migratetype of counts per order."""
         return [[self.z.free_area[mt][o].count for o in range(MAX_ORDER)]

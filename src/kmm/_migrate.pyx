@@ -15,7 +15,7 @@ from kmm._swap cimport lru_add, lru_del, lru_make_room
 cdef enum:
     EBUSY = 16
     ENOMEM = 12
-    GROUP = 64                      # small pages that are given targets at once
+    GROUP = 512                     # small pages that are given targets at once
 
 # What became of each entry of a list; params.py has the same numbers.
 cdef enum:

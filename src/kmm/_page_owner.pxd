@@ -86,8 +86,9 @@ cdef inline pfn_t next_in_use(const mem_t *mem, pfn_t pfn, in_use_t *row) noexce
 cdef inline pfn_t head_of(const mem_t *mem, pfn_t pfn) noexcept nogil:
     """Where the block in use starts that holds a page; the page itself if it is in none."""
     cdef pfn_t head
-    cdef int order
-    for order in range(1, MAX_FOLIO_ORDER + 1):
+    # Of a pageblock's first page, smaller blocks start at itself.
+    cdef int order, smallest = 1 if pfn & (PAGEBLOCK_PAGES - 1) else PAGEBLOCK_ORDER + 1
+    for order in range(smallest, MAX_FOLIO_ORDER + 1):
         head = pfn & ~((<pfn_t> 1 << order) - 1)
         if head == pfn:
             continue

@@ -64,7 +64,7 @@ def forget_users(MemMap memmap, pfn_t start, pfn_t end):
     cdef mem_t *mem = &memmap.mem
     cdef pfn_t pfn = start
     cdef in_use_t row
-    cdef folio_t folio
+    cdef folio_t folio = [0, 0, 0, 0, NULL]
     cdef user_t *user
     cdef uint64_t i, slots
     cdef int64_t n = 0

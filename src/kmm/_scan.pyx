@@ -31,11 +31,23 @@ cdef inline bint is_unmovable(const in_use_t *page, bint zone_movable, bint offl
     return not listed
 
 
+cdef inline bint is_plain_lru_page(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    """Whether a single page is in use and on an LRU list, as most are that stand in the way."""
+    # Records that nobody has written are not read either: for the host that would be a touch.
+    return (block_of(mem, pfn).state & BLOCK_DIRTY
+            and mem.states[pfn] == STATE_ALLOCATED | STATE_MARKED
+            and mem.pages[pfn].flags & (PF_LRU | PF_RESERVED) == PF_LRU)
+
+
 cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
                                  bint zone_movable, bint offline) noexcept nogil:
     """The first page of the range that can neither move nor go, or -1."""
     cdef pfn_t pfn = start, head = start
     cdef in_use_t page
+    cdef int order = 0
+    if (start & (MAX_ORDER_PAGES - 1) == PAGEBLOCK_PAGES and end - start <= PAGEBLOCK_PAGES
+            and is_free_head(mem, start - PAGEBLOCK_PAGES, &order) and order == MAX_ORDER - 1):
+        return -1
     if start & (PAGEBLOCK_PAGES - 1) or block_of(mem, start).kind == KIND_NONE:
         head = head_of(mem, start)
     if head != start:
@@ -44,6 +56,9 @@ cdef int64_t has_unmovable_pages(const mem_t *mem, pfn_t start, pfn_t end,
         if page.compound and is_unmovable(&page, zone_movable, offline):
             return <int64_t> start
     while pfn < end:
+        if is_plain_lru_page(mem, pfn):
+            pfn += 1
+            continue
         head = pfn
         pfn = next_in_use(mem, pfn, &page)
         if page.nr_pages and is_unmovable(&page, zone_movable, offline):

@@ -27,11 +27,14 @@ from kmm.page_alloc import (
     GFP_TRANSHUGE,
     GFP_USER,
     __alloc_pages,
+    gfp_zone,
 )
 from kmm.params import (
+    MAX_ORDER,
     MIGRATE_AGAIN,
     MIGRATE_DONE,
     MIGRATE_GONE,
+    MIGRATE_MOVABLE,
     MIGRATE_PENDING,
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
@@ -45,6 +48,9 @@ from kmm.trace import note, traced
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
+#: So many pages move that their new records are worth huge pages of the host.
+MANY_PAGES = 1 << 13
+AHEAD = 1 << 20
 #: How often a page that somebody holds is tried within one call.
 MAX_PASSES = 10
 
@@ -279,6 +285,18 @@ def _warn(m: Machine, line: str, pfn: int, reason: str) -> None:
         m.dump_page(pfn, reason)
 
 
+def _expect_targets(m: Machine, n: int, target: MigrationTarget) -> None:
+    """Make the host ready for the records of the pages that n others will probably move to."""
+    for zone in m.nodes[target.nid].zonelist:
+        if zone.zone_idx > gfp_zone(target.gfp) or not target.nodes >> zone.nid & 1:
+            continue
+        pfn = zone.free_head(MAX_ORDER - 1, MIGRATE_MOVABLE)
+        if pfn >= 0:
+            # A huge page of the host has records of more pages than one block's.
+            m.records.expect_pages(pfn, min(pfn + max(n, AHEAD), zone.zone_end_pfn))
+            return
+
+
 @traced
 def do_migrate_range(m: Machine, start_pfn: int, end_pfn: int) -> MigrationResult:
     """Isolate what can move in a range, and move it elsewhere.
@@ -302,6 +320,8 @@ def do_migrate_range(m: Machine, start_pfn: int, end_pfn: int) -> MigrationResul
     if not len(pfns):
         return _warn_of_held(m, held, MigrationResult())
     target = hot_remove_target(m, int(pfns[0]))
+    if n >= MANY_PAGES:
+        _expect_targets(m, n, target)
     result = migrate_pages(m, pfns, target)
     if m.balloons:
         note_migrated(m, *result.moved())

@@ -78,6 +78,12 @@ class Explanation:
         """How many pages would have to move."""
         return sum(self.moves.values())
 
+    def __str__(self) -> str:
+        """What ``kmm why`` prints."""
+        from kmm.offline_why import why_lines
+
+        return "\n".join(why_lines(self))
+
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values, for JSON."""
         return {

@@ -94,7 +94,7 @@ class Records:
             self._hint(2, mmap.MADV_HUGEPAGE, start, (end - start) // PMD_SIZE * PMD_SIZE)
 
     def _advise(self, advice: int, window: int) -> None:
-        for which, records in ((0, self.memmap), (1, self.page_states)):
+        for which, records in ((0, self.memmap), (1, self.page_states), (4, self.page_tokens)):
             size = records.itemsize << RECORD_WINDOW_SHIFT
             self._hint(which, advice, window * size, size)
 
