@@ -273,22 +273,6 @@ cdef class PageUser:
         self._note_written(np.zeros(0, dtype=np.uint8))
         self.user.seed = seed
 
-    def wrong_token(self):
-        """Look for a slot that does not hold what was written, wherever that is now.
-
-        Runs without the GIL.
-
-        :return: (slot, what it holds, what was written) of the first, whose token is 0 if its
-            content is gone; None if all is well, or if tokens do not follow from a seed.
-        """
-        cdef int64_t at
-        cdef uint64_t have = 0, want = 0
-        if not self.user.seed:
-            return None
-        with nogil:
-            at = wrong_token(&self.memmap.mem, &self.user, &have, &want)
-        return None if at < 0 else (at, have, want)
-
     @property
     def kind(self):
         """A USER_* of params."""
@@ -531,31 +515,6 @@ cdef class PageUser:
         if start < 0 or n < 0 or n > <int64_t> self.user.nr_slots - start:
             raise ValueError(f"slots {start}+{n}; allowed: 0 to {self.user.nr_slots}")
         return 0
-
-
-cdef int64_t wrong_token(const mem_t *mem, const user_t *user, uint64_t *have,
-                         uint64_t *want) noexcept nogil:
-    """The first slot with another content than was written, or -1."""
-    cdef int64_t at, i, pages = <int64_t> 1 << user.order
-    cdef uint64_t slot
-    cdef bint file = user.kind == USER_FILE, lasting = on_lru_kind(user.kind)
-    for at in range(<int64_t> user.nr_slots):
-        slot = user.slots[at]
-        if not slot and not (user.written[at] and lasting):
-            continue
-        for i in range(pages):
-            want[0] = token_of(user.seed, (<uint64_t> at << user.order) + i)
-            if not user.written[at]:
-                want[0] = 0
-            if slot & SLOT_PRESENT:
-                have[0] = mem.tokens[(slot & SLOT_PFN) + i]
-            elif slot & SLOT_SWAPPED:
-                have[0] = mem.swap.tokens[slot & SLOT_PFN]
-            else:
-                have[0] = user.store[at] if file else 0
-            if have[0] != want[0]:
-                return at
-    return -1
 
 
 # -- many pages ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kmm._tokens import wrong_token
 from kmm.params import (
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
@@ -241,7 +242,7 @@ def _check_counters(m: Machine, pages: UsedPages) -> None:
 def _check_tokens(m: Machine) -> None:
     """What was written is where it has to be: in memory, on the swap device, the backing store."""
     for number, user in m.memmap_engine.page_users().items():
-        wrong = user.wrong_token()
+        wrong = wrong_token(user)
         if wrong is not None:
             at, have, want = wrong
             what = f"{_name(m, number)}: slot {at}: holds the token {have:#x}"

@@ -1,0 +1,3 @@
+from kmm._memory import PageUser
+
+def wrong_token(user: PageUser) -> tuple[int, int, int] | None: ...
