@@ -85,7 +85,7 @@ MACHINE = {"memory": "1G", "nodes": [{"cpus": "0", "memory": "1G"}, {}]}
         ({"machine": {"memory": "1X"}, "steps": []}, "machine.memory: '1X' is not a size"),
         ({"machine": {"memroy": 1}, "steps": []}, "machine.memroy: 1; no such field; allowed"),
         ({"machine": MACHINE, "steps": [{"op": "fly"}]}, "step 1.op: 'fly'; allowed: alloc"),
-        ({"machine": MACHINE, "steps": [{}]}, "step 1.op: missing; allowed: alloc, boot"),
+        ({"machine": MACHINE, "steps": [{}]}, "step 1.op: missing; allowed: alloc, balloon, boot"),
         ({"machin": MACHINE, "steps": []}, "machin: {'memory': '1G', 'nodes'"),
         ({"steps": [], "titel": "x"}, "titel: 'x'; no such field; allowed: machine, steps, title"),
         ({"steps": [], "title": [1]}, "title: [1]; allowed: text"),

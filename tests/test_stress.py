@@ -346,5 +346,5 @@ def test_it_can_be_interrupted() -> None:
         _, said = process.communicate(timeout=5)
     assert process.returncode == 130
     assert said.startswith("interrupted after ")
-    assert said.strip().endswith("of 10000000 operations")
+    assert "of 10000000 operations (" in said
     assert "Traceback" not in said

@@ -44,7 +44,8 @@ def stress(
     try:
         failure = _with_bar(run, operations, every)
     except KeyboardInterrupt:
-        click.echo(f"interrupted after {run.operations} of {operations} operations", err=True)
+        done = f"{run.operations} of {operations} operations ({len(run.steps)} steps in all)"
+        click.echo(f"interrupted after {done}", err=True)
         raise SystemExit(_INTERRUPTED) from None
     if failure is not None:
         path = out or f"kmm-stress-{seed}.json"
