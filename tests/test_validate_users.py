@@ -36,7 +36,9 @@ def built() -> Machine:
     m = two_nodes("memhp_default_state=online_movable")
     m.plug("a", 1, DIMM, 256 << 20)
     bound = new_policy(m, "bind", [1])
-    User(m, "anon", "anon", 100, policy=bound, tokens=True).grow(100)
+    anon = User(m, "anon", "anon", 100, policy=bound, tokens=True)
+    anon.engine.sow(7)
+    anon.grow(100)
     User(m, "huge", "anon", 1100, policy=bound, thp="always").grow(1100)
     locked = User(m, "locked", "anon", 10, policy=bound)
     locked.engine.locked = True
@@ -63,6 +65,13 @@ def page(m: Machine, name: str, index: int = 5) -> int:
 def flags(name: str, xor: int, index: int = 5) -> Callable[[Machine], None]:
     def change(m: Machine) -> None:
         m.memmap["flags"][page(m, name, index)] ^= np.uint16(xor)
+
+    return change
+
+
+def token(name: str, index: int = 5) -> Callable[[Machine], None]:
+    def change(m: Machine) -> None:
+        m.records.page_tokens[page(m, name, index)] = 1
 
     return change
 
@@ -211,6 +220,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
         zone_item("nr_mlock"),
         "node 1 zone Movable: nr_mlock: 11, but recounted 10",
     ),
+    "token": (token("anon"), f"{U}anon': slot 5: holds the token 0x1, but 0x[0-9a-f]+ was written"),
 }
 
 
