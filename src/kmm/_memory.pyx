@@ -254,8 +254,9 @@ cdef class PageUser:
 
     cdef int _note_written(self, old) except -1:
         cdef uint8_t[::1] view
-        fresh = np.zeros(max(self.user.nr_slots, 1), dtype=np.uint8)
-        keep = min(len(old), self.user.nr_slots)
+        cdef int64_t nr_slots = <int64_t> self.user.nr_slots, keep = len(old)
+        fresh = np.zeros(max(nr_slots, 1), dtype=np.uint8)
+        keep = min(keep, nr_slots)
         fresh[:keep] = old[:keep]
         view = fresh
         self.written, self.user.written = fresh, &view[0]
