@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kmm._page_owner import pages_in_use
+from kmm.arguments import check_integer
 from kmm.errors import KernelError, kernel_error
 from kmm.params import (
     PAGE_SHIFT,
@@ -242,9 +243,10 @@ def offline_pages_report(m: Machine, block_id: int) -> OfflineAttempt:
     """Take a block offline and return what became of its pages (see Machine)."""
     from kmm.memory_block import state_store
 
+    block_id = check_integer("block_id", block_id)
     block = m.memory_blocks.get(block_id)
     if block is None:
-        raise kernel_error(-22, f"block_id: {block_id!r}; allowed: one of the memory blocks")
+        raise kernel_error(-22, f"block_id: {block_id}; allowed: one of the memory blocks")
     was, report = m.offline_report, OfflineReport(m)
     m.offline_report = report
     try:
