@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kmm import KernelError, Machine, OutOfMemory, _compaction
+from kmm import KernelError, Machine, _compaction
 from kmm import compaction as c
 from kmm.clock import SECOND
+from kmm.errors import OutOfMemory
 from kmm.memory import User
 from kmm.mempolicy import new_policy
 from kmm.mmzone import Zone
