@@ -20,7 +20,10 @@ MODULES = """_memmap _fallback _pcp _page_alloc _free_pages _allocator _buddy _s
     _mempolicy _workload _tokens""".split()
 FLAGS = ["-O1", "-g", "-DKMM_DEBUG=1"] if DEBUG else ["-O3"]
 
+CORES = os.cpu_count() or 1
+
 setup(
+    options={"build_ext": {"parallel": CORES}},
     ext_modules=cythonize(
         [
             Extension(f"kmm.{name}", [f"src/kmm/{name}.pyx"], extra_compile_args=FLAGS)
@@ -29,5 +32,6 @@ setup(
         compiler_directives=DIRECTIVES,
         include_path=["src"],
         build_dir="build/cython",
-    )
+        nthreads=CORES,
+    ),
 )

@@ -7,6 +7,9 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import numpy.typing as npt
+
 from kmm.mmzone import Zone
 
 _CHECKS = ("_equal", "_true", "_none", "_no_slot")
@@ -36,6 +39,13 @@ def line_that_raised(error: BaseException, module: ModuleType) -> int:
         if f.filename == module.__file__ and f.name not in _CHECKS
     ]
     return frames[-1].lineno or 0 if frames else 0
+
+
+def writable(view: npt.NDArray[np.uint64] | None) -> npt.NDArray[np.uint64]:
+    """The array behind a read-only view of a user's table."""
+    assert view is not None
+    assert isinstance(view.base, np.ndarray)
+    return view.base
 
 
 def overwrite(zone: Zone, part: int, find: bytes, put: bytes) -> None:

@@ -270,3 +270,53 @@ def test_a_reader_that_has_seen_enough_ends_the_run_silently() -> None:
     command = f"{sys.executable} -m kmm demo | head -1"
     run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert (run.stdout.count("\n"), run.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (IndexError("at 7"), "step 2: kmm failed: IndexError: at 7"),
+        (MemoryError(), "step 2: this host has not enough memory"),
+        (MemoryError("no room for a table"), "step 2: no room for a table"),
+        (OSError(28, "No space"), "step 2: kmm failed: OSError: [Errno 28] No space"),
+    ],
+    ids=repr,
+)
+def test_a_step_that_fails_unforeseen_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    played = []
+
+    def act(self: Player, step: object) -> str:
+        played.append(step)
+        if len(played) == 2:
+            raise error
+        return ""
+
+    monkeypatch.setattr(Player, "_act", act)
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"machine": {}, "steps": [{"op": "read", "path": "/"}] * 3}))
+    run = kmm("run", str(path))
+    assert run.exit_code == 1
+    assert run.output.splitlines()[-1] == f"Error: {said}"
+    assert len(played) == 2
+
+
+@pytest.mark.parametrize("command", ["run", "demo", "verify", "replay", "why"])
+def test_any_command_can_be_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def stop(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("load_scenario", "check_scenario", "load_data"):
+        monkeypatch.setattr(f"kmm.cli.{name}", stop)
+    monkeypatch.setattr("kmm.cli_why.machine_of_scenario", stop)
+    args: dict[str, list[object]] = {
+        "demo": [],
+        "replay": [EXAMPLES[0], "--out", tmp_path / "out"],
+        "why": ["1", "--scenario", EXAMPLES[0]],
+    }
+    run = kmm(command, *args.get(command, [EXAMPLES[0]]))
+    assert run.exit_code == 130
+    assert run.output == "Error: interrupted\n"

@@ -20,6 +20,7 @@ from kmm.params import FILL_RESERVED, PG_DIRTY, PG_PINNED
 from kmm.snapshot import dump
 from kmm.vmstat import all_vm_events, node_items
 from tests.conftest import DIMM, two_nodes, with_nobody_to_kill
+from tests.tampering import writable
 
 START = DIMM >> 12
 
@@ -294,7 +295,7 @@ def test_any_range_of_movable_pages_can_be_had(kinds: list[str], first: int, cou
         user.grow(700)
         user.write_tokens(0, np.arange(700) + 7)
         if kind == "file":
-            user.engine.store[:] = np.arange(700) + 7
+            writable(user.engine.store)[:] = np.arange(700) + 7
         users.append(user)
     start, end = START + first, START + first + count
     m.alloc_contig_range(start, end)

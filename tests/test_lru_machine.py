@@ -27,6 +27,7 @@ from kmm.vmscan import PGDAT_DIRTY, ScanControl
 from kmm.vmstat import all_vm_events
 from tests.conftest import two_nodes
 from tests.reference.lru_twin import LruTwin, Page, Scan
+from tests.tampering import writable
 
 SLOT_RECLAIM = 1 << 59
 USERS = ("anon", "shmem", "file", "mapped")
@@ -82,7 +83,7 @@ class LruAgainstTwin(RuleBasedStateMachine):
             self.end_writing(name)
         if read:
             self.touch(name, 0, min(read, n), False, 2)
-        self.users[name].engine.slots[:] &= ~np.uint64(SLOT_YOUNG)
+        writable(self.users[name].engine.slots)[:] &= ~np.uint64(SLOT_YOUNG)
         for index in range(n):
             self.pages[name, index].young = False
 

@@ -27,6 +27,7 @@ from kmm.stress_steps import SORTS
 from kmm.vmstat import all_vm_events
 from kmm.workload import Workload
 from tests.reference.tokens import wrong_token as slow_wrong_token
+from tests.tampering import writable
 
 
 def kmm(*args: object) -> Result:
@@ -98,7 +99,7 @@ def lose_record(player: Player) -> None:
     """Let a slot name another page."""
     user = next(u for u in player.m.users.values() if u.kind == USER_ANON and u.nr_present > 0)
     at = int(np.flatnonzero(user.pfns() >= 0)[-1])
-    user.engine.slots[at] ^= np.uint64(1)
+    writable(user.engine.slots)[at] ^= np.uint64(1)
 
 
 def stop_somewhere(player: Player) -> None:
@@ -234,7 +235,7 @@ def test_what_a_file_wrote_is_not_lost_when_it_is_dropped() -> None:
     m.validate()
     m.write("/proc/sys/vm/drop_caches", "1\n")
     assert user.engine.store is not None
-    user.engine.store[60] = 0
+    writable(user.engine.store)[60] = 0
     assert user.kind == USER_FILE
     finds(user, 60)
 
@@ -244,11 +245,11 @@ def test_a_page_that_vanishes_is_missed() -> None:
     user.fault(0, 10)
     slot = int(user.engine.slots[4])
     assert slot & SLOT_PRESENT
-    user.engine.slots[4] = 0
+    writable(user.engine.slots)[4] = 0
     wrong = wrong_token(user.engine)
     assert wrong is not None
     assert wrong[:2] == (4, 0)
-    user.engine.slots[4] = slot
+    writable(user.engine.slots)[4] = slot
     user.m.validate()
 
 

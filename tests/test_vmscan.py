@@ -15,6 +15,7 @@ from kmm.params import PG_ACTIVE, PG_PINNED, SLOT_PFN, SLOT_YOUNG
 from kmm.vmscan import PGDAT_DIRTY, ScanControl, shrink_node, try_to_free_pages
 from kmm.vmstat import all_node_items, all_vm_events
 from tests.conftest import two_nodes
+from tests.tampering import writable
 
 
 def scan(m: Machine, **more: Any) -> ScanControl:
@@ -168,7 +169,7 @@ def test_enough_stops_the_smaller_sort_and_scans_the_larger_as_far() -> None:
     clean_file(m, 3000)
     a = User(m, "a", "anon", 1000)
     a.fault(0, 1000)
-    a.engine.slots[:] &= ~np.uint64(SLOT_YOUNG)
+    writable(a.engine.slots)[:] &= ~np.uint64(SLOT_YOUNG)
     sc = ScanControl(1, GFP_KERNEL, 3, priority=0, kswapd=True)
     shrink_lists(m, 0, sc)
     # A batch of each; 96 % of 1000 are left then, so of 3000 all but 120 are not asked for, of

@@ -235,6 +235,27 @@ def bring_in(PageUser user, PageAllocator m, int64_t index, pfn_t pfn, bint writ
     bring_one(mem, user.number, index, pfn, write)
 
 
+def write_present(PageUser user, PageAllocator m, int64_t start, int64_t n):
+    """Write those pages of a range of a file that are in memory.
+
+    Runs without the GIL.
+    """
+    cdef mem_t *mem = user._mem(m)
+    cdef int64_t at = start
+    cdef folio_t folio
+    user._check(start, n)
+    if user.user.kind != USER_FILE:
+        raise ValueError("write_present: not of a file")
+    with nogil:
+        while at < start + n:
+            if not user.user.slots[at] & SLOT_PRESENT:
+                at += 1
+                continue
+            touch_present(mem, &user.user, at, True)
+            read_slot(mem, &user.user, at, &folio)
+            at = <int64_t> folio.index + pages_of_use(&folio)
+
+
 # -- dropping ---------------------------------------------------------------------------------------
 
 cdef int64_t invalidate(mem_t *mem, int number, int64_t start, int64_t end, int cpu) noexcept nogil:

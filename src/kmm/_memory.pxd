@@ -10,7 +10,7 @@ cdef class PageUser:
     cdef user_t user
     cdef MemMap memmap
     cdef readonly int number        # of the user in the machine's table
-    cdef readonly object slots      # uint64 array
+    cdef readonly object slots      # uint64 array, read-only as the others here
     cdef readonly object store      # uint64 array or None
     cdef mem_t *_mem(self, PageAllocator m) except NULL
     cdef readonly object written    # uint8 array or None

@@ -14,6 +14,8 @@ from kmm._freelist cimport prefetch, set_state, touch_block
 from kmm._page_alloc cimport alloc_pages, alloc_pages_bulk
 from kmm._swapfile cimport swap_free
 
+from kmm.errors import kernel_error
+
 cdef enum:
     ENOMEM = 12
     CHUNK = 512                     # pages faulted in or let go before others are looked after
@@ -197,6 +199,13 @@ cdef int number_for(mem_t *mem, user_t *user) except -1:
     raise MemoryError(f"PageUser: {MAX_USERS - 1} users are as many as there can be")
 
 
+cdef read_only(array):
+    """A view to hand out of an array that the engine trusts; it keeps the array itself alive."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 cdef class PageUser:
     """Who uses pages: an address space, a file, or a cache of the kernel.
 
@@ -244,13 +253,13 @@ cdef class PageUser:
                 raise ValueError(f"resize: pages above {nr_slots} are there")
             fresh[:keep] = old[:keep]
         view = fresh
-        self.slots, self.user.slots, self.user.nr_slots = fresh, &view[0], nr_slots
+        self.slots, self.user.slots, self.user.nr_slots = read_only(fresh), &view[0], nr_slots
         if store is not None:
             if self.store is not None:
                 keep = min(len(self.store), nr_slots)
                 store[:keep] = self.store[:keep]
             view = store
-            self.store, self.user.store = store, &view[0]
+            self.store, self.user.store = read_only(store), &view[0]
         if self.written is not None:
             self._note_written(self.written)
 
@@ -261,7 +270,7 @@ cdef class PageUser:
         keep = min(keep, nr_slots)
         fresh[:keep] = old[:keep]
         view = fresh
-        self.written, self.user.written = fresh, &view[0]
+        self.written, self.user.written = read_only(fresh), &view[0]
         return 0
 
     def sow(self, uint64_t seed):
@@ -318,11 +327,15 @@ cdef class PageUser:
 
     @property
     def mapped(self):
-        """Whether a file's pages are mapped."""
+        """Whether a file's pages are mapped; settled before the first one comes."""
         return bool(self.user.mapped)
 
     @mapped.setter
     def mapped(self, bint value):
+        if bool(self.user.mapped) != bool(value) and self.user.nr_present:
+            # Each of them is counted as what it was when it came.
+            raise kernel_error(-22, f"mapped: {bool(value)}; allowed: {bool(self.user.mapped)} "
+                                    f"while {self.user.nr_present} pages are there")
         self.user.mapped = value
 
     @property

@@ -8,9 +8,11 @@ accounts is an ImpossibleState with the function's name.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kmm.errors import bug, check_number, kernel_error, shown
 from kmm.mmzone import MemoryGroup, Zone
@@ -30,6 +32,7 @@ from kmm.sparse import (
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
+    from kmm.memory_block import MemoryBlock
 
 _U64 = (1 << 64) - 1
 _EXISTS = SECTION_MARKED_PRESENT | SECTION_HAS_MEM_MAP
@@ -62,6 +65,39 @@ def check_pfns(start_pfn: object, nr_pages: object) -> tuple[int, int]:
     :raises InvalidArgument: naming the argument, its value and what is allowed.
     """
     return check_number("pfn", start_pfn, 0, _U64), check_number("nr_pages", nr_pages, 0, _U64)
+
+
+def check_block_id(m: Machine, block_id: object) -> MemoryBlock:
+    """Return the memory block that has a number.
+
+    :raises InvalidArgument: naming the value and what is allowed.
+    """
+    block = None
+    if not isinstance(block_id, bool) and hasattr(block_id, "__index__"):
+        block = m.memory_blocks.get(operator.index(block_id))
+    if block is None:
+        ids = sorted(m.memory_blocks)
+        known = f"those that exist, of {ids[0]} to {ids[-1]}" if ids else "none, there is no block"
+        raise kernel_error(-22, f"block_id: {shown(block_id)}; allowed: {known}")
+    return block
+
+
+def check_tokens(name: str, values: object) -> npt.NDArray[np.uint64]:
+    """Return whole numbers of 64 bits as an array.
+
+    :raises InvalidArgument: naming the argument, the first wrong value and what is allowed.
+    """
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iu":
+        if values.dtype.kind == "i" and len(values):
+            check_number(name, int(values.min()), 0, _U64)
+        return np.ascontiguousarray(values, dtype=np.uint64)
+    if (
+        isinstance(values, str | bytes)
+        or not isinstance(values, Iterable)
+        or getattr(values, "ndim", 1) != 1
+    ):
+        raise kernel_error(-22, f"{name}: {shown(values)}; allowed: a list of whole numbers")
+    return np.array([check_number(name, value, 0, _U64) for value in values], dtype=np.uint64)
 
 
 def check_nid(m: Machine, nid: object) -> int:

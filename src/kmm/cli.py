@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ try:
 except ImportError:  # pragma: no cover - depends on how kmm was installed
     sys.exit("kmm: the command line needs click; install kmm[cli]")
 
-from kmm.cli_stress import stress
+from kmm.cli_stress import INTERRUPTED, stress
 from kmm.cli_why import why
 
 
@@ -34,8 +35,15 @@ def _echo(text: str) -> None:
     click.echo(printable(text))
 
 
+class _Interrupted(click.ClickException):
+    exit_code = INTERRUPTED
+
+
 class _Group(click.Group):
-    """Turns kmm's own errors into one line and exit status 2, lost output into status 1."""
+    """Turns kmm's own errors into one line and exit status 2, lost output into status 1.
+
+    An interrupted command ends with a line and status 130.
+    """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -55,6 +63,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted("interrupted") from None
         except ConfigError as e:
             raise click.UsageError(printable(str(e))) from None
         except (ValidationError, ImpossibleState) as e:
@@ -86,6 +96,20 @@ def _print_outcome(number: int, out: Outcome, trace: bool, names: str) -> None:
         click.echo(call_tree(out.calls, names))
 
 
+def _play_step(player: Player, number: int, step: Mapping[str, Any], trace: bool) -> Outcome:
+    try:
+        return player.play(step, trace)
+    except (ConfigError, ValidationError, ImpossibleState, click.ClickException):
+        raise
+    except MemoryError as e:
+        why = str(e) or "this host has not enough memory"
+        raise click.ClickException(printable(f"step {number}: {why}")) from None
+    except Exception as e:
+        # A fault of kmm's, or of what extends it; the machine may be half changed.
+        why = f"{type(e).__name__}: {e}"
+        raise click.ClickException(printable(f"step {number}: kmm failed: {why}")) from e
+
+
 def _play(scenario: Scenario, trace: bool, names: str, quiet: bool) -> None:
     player = Player(scenario)
     before = now = layers(player.m)
@@ -93,7 +117,7 @@ def _play(scenario: Scenario, trace: bool, names: str, quiet: bool) -> None:
         _echo(scenario.title)
     for number, step in enumerate(scenario.steps, 1):
         before = now
-        out = player.play(step, trace)
+        out = _play_step(player, number, step, trace)
         now = layers(player.m)
         if not quiet:
             _print_outcome(number, out, trace or bool(step.get("trace")), names)

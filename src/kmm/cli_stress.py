@@ -12,7 +12,7 @@ from kmm.errors import printable
 from kmm.params import parse_size
 from kmm.stress import Failure, Stress
 
-_INTERRUPTED = 130  # as a shell has it of a program that SIGINT ended
+INTERRUPTED = 130  # as a shell has it of a program that SIGINT ended
 
 
 @click.command()
@@ -46,7 +46,7 @@ def stress(
     except KeyboardInterrupt:
         done = f"{run.operations} of {operations} operations ({len(run.steps)} steps in all)"
         click.echo(f"interrupted after {done}", err=True)
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None
     if failure is not None:
         path = out or f"kmm-stress-{seed}.json"
         run.write_scenario(path, f"kmm stress, seed {seed}: {failure}")

@@ -84,7 +84,8 @@ class HugetlbUser(User):
         :raises KernelError: ENOSPC when there is none for the next (its toucher gets SIGBUS);
             those before it stay.
         """
-        self._check_range(start, n)
+        start, n = self._check_range(start, n)
+        flags = check_number("flags", flags, 0, (1 << 16) - 1)
         came = 0
         for index in (np.flatnonzero(self.engine.slots[start : start + n] == 0) + start).tolist():
             offset = self.interleave_offset + index
@@ -104,7 +105,7 @@ class HugetlbUser(User):
 
         :return: how many went.
         """
-        self._check_range(start, n)
+        start, n = self._check_range(start, n)
         gone = 0
         for index in (np.flatnonzero(self.engine.slots[start : start + n]) + start).tolist():
             if flags_of(self.m, int(self.engine.pfns(index, 1)[0])) & PG_PINNED:

@@ -7,7 +7,6 @@ a request has to wait for, and what kinds of users differ in.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from kmm import _filemap
 from kmm._memory import PageUser
+from kmm.arguments import check_tokens
 from kmm.cpuset import CpuSet, detach
 from kmm.errors import OutOfMemory, check_number, check_text, kernel_error
 from kmm.filemap import access
@@ -23,6 +23,7 @@ from kmm.mempolicy import (
     DEFAULT_POLICY,
     MemPolicy,
     Placement,
+    check_policy,
     fault_interleaved,
     interleave_nodes,
     mask_of,
@@ -32,7 +33,6 @@ from kmm.page_alloc import (
     __GFP_COMP,
     __GFP_NORETRY,
     __GFP_RECLAIMABLE,
-    __GFP_RETRY_MAYFAIL,
     __GFP_THISNODE,
     __GFP_ZERO,
     GFP_HIGHUSER_MOVABLE,
@@ -151,15 +151,15 @@ class User:
         check_number("order", order, 0, 0 if KINDS[kind] in SINGLE_PAGES else 10)
         self.m, self.name, self.kind = m, name, KINDS[kind]
         self.cpu = m.this_cpu if cpu is None else check_number("cpu", cpu, 0, m.nr_cpus - 1)
-        self.policy, self.thp = policy, thp
+        self._policy, self.thp = check_policy(m, policy), thp
         self.gfp = _GFP_OF_KIND[self.kind]
         try:
             self.engine = PageUser(m.memmap_engine, self.kind, pages, order, tokens)
         except MemoryError as e:
             raise kernel_error(-12, f"{name!r}: {e or 'no room for its table'}") from None
-        self._prepare_reclaim()
         m.users[name] = self
         m.users_by_number[self.engine.number] = self
+        self._prepare_reclaim()
 
     def _prepare_reclaim(self) -> None:
         #: Of a task: from -1000, never killed for its memory, to 1000.
@@ -172,12 +172,22 @@ class User:
             self.shrinker = Shrinker()
 
     @property
+    def policy(self) -> MemPolicy:
+        """Which nodes give it memory."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, value: MemPolicy) -> None:
+        self._policy = check_policy(self.m, value)
+
+    @property
     def shrinker(self) -> Shrinker | None:
         """What gives a cache's blocks back when memory is short, None if nothing does."""
         return self._shrinker
 
     @shrinker.setter
     def shrinker(self, value: Shrinker | None) -> None:
+        self._check_open()
         self._shrinker = value
         self.m.shrinkers.pop(self.name, None)
         if value is not None:
@@ -215,13 +225,14 @@ class User:
     def fault(self, start: int, n: int, flags: int = 0) -> int:
         """Touch a range of pages, first to last; those that are absent are allocated.
 
-        :param start: first index; n: pages; flags: PG_* marks of new pages.
+        :param start: first index; n: pages; flags: PG_* marks of new pages; with PG_DIRTY those of
+            a file that are there already are written too.
         :return: how many were absent.
         :raises OutOfMemory: when there is none for the next; those before it stay.
         """
-        self._check_range(start, n)
+        start, n = self._check_range(start, n)
         self._check_alive()
-        if flags & ~_MARKS_OF_NEW_PAGES:
+        if check_number("flags", flags, 0, (1 << 16) - 1) & ~_MARKS_OF_NEW_PAGES:
             raise kernel_error(
                 -22, f"flags: {flags:#x}; allowed: marks out of {_MARKS_OF_NEW_PAGES:#x}"
             )
@@ -230,6 +241,8 @@ class User:
             flags |= PG_DIRTY | PG_REFERENCED
         if self.kind == USER_ANON and self.engine.locked:
             flags |= PG_REFERENCED
+        if self.kind == USER_FILE and flags & PG_DIRTY:
+            _filemap.write_present(self.engine, self.m, start, n)
         before = self.engine.nr_came
         at, end = start, start + n
         while at < end:
@@ -309,6 +322,7 @@ class User:
         :param where: from where it may come, as the policy says if None.
         :raises OutOfMemory: when there is none, or the task was killed for its memory.
         """
+        index, _ = self._check_range(index, 1)
         m, order = self.m, self.engine.order
         where = self.placement(index) if where is None else where
         before, m.current = m.current, self
@@ -341,7 +355,7 @@ class User:
         :return: how many pages came.
         :raises OutOfMemory: when there is no memory for the next; those before it are read.
         """
-        self._check_access(start, n)
+        start, n = self._check_access(start, n)
         return access(self, start, n, False)
 
     def write(self, start: int, n: int) -> int:
@@ -352,34 +366,40 @@ class User:
         :return: how many pages came.
         :raises OutOfMemory: as read.
         """
-        self._check_access(start, n)
+        start, n = self._check_access(start, n)
         return access(self, start, n, True)
 
-    def _check_access(self, start: int, n: int) -> None:
-        self._check_range(start, n)
+    def _check_access(self, start: int, n: int) -> tuple[int, int]:
+        start, n = self._check_range(start, n)
         self._check_alive()
         if self.kind not in (USER_ANON, USER_SHMEM, USER_FILE):
             raise kernel_error(-22, f"kind: {KIND_NAMES[self.kind]!r}; allowed: anon, shmem, file")
+        return start, n
 
     # -- pages go -----------------------------------------------------------------------
 
     def release(self, start: int, n: int) -> int:
         """Let the pages of a range go, first to last; returns how many were freed."""
-        self._check_range(start, n)
+        start, n = self._check_range(start, n)
         freed = self.engine.let_go(self.m, start, n, self.cpu)
         self.m.give_back_records()
         return freed
 
     def grow(self, n: int) -> int:
-        """Touch n pages behind the last one there is; returns how many came.
+        """Touch n pages behind the last one there is, or as many as it can have.
 
+        :return: how many came.
         :raises OutOfMemory: as fault.
         """
+        self._check_open()
+        n = check_number("n", n, 0, NR_PAGES_MAX)
         start = self._behind_last()
         return self.fault(start, min(n, self.pages - start))
 
     def shrink(self, n: int) -> int:
-        """Let the last n pages go; returns how many were freed."""
+        """Let the last n pages go, or all if there are fewer; returns how many were freed."""
+        self._check_open()
+        n = check_number("n", n, 0, NR_PAGES_MAX)
         end = self._behind_last()
         return self.release(max(end - n, 0), min(n, end))
 
@@ -399,44 +419,56 @@ class User:
     # -- what they hold -----------------------------------------------------------------
 
     def write_tokens(self, start: int, tokens: npt.ArrayLike) -> None:
-        """Write a token into each page of a range, which all have to be in memory."""
-        values = np.ascontiguousarray(tokens, dtype=np.uint64)
-        self._check_range(start, len(values))
+        """Write a token into each page of a range, which all have to be in memory.
+
+        :param start: first index; tokens: whole numbers from 0 to 2^64 - 1.
+        :raises InvalidArgument: naming the argument, its value and what is allowed.
+        """
+        values = check_tokens("tokens", tokens)
+        start, n = self._check_range(start, len(values))
+        self._check_has_tokens()
+        if self.engine.written is not None:
+            raise kernel_error(-22, f"user {self.name!r}: what its pages hold follows from a seed")
+        absent = np.flatnonzero(self.engine.pfns(start, n) < 0)
+        if len(absent):
+            raise kernel_error(
+                -22, f"tokens: page {start + int(absent[0])} is absent; allowed: pages in memory"
+            )
         self.engine.write_tokens(start, values)
 
     def read_tokens(self, start: int, n: int) -> npt.NDArray[np.uint64]:
-        """Return the tokens of a range, wherever they are: memory, swap device, backing store."""
-        self._check_range(start, n)
+        """Return the tokens of a range, wherever they are: memory, swap device, backing store.
+
+        :raises InvalidArgument: naming the argument, its value and what is allowed.
+        """
+        start, n = self._check_range(start, n)
+        self._check_has_tokens()
         return self.engine.read_tokens(start, n)
 
     def pfns(self, start: int = 0, n: int | None = None) -> npt.NDArray[np.int64]:
         """Return where the pages of a range are, -1 for those that are not in memory."""
-        n = self.pages - start if n is None else n
-        self._check_range(start, n)
+        start = check_number("start", start, 0, self.pages)
+        start, n = self._check_range(start, self.pages - start if n is None else n)
         return self.engine.pfns(start, n)
 
-    def _check_range(self, start: int, n: int) -> None:
+    def _check_has_tokens(self) -> None:
+        if not self.engine.tokens:
+            raise kernel_error(-22, f"user {self.name!r}: tokens: False; allowed: True")
+
+    def _check_open(self) -> None:
         if self.m.users.get(self.name) is not self:
-            raise kernel_error(-22, f"user {self.name!r}: is closed")
-        check_number("start", start, 0, self.pages)
-        check_number("n", n, 0, self.pages - start)
+            raise kernel_error(-22, f"user {self.name!r}: is closed; allowed: one that is not")
+
+    def _check_range(self, start: int, n: int) -> tuple[int, int]:
+        self._check_open()
+        first = check_number("start", start, 0, self.pages)
+        return first, check_number("n", n, 0, self.pages - first)
 
 
 def seed_of(name: str) -> int:
     """Return the seed from which the tokens of a user of this name follow (PageUser.sow)."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") | 1
-
-
-def out_of_memory_as_count(user: User, start: int, n: int) -> int:
-    """Touch pages as far as there is memory; returns how many of the range are there then."""
-    gfp, user.gfp = user.gfp, user.gfp | __GFP_RETRY_MAYFAIL  # nobody is killed for them
-    try:
-        with contextlib.suppress(OutOfMemory):
-            user.fault(start, n)
-    finally:
-        user.gfp = gfp
-    return int(np.count_nonzero(user.pfns(start, n) >= 0))
 
 
 # A class body would mangle the leading underscores.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm import _mempolicy
-from kmm.errors import check_numbers, kernel_error, shown
+from kmm.errors import check_number, check_numbers, kernel_error, shown
 from kmm.params import USER_ANON, USER_SHMEM, ZONE_MOVABLE
 
 if TYPE_CHECKING:
@@ -93,6 +93,21 @@ def new_policy(
         raise kernel_error(-22, f"nodes: {wanted}; allowed: some of those with memory: {allowed}")
     nodes_of_mode = usable[:1] if mode == "preferred" else usable
     return MemPolicy(mode, nodes_of_mode, flag, tuple(wanted) if flag else (), current)
+
+
+def check_policy(m: Machine, policy: object) -> MemPolicy:
+    """Return an argument that has to be a policy which a machine can follow.
+
+    :raises InvalidArgument: naming its value and what is allowed.
+    """
+    if not isinstance(policy, MemPolicy) or policy.mode not in MODES or policy.flag not in FLAGS:
+        raise kernel_error(-22, f"policy: {shown(policy)}; allowed: what new_policy makes")
+    numbers = (*policy.nodes, *policy.user_nodes, *policy.mems_allowed)
+    for nid in numbers:
+        check_number("policy.nodes", nid, 0, len(m.nodes) - 1)
+    if policy.mode in ("bind", "interleave") and not policy.nodes:
+        raise kernel_error(-22, f"policy.nodes: (); allowed: some, with mode {policy.mode!r}")
+    return policy
 
 
 def mpol_relative_nodemask(nodes: Collection[int], allowed: Collection[int]) -> tuple[int, ...]:

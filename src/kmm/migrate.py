@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -284,12 +283,6 @@ def _finish(m: Machine, work: _List) -> MigrationResult:
         _migrate.putback_movable_pages(m.memmap_engine, result.left)
     result.work = work
     return result
-
-
-def split_by(m: Machine, pfns: Pfns, test: Callable[[Machine, int], bool]) -> tuple[Pfns, Pfns]:
-    """Part a list into pages that pass a test and others, the order kept."""
-    which = np.array([test(m, int(p)) for p in pfns], dtype=bool)
-    return pfns[which], pfns[~which]
 
 
 def _warn(m: Machine, line: str, pfn: int, reason: str) -> None:

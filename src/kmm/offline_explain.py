@@ -15,8 +15,7 @@ import numpy.typing as npt
 from kmm import _scan
 from kmm import resource as res_
 from kmm._page_owner import pages_in_use
-from kmm.arguments import check_integer
-from kmm.errors import kernel_error
+from kmm.arguments import check_block_id
 from kmm.memory import KIND_NAMES
 from kmm.memory_block import MemoryBlock, MemoryNotify
 from kmm.mmzone import Zone
@@ -53,12 +52,8 @@ def explain_offline(m: Machine, block_id: int) -> Explanation:
     :param block_id: the number in its name, memory32 having 32.
     :raises InvalidArgument: if there is no such block.
     """
-    block_id = check_integer("block_id", block_id)
-    block = m.memory_blocks.get(block_id)
-    if block is None:
-        ids = sorted(m.memory_blocks)
-        known = f"{ids[0]} to {ids[-1]}" if ids else "none, there is no block"
-        raise kernel_error(-22, f"block_id: {block_id}; allowed: those that exist, of {known}")
+    block = check_block_id(m, block_id)
+    block_id = block.block_id
     name = block.zone.name if block.zone is not None else None
     start, nr = block_id * m.block_pages, m.block_pages
     out = Explanation(block_id, start, nr, name, block.nid, block.state)

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kmm._page_owner import pages_in_use
-from kmm.arguments import check_integer
-from kmm.errors import KernelError, kernel_error
+from kmm.arguments import check_block_id
+from kmm.errors import KernelError
 from kmm.params import (
     PAGE_SHIFT,
     PAGES_PER_SECTION,
@@ -243,17 +243,14 @@ def offline_pages_report(m: Machine, block_id: int) -> OfflineAttempt:
     """Take a block offline and return what became of its pages (see Machine)."""
     from kmm.memory_block import state_store
 
-    block_id = check_integer("block_id", block_id)
-    block = m.memory_blocks.get(block_id)
-    if block is None:
-        raise kernel_error(-22, f"block_id: {block_id}; allowed: one of the memory blocks")
+    block = check_block_id(m, block_id)
     was, report = m.offline_report, OfflineReport(m)
     m.offline_report = report
     try:
         state_store(m, block, "offline")
     except KernelError as e:
         if not report.attempts:
-            start = block_id * m.block_pages
+            start = block.block_id * m.block_pages
             report.attempts.append(OfflineAttempt(start, m.block_pages, error=e, reason=e.reason))
     finally:
         m.offline_report = was

@@ -272,11 +272,32 @@ SYMBOLS: tuple[Symbol, ...] = (
         note="without pointers, cgroups and raw words; a file's number is its user's",
     ),
     *_rows("mm/sparse.c", "memory_failure", "clear_hwpoisoned_pages", traceable=False),
-    Symbol("lru_cache_disable", "mm/swap.c", "memory_hotplug", "stub"),
+    Symbol(
+        "lru_cache_disable",
+        "mm/swap.c",
+        "memory_hotplug",
+        "adapted",
+        note="nothing to drain: pages are on their LRU lists at once, without per-CPU batches",
+    ),
     *_rows(_HOTPLUG, "memory_hotplug", "scan_movable_pages", traceable=False),
     Symbol("do_migrate_range", _HOTPLUG, "migrate", traceable=False),
-    Symbol("isolate_lru_page", "mm/vmscan.c", "_migrate", note="the engine isolates a whole range"),
-    *_rows("mm/migrate.c", "migrate", "migrate_pages alloc_migration_target"),
+    Symbol(
+        "isolate_lru_page",
+        "mm/vmscan.c",
+        "_migrate",
+        "adapted",
+        note="the engine isolates a whole range; no reference is taken, the page's record says "
+        "that it is isolated, and a huge page counts with all its pages",
+    ),
+    Symbol(
+        "migrate_pages",
+        "mm/migrate.c",
+        "migrate",
+        "adapted",
+        note="one list, not batches of 512; a page under writeback moves with its mark, as one "
+        "whose writeback was waited for: nothing waits on the backing store",
+    ),
+    Symbol("alloc_migration_target", "mm/migrate.c", "migrate"),
     Symbol("dissolve_free_huge_pages", "mm/hugetlb.c", "hugetlb_move"),
     *_rows(
         "mm/hugetlb.c",
