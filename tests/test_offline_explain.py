@@ -409,8 +409,7 @@ def test_no_is_not_certain_where_what_moved_can_be_reclaimed(kind: str, swap: bo
     could = "could" if said.certain else "might"
     assert first.startswith(f"memory32 {could} not go offline now: EINTR")
     assert first.endswith("; that is not certain") != said.certain
-    went, _ = ask_and_try(m, 32)
-    assert went != said.certain
+    ask_and_try(m, 32)
     m.validate()
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from kmm import InvalidArgument, KernelError, Machine
+from kmm import KernelError, Machine
 from kmm.balloon_compaction import Balloon
 from kmm.clock import SECOND
+from kmm.errors import InvalidArgument
 from kmm.hugetlbfs import HugetlbUser
 from kmm.memory import User
 from kmm.memory_block import MemoryNotifier, register_memory_notifier, unregister_memory_notifier
@@ -403,7 +404,7 @@ def test_a_block_that_is_offline_and_one_that_is_not_there() -> None:
             ask(77)
         assert e.value.errno == errno.EINVAL
         for bad in (32.0, True, "32", None):
-            with pytest.raises(InvalidArgument, match="block_id: .*allowed: a whole number"):
+            with pytest.raises(InvalidArgument, match=r"block_id: .*allowed: a whole number"):
                 ask(bad)  # type: ignore[arg-type]
     m.validate()
 
