@@ -302,8 +302,10 @@ def test_what_comes_from_swap_is_counted_and_what_goes_there_is_said() -> None:
         user("b", pages=60000),
         step("grow", "b"),
         step("touch", "a"),
+        step("grow", "a"),
         swap="1G",
     )
+    assert outcomes[5].output == "a: 0 of 0 came"
     a, said = player.m.users["a"], outcomes[4].output
     words = re.fullmatch(
         r"a: 100000 of 100000 touched, (\d+) of them came; (\d+) went, "
