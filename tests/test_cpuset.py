@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 
@@ -130,4 +131,43 @@ def test_a_group_goes_when_it_is_empty() -> None:
     child.close()
     group.close()
     assert not m.cpusets
+    m.validate()
+
+
+def test_only_users_that_are_there_can_join() -> None:
+    m, other = machine(), machine()
+    group = CpuSet(m, "group", [1])
+    closed = User(m, "closed", "anon", 10)
+    closed.close()
+    for user in (closed, User(other, "o", "anon", 10), None, "o", 3):
+        with pytest.raises(KernelError, match=r"user: .*; allowed: a user of this machine") as e:
+            group.attach(user)  # type: ignore[arg-type]
+        assert e.value.errno == errno.EINVAL
+    assert not group.users
+    group.close()
+    user = User(m, "u", "anon", 10)
+    with pytest.raises(KernelError, match="cpuset 'group': is closed"):
+        group.attach(user)
+    assert user.cpuset is None
+    m.validate()
+
+
+@pytest.mark.parametrize("mems", [1, None, "0", [0.5], [7], ["a"]])
+def test_what_is_no_list_of_nodes_is_refused(mems: Any) -> None:
+    m = machine()
+    group = CpuSet(m, "group", [1])
+    for act in (
+        lambda: CpuSet(m, "c", mems),
+        lambda: update_nodemask(group, mems),
+        lambda: new_policy(m, "bind", mems),
+        lambda: new_policy(m, "bind", mems, "static"),
+    ):
+        with pytest.raises(KernelError, match=r"(mems|nodes): .*; allowed: a") as e:
+            act()
+        assert e.value.errno == errno.EINVAL
+    for parent in (3, "group", CpuSet(machine(), "group")):
+        with pytest.raises(KernelError, match=r"parent: .*; allowed: a cpuset of this machine"):
+            CpuSet(m, "c", [0], parent)  # type: ignore[arg-type]
+    assert list(m.cpusets) == ["group"]
+    assert group.effective_mems == {1}
     m.validate()

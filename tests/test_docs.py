@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -31,6 +32,17 @@ def test_its_scenarios_run_and_nothing_in_them_is_refused(
     if "heap" in text:
         assert "1000 of 1000 blocks of order 0" in out.output
         assert re.search(r"\d+ pages 0x400", out.output)
+
+
+def test_its_python_runs_and_says_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    (text,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
+    there: dict[str, Any] = {}
+    exec(compile(text, "scenarios.md", "exec"), there)
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == ["2048 pages came", "large is on node 1", "0 dirty pages are left"]
+    assert "ENOMEM" in said[3]
+    assert said[4:] == ["True"]
+    assert set(there["m"].users) == {"heap", "large", "log", "database"}
 
 
 def test_it_names_every_field_of_a_machine() -> None:

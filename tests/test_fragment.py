@@ -208,3 +208,26 @@ def test_targets_that_make_no_sense(target: FragmentTarget, message: str) -> Non
     with pytest.raises(KernelError, match="where: 1; allowed: a zone or a node with memory"):
         measure(m, 1)
     m.validate()
+
+
+def test_arguments_of_a_wrong_kind_are_refused() -> None:
+    m = machine()
+    before = dump(m)
+    good = FragmentTarget(free=0.5, large=0.5)
+    shares = [0.0] * 10 + [1.0]
+    for where, target, message in (
+        ("1", good, "where: '1'"),
+        (None, good, "where: None"),
+        (zone_of(machine()), good, "zone: of another machine"),
+        (1, {"free": 0.5}, "target: .*; allowed: a FragmentTarget"),
+        (1, None, "target: None; allowed: a FragmentTarget"),
+        (1, FragmentTarget(free="a", large=0.5), "free: 'a'; allowed: a share"),  # type: ignore[arg-type]
+        (1, FragmentTarget(free=True, large=0.5), "free: True; allowed: a share"),
+        (1, FragmentTarget(free=0.5, orders=5), "orders: 5; allowed: a list"),  # type: ignore[arg-type]
+        (1, FragmentTarget(free=0.5, orders=[*shares[:10], "1"]), "orders: '1'"),  # type: ignore[list-item]
+    ):
+        with pytest.raises(KernelError, match=message) as e:
+            fragment(m, where, target)  # type: ignore[arg-type]
+        assert e.value.errno == errno.EINVAL
+    assert not differences(before, dump(m))
+    m.validate()

@@ -99,3 +99,15 @@ def test_loads() -> None:
     assert counts(m.default_hstate) == (6, 6, 0, 0)
     assert np.array_equal(list(m.users), [])
     m.validate()
+
+
+def test_it_is_not_read_or_written_as_files_of_small_pages_are() -> None:
+    m = machine()
+    set_pool(m, 2)
+    user = HugetlbUser(m, "file", 2)
+    for access in (user.read, user.write):
+        with pytest.raises(KernelError, match="kind: 'hugetlb'; allowed: anon, shmem, file") as e:
+            access(0, 1)
+        assert e.value.errno == errno.EINVAL
+    assert user.nr_present == 0
+    m.validate()

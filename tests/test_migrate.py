@@ -102,3 +102,35 @@ def test_a_users_page_is_not_freed_by_others() -> None:
     assert e.value.errno == errno.EBUSY
     assert holds_what_it_wrote(user)
     m.validate()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM])
+@pytest.mark.parametrize("thp", ["never", "madvise"])
+def test_a_target_that_fails_in_any_way_leaves_no_page_behind(code: int, thp: str) -> None:
+    m = machine()
+    user = anon(m, 20 * 512, thp)
+    filler = User(m, "filler", "kernel", m.totalram_pages, policy=new_policy(m, "bind", [0]))
+    with pytest.raises(KernelError):
+        filler.grow(filler.pages)
+    before = node_items(m, m.nodes[1])["nr_inactive_anon"]
+    probes = m.trace(recording=False)
+    probes.fail("__alloc_pages", code)
+    with pytest.raises(KernelError):
+        m.write(STATE % 32, "offline")
+    m.kprobes = None
+    m.validate()
+    items = node_items(m, m.nodes[1])
+    assert (items["nr_inactive_anon"], items["nr_isolated_anon"]) == (before, 0)
+    assert holds_what_it_wrote(user)
+    filler.close()
+    m.write(STATE % 32, "offline")
+    assert holds_what_it_wrote(user)
+    m.validate()
+
+
+def test_time_that_passes_within_what_happens_is_not_taken_back() -> None:
+    m = machine()
+    m.clock.call_after(10, lambda: m.clock.advance(1000))
+    m.clock.call_after(20, lambda: None)
+    m.clock.advance(50)
+    assert m.clock.now == 1010

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kmm import KernelError, Machine
+from kmm import InvalidArgument, KernelError, Machine
 from kmm.balloon_compaction import Balloon
 from kmm.clock import SECOND
 from kmm.hugetlbfs import HugetlbUser
@@ -402,6 +402,9 @@ def test_a_block_that_is_offline_and_one_that_is_not_there() -> None:
         with pytest.raises(KernelError, match="block_id: 77") as e:
             ask(77)
         assert e.value.errno == errno.EINVAL
+        for bad in (32.0, True, "32", None):
+            with pytest.raises(InvalidArgument, match=r"block_id: .*allowed: a whole number"):
+                ask(bad)  # type: ignore[arg-type]
     m.validate()
 
 

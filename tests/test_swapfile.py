@@ -125,3 +125,18 @@ def test_a_bad_size_is_named(m: Machine, size: object) -> None:
 def test_a_bad_size_of_a_description_is_named(size: object) -> None:
     with pytest.raises(ConfigError, match=r"machine\.swap"):
         two_nodes(swap=size)
+
+
+def test_a_host_without_memory_for_its_table_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    m = two_nodes()
+    monkeypatch.setattr("kmm.swapfile.SwapDevice", fail)
+    with pytest.raises(KernelError, match="size: 70368744177664; this host lacks") as e:
+        m.swapon(1 << 46)
+    assert e.value.errno == errno.ENOMEM
+    assert m.swap is None
+    m.validate()
+    with pytest.raises(ConfigError, match=r"machine\.swap: 70368744177664; this host lacks"):
+        two_nodes(swap="64T")

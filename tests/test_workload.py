@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kmm import workload
+from kmm._workload import touch_slots
 from kmm.errors import ConfigError
+from kmm.mempolicy import ALL_NODES
 from kmm.params import PAGEBLOCK_NR_PAGES, PG_DIRTY, USER_SLAB_RECLAIMABLE
 from kmm.scenario import Outcome, Player, check_scenario
-from kmm.vmstat import node_items
+from kmm.vmstat import all_vm_events, node_items
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MACHINE = {
@@ -212,7 +216,7 @@ def test_tasks_of_a_cpuset_get_its_nodes_only() -> None:
 
 def test_what_does_not_fit_is_said_and_what_fits_stays() -> None:
     player, outcomes = played(user("a", share=1.0), step("grow", "a"), step("shrink", "a"))
-    assert "came: " in outcomes[1].output or outcomes[1].error
+    assert re.match(r"a: (\d+) of \d+ came; \1 went, as it was killed: ENOMEM", outcomes[1].output)
     assert player.m.users["a"].nr_present == 0
 
 
@@ -235,6 +239,32 @@ def test_what_does_not_fit_is_said_and_what_fits_stays() -> None:
         ([user("a", pages=1)] * 2, "step 2.id: 'a'; allowed: one that is not in use"),
         ([user("a", pages=1), step("close", "a"), step("grow", "a")], "step 3.id: 'a'; allowed"),
         ([user("a", pages=1), step("churn", "a", seed=-1)], "step 2.seed: -1; allowed"),
+        ([user("", pages=1)], "step 1.id: ''; allowed: text that is not empty"),
+        ([step("cpuset", "", nodes=[0])], "step 1.id: ''; allowed: text that is not empty"),
+        ([user("a", pages=1, cpu=2)], "step 1.cpu: 2; allowed: 0 to 1$"),
+        ([user("a", pages=1, policy="bind")], "step 1.nodes: .*; allowed: some, with policy 'b"),
+        ([user("a", pages=1, policy="interleave", nodes=[])], "step 1.nodes: .*; allowed: some"),
+        ([user("a", pages=1, policy="default", nodes=[0])], "step 1.nodes: .0.; allowed: none"),
+        ([user("a", pages=8, order=3)], "step 1.order: 3; allowed: 0 for kind 'anon'"),
+        ([user("a", pages=8, kind="driver_movable", order=1)], "step 1.order: 1; allowed: 0 for"),
+        ([user("a", pages=8, kind="slab", thp="always")], "step 1.thp: 'always'; allowed: 'never'"),
+        ([user("a", pages=8, kind="slab", lock=True)], "step 1.lock: True; allowed: false for k"),
+        ([user("a", size=4095)], "step 1.size: 4095; allowed: from 4096 bytes on, a page"),
+        ([user("a", pages=7, kind="slab", order=3)], "step 1.pages: 7; allowed: from 8 on, a blo"),
+        ([user("a", size="16K", kind="slab", order=3)], "step 1.size: 16384; allowed: from 32768"),
+        ([user("a", size="64K", kind="slab", order=3), step("grow", "a", pages=4)], "step 2.pages"),
+        ([user("a", pages=1), step("churn", "a")], "step 2.id: 'a', of kind anon; allowed: a user"),
+        ([user("a", pages=1), step("fwrite", "a")], "step 2.id: 'a', of .*: a user of kind shmem"),
+        ([user("a", pages=1, kind="slab"), step("fread", "a")], "step 2.id: 'a', of kind slab;"),
+        ([user("a", pages=1, kind="slab"), step("truncate", "a")], "step 2.id: 'a', of kind slab"),
+        ([user("a", pages=1, kind="stack"), step("pin", "a")], "step 2.id: 'a', of kind stack; a"),
+        ([step("balloon", "b", pages=1), step("touch", "b")], "step 2.op: 'touch'; allowed: grow"),
+        ([user("a", pages=1, cpuset="x")], "allowed: a cpuset before it; there is none$"),
+        ([step("grow", "a")], "allowed: the id of a user before it; there is none$"),
+        (
+            [user("a", pages=1, count=2), user("a.2", pages=1)],
+            "step 2.id: 'a.2'; allowed: one that",
+        ),
     ],
 )
 def test_bad_steps_are_named(steps: list[dict[str, Any]], message: str) -> None:
@@ -244,17 +274,119 @@ def test_bad_steps_are_named(steps: list[dict[str, Any]], message: str) -> None:
 
 def test_what_the_machine_refuses_is_an_error_of_the_step() -> None:
     player, outcomes = played(
-        user("a", pages=1, order=3),
-        user("b", pages=1, cpu=5),
-        step("grow", "b"),
-        user("c", pages=100),
-        step("churn", "c"),
+        user("a", pages=1, nodes=[2]),
+        step("grow", "a"),
+        user("b", pages=100),
+        nodes=[*MACHINE["nodes"], {}],  # type: ignore[misc]
     )
-    assert "order: 3" in outcomes[0].error
-    assert "cpu: 5" in outcomes[1].error
-    assert outcomes[2].output == "nothing to do: its user was refused, or is closed"
-    assert "allowed: users of the kernel's kinds" in outcomes[4].error
-    assert list(player.m.users) == ["c"]
+    assert "nodes: " in outcomes[0].error
+    assert outcomes[1].output == "nothing to do: its user was refused, or is closed"
+    assert list(player.m.users) == ["b"]
+
+
+def test_a_closed_id_is_free_again() -> None:
+    player, outcomes = played(
+        user("a", pages=10, count=2),
+        step("close", "a"),
+        user("a.1", kind="slab", pages=10),
+        step("churn", "a.1"),
+    )
+    assert not any(o.error for o in outcomes)
+    assert list(player.m.users) == ["a.1"]
+
+
+def test_what_comes_from_swap_is_counted_and_what_goes_there_is_said() -> None:
+    player, outcomes = played(
+        user("a", pages=100000),
+        step("grow", "a"),
+        user("b", pages=60000),
+        step("grow", "b"),
+        step("touch", "a"),
+        swap="1G",
+    )
+    a, said = player.m.users["a"], outcomes[4].output
+    words = re.fullmatch(
+        r"a: 100000 of 100000 touched, (\d+) of them came; (\d+) went, "
+        r"(\d+) are on the swap device",
+        said,
+    )
+    assert words, said
+    came, went, swapped = map(int, words.groups())
+    # What was swapped out before came back; what went since then is there, or came again.
+    assert came > 10000
+    assert swapped == a.engine.nr_swapped == a.pages - a.nr_present
+    assert went >= swapped
+    assert came == all_vm_events(player.m)["pswpin"]
+
+
+def test_slots_are_looked_at_when_their_turn_comes() -> None:
+    player, _ = played(user("a", pages=4000))
+    m, a = player.m, player.m.users["a"]
+    slots = np.arange(4000, dtype=np.int64)
+    slots[3999] = 4000
+    nid = a.placement(0).nid
+    # Whoever has to wait for each of them comes back as often: the rest is not looked at again.
+    assert touch_slots(a.engine, m, slots, a.gfp, nid, 0, a.cpu) == 0
+    with pytest.raises(ValueError, match="slots 4000"):
+        touch_slots(a.engine, m, slots, a.gfp, nid, ALL_NODES, a.cpu)
+    assert 3000 < a.nr_present < 4000
+    m.validate()
+
+
+def test_who_is_killed_touches_nothing_any_more() -> None:
+    player, outcomes = played(
+        user("a", pages=1000),
+        step("grow", "a", pages=500),
+        user("big", share=1.0),
+        step("touch", "big"),
+        step("touch", "big"),
+        step("grow", "big"),
+        user("i", pages=10, policy="interleave", nodes=[0, 1]),
+        step("touch", "i"),
+    )
+    assert player.m.users["big"].killed
+    assert player.m.users["big"].nr_present == 0
+    first = re.match(
+        r"big: (\d+) of \d+ touched, (\d+) of them came; (\d+) went", outcomes[3].output
+    )
+    assert first
+    done, came, went = map(int, first.groups())
+    assert done == came == went > 90000
+    assert "was killed" in outcomes[3].output
+    for outcome in outcomes[4:6]:
+        assert re.match(r"big: 0 of \d+ (touched, 0 of them )?came: ENOMEM", outcome.output)
+        assert "was killed" in outcome.output
+    assert outcomes[7].output == "i: 10 of 10 touched, 10 of them came"
+
+
+def test_a_churn_is_drawn_in_parts_and_they_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [user("s", kind="slab", pages=1000), step("churn", "s", pages=9999, seed=1)]
+    whole, said = played(*steps)
+    monkeypatch.setattr(workload, "_CHURNED_AT_ONCE", 1000)
+    parts, said_too = played(*steps)
+    assert said[1].output == said_too[1].output
+    assert said[1].output.startswith("s: 9999 of 9999 turned over")
+    assert (whole.m.users["s"].pfns() == parts.m.users["s"].pfns()).all()
+
+
+def test_a_churn_of_more_than_there_is_ends_where_memory_does() -> None:
+    _, outcomes = played(
+        user("s", kind="slab", share=1.0, count=2),
+        step("grow", "s"),
+        user("t", kind="slab", pages=100000),
+        step("churn", "t", pages=17179869184),
+    )
+    assert re.match(r"t: \d+ of 17179869184 turned over", outcomes[3].output)
+
+
+def test_a_host_without_memory_is_an_error_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(workload, "touch", fail)
+    _, outcomes = played(user("a", pages=10), step("touch", "a"))
+    assert outcomes[1].error.startswith("ENOMEM")
+    assert "touch 'a': this host has not enough memory" in outcomes[1].error
 
 
 def test_policies_decide_how_much_can_be_taken_away(capsys: pytest.CaptureFixture[str]) -> None:

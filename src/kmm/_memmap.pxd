@@ -80,6 +80,7 @@ cdef inline void wakeup_kswapd(mem_t *mem, const zone_t *zone, int order,
         return
     if mem.journal != NULL:
         journal_add(mem.journal, &node.kswapd_wakeups, sizeof(int64_t))
+        journal_add(mem.journal, &node.kswapd_pending, sizeof(int32_t))
         journal_add(mem.journal, &node.kswapd_order, sizeof(int32_t))
         journal_add(mem.journal, &node.kswapd_highest_zoneidx, sizeof(int32_t))
     node.kswapd_wakeups += 1

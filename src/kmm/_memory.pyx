@@ -94,10 +94,12 @@ cdef void attach_page(mem_t *mem, int number, uint64_t index, pfn_t pfn, bint hu
         for i in range(PAGEBLOCK_PAGES):
             user.slots[index + i] = (slot + i) | SLOT_HUGE
         user.nr_present += PAGEBLOCK_PAGES
+        user.nr_came += PAGEBLOCK_PAGES
         account_use(mem, zone, user, True, flags, pages)
     else:
         user.slots[index] = slot
         user.nr_present += 1
+        user.nr_came += 1
         account_use(mem, zone, user, False, flags, pages)
     if user.tokens:
         fill_tokens(mem, user, index, pfn, pages, flags)
@@ -307,6 +309,11 @@ cdef class PageUser:
     def nr_present(self):
         """Slots with a page."""
         return self.user.nr_present
+
+    @property
+    def nr_came(self):
+        """How often a slot got a page: new ones, and those that came back."""
+        return self.user.nr_came
 
     @property
     def nr_swapped(self):

@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 from kmm._allocator cimport PageAllocator
 from kmm._free_pages cimport free_pages, free_pages_bulk
 from kmm._freelist cimport is_free_head, prefetch
-from kmm._memmap cimport MemMap
+from kmm._memmap cimport MemMap, get_pageblock_migratetype
 from kmm._memory cimport nodes_of, split_huge_page
 from kmm._page_alloc cimport alloc_pages, alloc_pages_bulk
 from kmm._page_owner cimport in_use_t, next_in_use
@@ -216,6 +216,13 @@ cdef inline bint movable_now(mem_t *mem, pfn_t pfn, folio_t *folio, uint8_t *sta
     return True
 
 
+cdef inline bint keeps_apart(const mem_t *mem, pfn_t pfn, uint64_t nodes) noexcept nogil:
+    """Whether a page that is freed cannot serve the next one's request: it lies on another node, or
+    in a pageblock that nobody gets pages of."""
+    return (not nodes >> page_zone(mem, pfn).nid & 1
+            or get_pageblock_migratetype(mem, pfn) == MIGRATE_ISOLATE)
+
+
 cdef int64_t migrate_small(mem_t *mem, const uint64_t *list, uint8_t *status, int64_t n,
                            uint32_t gfp, int nid, uint64_t nodes, int cpu,
                            uint64_t *to) noexcept nogil:
@@ -227,6 +234,9 @@ cdef int64_t migrate_small(mem_t *mem, const uint64_t *list, uint8_t *status, in
         if not movable_now(mem, list[k], &folios[k], &status[k]) or folios[k].huge:
             break
         k += 1
+        # The kernel frees each page before it looks for the next one's place.
+        if not keeps_apart(mem, list[k - 1], nodes):
+            break
     if k == 0:
         return 0
     got = alloc_pages_bulk(mem, gfp, 0, nid, nodes, cpu, to, k)

@@ -284,6 +284,7 @@ cdef struct user_t:
     uint64_t *slots
     uint64_t nr_slots               # of blocks of `order` each
     int64_t nr_present              # slots with a page
+    int64_t nr_came                 # how often a slot got one since the user was made
     int64_t nr_swapped              # slots whose content is on the swap device
     int64_t nr_dirty                # of a file: pages that its backing store does not have
     uint64_t *store                 # by index: the tokens of a file's pages on its backing store

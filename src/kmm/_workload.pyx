@@ -50,11 +50,12 @@ def touch_slots(PageUser user, PageAllocator m, const int64_t[::1] slots, uint32
     cdef mem_t *mem = user._mem(m)
     cdef request_t r
     cdef int64_t n = slots.shape[0], at = 0, got, some, i
-    for i in range(n):
-        user._check(slots[i], 1)
     r.gfp, r.nid, r.nodes, r.cpu, r.flags = gfp, nid, nodes, cpu, <uint16_t> flags
     while at < n:
         some = min(n - at, <int64_t> CHUNK)
+        # No more than are touched now: whoever waits for single pages comes back for each.
+        for i in range(at, at + some):
+            user._check(slots[i], 1)
         if lru_make_room(mem, nodes_of(mem), some):
             raise MemoryError("touch_slots: LRU lists")
         with nogil:

@@ -36,6 +36,7 @@ from kmm.params import (
     TiB,
 )
 from kmm.resource import parse_iomem, walk_system_ram_range
+from kmm.swapfile import swapon_at_boot
 from kmm.sysfs_entry import kstrtobool, kstrtoull
 from kmm.watermarks import init_per_zone_wmark_min, writeback_set_ratelimit
 from kmm.zonelists import build_all_zonelists
@@ -74,8 +75,7 @@ def boot(m: Machine) -> None:
     register_boot_blocks(m)
     register_boot_notifiers(m)
     hugetlb_init(m)
-    if m.config.swap:
-        m.swapon(m.config.swap)
+    swapon_at_boot(m)
 
 
 def e820(low: int, high: int) -> list[tuple[int, int, str]]:

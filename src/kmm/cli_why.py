@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import click
 
@@ -30,7 +31,9 @@ def why(
 ) -> None:
     """Say whether BLOCK (33, or memory33) could go offline, and what is in its way.
 
-    Nothing is changed.  Exits with 0 if it could go now, with 1 if it could not.
+    Nothing is changed.  Exits with 0 if it could go now, with 1 if it could not, with 2 on a
+    mistake in what was given.  Where reclaim, compaction or the like decides, the first line says
+    "might go" or "might not go": the exit status is then the likelier answer, not a certain one.
 
     \b
     Example: kmm why 33 --scenario examples/first_dimm.toml --steps 3
@@ -45,7 +48,10 @@ def why(
     try:
         said = m.explain_offline(number)
     except KernelError as e:
-        raise ConfigError(f"BLOCK: {e.why}") from None
+        why_not = e.why.replace("block_id", "BLOCK", 1)
+        if source is None or not os.path.isdir(source):
+            why_not += "; --steps says how many steps are played first, which may bring it"
+        raise ConfigError(why_not) from None
     if as_json:
         click.echo(json.dumps(said.as_dict(), indent=1))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm import _contig_alloc, _migrate, _scan
-from kmm.errors import Busy, Interrupted, OutOfMemory, bug, check_number, kernel_error
+from kmm.errors import Busy, Interrupted, KernelError, OutOfMemory, bug, check_number, kernel_error
 from kmm.hugetlb import hstate_of
 from kmm.hugetlb_move import huge_pages_in, isolate_or_dissolve_huge_page
 from kmm.migrate import MigrationTarget, is_huge, migrate_pages
@@ -144,7 +144,7 @@ def __alloc_contig_migrate_range(m: Machine, zone: Zone, start: int, end: int) -
         if not len(work.pfns):
             try:
                 work.isolate()
-            except OutOfMemory:
+            except KernelError:
                 _migrate.putback_movable_pages(m.memmap_engine, work.pfns)
                 raise
             tries = 0

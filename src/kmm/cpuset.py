@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from kmm.errors import check_number, check_text, kernel_error
+from kmm.errors import check_numbers, check_text, kernel_error, shown
 from kmm.mempolicy import mpol_rebind_policy
 from kmm.params import USER_ANON
 from kmm.trace import traced
@@ -36,8 +36,8 @@ class CpuSet:
         check_text("name", name)
         if not name or name in m.cpusets:
             raise kernel_error(-22, f"name: {name!r}; allowed: a name that no other cpuset has")
-        if parent is not None and m.cpusets.get(parent.name) is not parent:
-            raise kernel_error(-22, f"parent: {parent!r}; allowed: a cpuset of this machine")
+        if parent is not None and not _is_there(m, parent):
+            raise kernel_error(-22, f"parent: {shown(parent)}; allowed: a cpuset of this machine")
         self.m, self.name, self.parent = m, name, parent
         self.mems_allowed = _check_mems(m, mems)
         self.effective_mems: frozenset[int] = frozenset()
@@ -49,7 +49,15 @@ class CpuSet:
         return f"<cpuset {self.name}: {sorted(self.effective_mems)}>"
 
     def attach(self, user: User) -> None:
-        """Let a user's task be of this group; pages that it has stay where they are."""
+        """Let a user's task be of this group; pages that it has stay where they are.
+
+        :raises InvalidArgument: for what is no user of this machine (any more), or a group that
+            is closed.
+        """
+        if not _is_there(self.m, self):
+            raise kernel_error(-22, f"cpuset {self.name!r}: is closed")
+        if user is None or self.m.users.get(getattr(user, "name", "")) is not user:
+            raise kernel_error(-22, f"user: {shown(user)}; allowed: a user of this machine")
         detach(user)
         user.cpuset = self
         self.users.append(user)
@@ -74,8 +82,12 @@ def detach(user: User) -> None:
         user.cpuset = None
 
 
+def _is_there(m: Machine, cs: CpuSet) -> bool:
+    return isinstance(cs, CpuSet) and m.cpusets.get(cs.name) is cs
+
+
 def _check_mems(m: Machine, mems: Collection[int]) -> frozenset[int]:
-    return frozenset(check_number("mems", nid, 0, len(m.nodes) - 1) for nid in mems)
+    return check_numbers("mems", mems, 0, len(m.nodes) - 1)
 
 
 def _parent_mems(cs: CpuSet) -> frozenset[int]:

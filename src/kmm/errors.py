@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno as _errno
 import operator
 import os
+from collections.abc import Iterable
 from typing import NoReturn
 
 EHWPOISON = 133  # newer than the errno module of the older Pythons that kmm runs on
@@ -220,6 +221,18 @@ def check_number(name: str, value: object, low: int, high: int) -> int:
     if isinstance(value, bool) or not low <= number <= high:
         raise kernel_error(-22, f"{name}: {shown(value)}; allowed: a number from {low} to {high}")
     return number
+
+
+def check_numbers(name: str, values: object, low: int, high: int) -> frozenset[int]:
+    """Return an argument that has to be some whole numbers between two limits, as a set.
+
+    :param name: the argument's name, for the message; low, high: what is allowed, inclusive.
+    :raises InvalidArgument: naming the argument, its value and what is allowed.
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        allowed = f"a list of numbers from {low} to {high}"
+        raise kernel_error(-22, f"{name}: {shown(values)}; allowed: {allowed}")
+    return frozenset(check_number(name, value, low, high) for value in values)
 
 
 def check_text(name: str, value: object) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kmm import _fragment
-from kmm.errors import check_number, kernel_error
+from kmm.arguments import check_kind, check_zone
+from kmm.errors import check_number, kernel_error, shown
 from kmm.memory import User
 from kmm.mmzone import Zone
 from kmm.params import (
@@ -98,7 +99,7 @@ def measure(m: Machine, where: Zone | int, users: Sequence[str] = ()) -> Fragmen
     """Measure a zone, or all populated zones of a node together.
 
     :param where: a zone, or a node's number; users: names to note in the result.
-    :raises InvalidArgument: for a node without memory.
+    :raises InvalidArgument: for a node without memory, or a zone of another machine.
     """
     zones = _zones(m, where)
     counts = [sum(z.nr_free()[order] for z in zones) for order in range(MAX_ORDER)]
@@ -119,6 +120,7 @@ def measure(m: Machine, where: Zone | int, users: Sequence[str] = ()) -> Fragmen
 
 def _zones(m: Machine, where: Zone | int) -> list[Zone]:
     if isinstance(where, Zone):
+        check_zone(m, where)
         zones = [where]
     else:
         zones = m.nodes[check_number("where", where, 0, len(m.nodes) - 1)].zones
@@ -131,9 +133,10 @@ def _zones(m: Machine, where: Zone | int) -> list[Zone]:
 # -- what is asked for ----------------------------------------------------------------------
 
 
-def _check_share(name: str, value: float) -> None:
-    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise kernel_error(-EINVAL, f"{name}: {value!r}; allowed: a share from 0 to 1")
+def _check_share(name: str, value: object) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:  # type: ignore[operator]
+        raise kernel_error(-EINVAL, f"{name}: {shown(value)}; allowed: a share from 0 to 1")
 
 
 def check_target(target: FragmentTarget) -> tuple[float, ...]:
@@ -141,6 +144,7 @@ def check_target(target: FragmentTarget) -> tuple[float, ...]:
 
     :raises InvalidArgument: naming the field, its value and what is allowed.
     """
+    check_kind("target", target, FragmentTarget)
     for name in ("free", "file", "tolerance"):
         _check_share(name, getattr(target, name))
     if target.unmovable is not None:
@@ -153,7 +157,10 @@ def check_target(target: FragmentTarget) -> tuple[float, ...]:
         _check_share("large", target.large)
         small = (1 - target.large) / PAGEBLOCK_ORDER
         return (*[small] * PAGEBLOCK_ORDER, 0.0, float(target.large))
-    orders = tuple(target.orders or ())
+    if not isinstance(target.orders, Sequence | np.ndarray) or isinstance(target.orders, str):
+        allowed = f"a list of {MAX_ORDER} shares"
+        raise kernel_error(-EINVAL, f"orders: {shown(target.orders)}; allowed: {allowed}")
+    orders = tuple(target.orders)
     for value in orders:
         _check_share("orders", value)
     if len(orders) != MAX_ORDER or abs(sum(orders) - 1) > 1e-6:
@@ -419,7 +426,8 @@ def fragment(m: Machine, where: Zone | int, target: FragmentTarget, seed: int = 
     :param where: a zone, or a node's number; seed: the same one on the same machine gives the
         same machine again, bit for bit.
     :return: what was reached, as measured, and the names of the users that have the memory.
-    :raises InvalidArgument: for a target that says nothing sensible.
+    :raises InvalidArgument: for a target that says nothing sensible, or another argument that is
+        not what it has to be.
     :raises KernelError: ENOSPC, with the reason, for one that cannot be reached; nothing is
         changed then, but that the zones' per-CPU lists are empty.
     """

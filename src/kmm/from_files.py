@@ -54,6 +54,7 @@ from kmm.saved_machine import (
     merge_ranges,
     parse_saved,
 )
+from kmm.swapfile import swapon_at_boot
 from kmm.validate import validate
 from kmm.vm_sysctl import INT_MAX, load_tunables
 from kmm.vmstat import (
@@ -211,8 +212,7 @@ def boot_from_files(
     m._prepare(config)
     m.firmware_map, m.firmware_map_next = entries, max(entries, default=-1) + 1
     _build(m, files, saved, later)
-    if config.swap:
-        m.swapon(config.swap)
+    swapon_at_boot(m)
 
 
 def _build(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm import _migrate, _page_ref
-from kmm.errors import OutOfMemory, check_number, kernel_error
+from kmm.errors import KernelError, check_number, kernel_error
 from kmm.memory import KIND_NAMES, User
 from kmm.migrate import MigrationTarget, is_huge, migrate_pages
 from kmm.page_alloc import (
@@ -120,7 +120,7 @@ def migrate_longterm_unpinnable_pages(m: Machine, pfn: int) -> None:
         huge = ((gfp & ~__GFP_RECLAIM) | GFP_TRANSHUGE) & ~__GFP_MOVABLE
         try:
             to = __alloc_pages(m, huge, PAGEBLOCK_ORDER, zone.nid)
-        except OutOfMemory:
+        except KernelError:
             _migrate.split_isolated(m, pfn)
             out = np.arange(pfn, pfn + PAGEBLOCK_NR_PAGES, dtype=np.uint64)
         else:

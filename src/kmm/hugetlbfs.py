@@ -67,6 +67,7 @@ class HugetlbUser(User):
         self.policy, self.thp, self.cpuset = policy, "never", None
         self.interleave_offset, self.il_prev = 0, -1
         self.gfp = self.hstate.alloc_mask
+        self._prepare_reclaim()
         if reserve:
             hugetlb_acct_memory(m, self.hstate, pages)
         #: By index: whether a reservation waits for the page to be touched.

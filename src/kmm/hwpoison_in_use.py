@@ -14,7 +14,7 @@ import numpy as np
 from kmm import _migrate, _page_ref
 from kmm._memory import page_owner
 from kmm.debug import head_of, page_flags
-from kmm.errors import OutOfMemory, bug, kernel_error
+from kmm.errors import KernelError, bug, kernel_error
 from kmm.gup import GUP_PIN_COUNTING_BIAS, pins_of
 from kmm.migrate import MigrationTarget, alloc_migration_target, is_huge, migrate_pages
 from kmm.page_alloc import (
@@ -181,7 +181,7 @@ def _migrate_and_poison(m: Machine, pfn: int) -> int:
         return len(migrate_pages(m, one, target).left)
     try:
         to = alloc_migration_target(m, pfn, target)
-    except OutOfMemory:
+    except KernelError:
         _migrate.putback_movable_pages(m.memmap_engine, one)
         m.count_vm_event("pgmigrate_fail")
         return -errno.ENOMEM

@@ -48,6 +48,7 @@ class Kswapd:
     #: What it last reclaimed for, while it sleeps so shortly that a wake-up means it was too early.
     dozing_for: tuple[int, int] | None = None
     naps: int = 0
+    running: bool = False
 
 
 @traced
@@ -103,6 +104,8 @@ def _wake_up(m: Machine, pgdat: PgData, order: int, highest_zoneidx: int) -> Non
     ):
         return
     daemon = m.kswapds.setdefault(nid, Kswapd())
+    if daemon.running:
+        return  # it looks around once more before it sleeps
     if daemon.dozing_for is not None:
         m.count_vm_event("kswapd_low_wmark_hit_quickly")
         order = max(order, daemon.dozing_for[0])
@@ -110,14 +113,23 @@ def _wake_up(m: Machine, pgdat: PgData, order: int, highest_zoneidx: int) -> Non
     _run(m, pgdat, daemon, order, highest_zoneidx)
 
 
-def _run(m: Machine, pgdat: PgData, daemon: Kswapd, order: int, highest_zoneidx: int) -> None:
-    """Reclaim until the node is balanced, or hopeless, and fall asleep (kswapd)."""
-    daemon.dozing_for = None
+def _reclaim(m: Machine, pgdat: PgData, order: int, highest_zoneidx: int) -> None:
+    """Reclaim until the node is balanced, or hopeless."""
     with memalloc(m):
         reclaimed_for = balance_pgdat(m, pgdat, order, highest_zoneidx)
         while not _may_sleep(m, pgdat, reclaimed_for, highest_zoneidx):
             m.count_vm_event("kswapd_high_wmark_hit_quickly")
             reclaimed_for = balance_pgdat(m, pgdat, order, highest_zoneidx)
+
+
+def _run(m: Machine, pgdat: PgData, daemon: Kswapd, order: int, highest_zoneidx: int) -> None:
+    """Reclaim until the node is balanced, or hopeless, and fall asleep (kswapd)."""
+    daemon.dozing_for = None
+    daemon.running = True
+    try:
+        _reclaim(m, pgdat, order, highest_zoneidx)
+    finally:
+        daemon.running = False
     # There is free memory again, of which blocks of an order can be made.
     reset_isolation_suitable(m, pgdat)
     wakeup_kcompactd(m, pgdat.node_id, order, highest_zoneidx)

@@ -103,7 +103,7 @@ _GFP_OF_KIND = {
 _NEAR = __GFP_THISNODE | __GFP_NORETRY
 THP_CHOICES = ("never", "always", "madvise")
 #: Kinds whose pages come one by one: those on LRU lists, and those that drivers move.
-_SINGLE_PAGES = frozenset((USER_ANON, USER_SHMEM, USER_FILE, USER_MOVABLE_OPS))
+SINGLE_PAGES = frozenset((USER_ANON, USER_SHMEM, USER_FILE, USER_MOVABLE_OPS))
 _MARKS_OF_NEW_PAGES = PG_ACTIVE | PG_REFERENCED | PG_DIRTY | PG_WRITEBACK | PG_MLOCKED | PG_PINNED
 _MARKS_OF_NEW_PAGES |= PG_OFFLINE  # of a balloon's, which it can move
 
@@ -148,7 +148,7 @@ class User:
         check_number("pages", pages, 0, NR_PAGES_MAX)
         if thp != "never" and KINDS[kind] not in (USER_ANON, USER_SHMEM, USER_FILE):
             raise kernel_error(-22, f"thp: {thp!r}; allowed: 'never' for pages of kind {kind!r}")
-        check_number("order", order, 0, 0 if KINDS[kind] in _SINGLE_PAGES else 10)
+        check_number("order", order, 0, 0 if KINDS[kind] in SINGLE_PAGES else 10)
         self.m, self.name, self.kind = m, name, KINDS[kind]
         self.cpu = m.this_cpu if cpu is None else check_number("cpu", cpu, 0, m.nr_cpus - 1)
         self._policy, self.thp = check_policy(m, policy), thp
@@ -243,11 +243,11 @@ class User:
             flags |= PG_REFERENCED
         if self.kind == USER_FILE and flags & PG_DIRTY:
             _filemap.write_present(self.engine, self.m, start, n)
-        before = self.engine.nr_present
+        before = self.engine.nr_came
         at, end = start, start + n
         while at < end:
             at += self._fault_some(at, end, flags)
-        return self.engine.nr_present - before
+        return self.engine.nr_came - before
 
     def _fault_some(self, at: int, end: int, flags: int) -> int:
         """Touch some pages from one on; how many."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm import _mempolicy
-from kmm.errors import check_number, kernel_error, shown
+from kmm.errors import check_number, check_numbers, kernel_error, shown
 from kmm.params import USER_ANON, USER_SHMEM, ZONE_MOVABLE
 
 if TYPE_CHECKING:
@@ -69,16 +69,19 @@ def new_policy(
         where some are needed, or some where none is.
     """
     if mode not in MODES:
-        raise kernel_error(-22, f"mode: {mode!r}; allowed: {', '.join(MODES)}")
-    if flag not in FLAGS or (flag and not nodes):
-        raise kernel_error(-22, f"flag: {flag!r}; allowed: '', or with nodes 'static', 'relative'")
-    wanted = sorted({check_number("nodes", nid, 0, len(m.nodes) - 1) for nid in nodes})
+        raise kernel_error(-22, f"mode: {shown(mode)}; allowed: {', '.join(MODES)}")
+    wanted = sorted(check_numbers("nodes", nodes, 0, len(m.nodes) - 1))
+    if flag not in FLAGS or (flag and not wanted):
+        have = shown(flag)
+        raise kernel_error(-22, f"flag: {have}; allowed: '', or with nodes 'static', 'relative'")
     if mode == "default":
         if wanted:
             raise kernel_error(-22, f"nodes: {wanted}; allowed: none with mode 'default'")
         return DEFAULT_POLICY
     if mode == "preferred" and not wanted:
         return MemPolicy(mode)
+    if mems is not None:
+        mems = check_numbers("mems", mems, 0, len(m.nodes) - 1)
     current = tuple(sorted(m.top_cpuset_mems if mems is None else mems))
     allowed = [nid for nid in current if nid in m.n_memory]
     usable = (

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from kmm import _hugetlb, _migrate, _page_ref
 from kmm.balloon_compaction import note_migrated
-from kmm.errors import OutOfMemory
+from kmm.errors import KernelError
 from kmm.hugetlb_move import (
     HugetlbResult,
     mark_huge_pages,
@@ -186,8 +186,10 @@ class _List:
         pfn = int(self.pfns[at])
         try:
             to = alloc_migration_target(self.m, pfn, self.target)
-        except OutOfMemory:
-            if is_huge(self.m, pfn):
+        except KernelError:  # whatever it failed with, there is no target
+            if self.m.user_of(pfn) is None:
+                self.status[at] = MIGRATE_GONE  # let go while this waited
+            elif is_huge(self.m, pfn):
                 self._split(at, pfn)
             else:
                 self.code = -12
@@ -223,6 +225,15 @@ def migrate_pages(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationR
     :param pfns: isolated pages, a uint64 array.
     :return: what became of them.
     """
+    try:
+        return _migrate_pages(m, pfns, target)
+    except BaseException:
+        # What is neither moved nor back on its list would be lost to everybody.
+        _migrate.putback_movable_pages(m.memmap_engine, pfns)
+        raise
+
+
+def _migrate_pages(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationResult:
     note(m, "alloc_migration_target", len(pfns))
     huge = mark_huge_pages(m, pfns)
     if not huge.any():
@@ -253,6 +264,9 @@ def _migrate_others(m: Machine, pfns: Pfns, target: MigrationTarget) -> Migratio
                 break
             work.status[again] = MIGRATE_PENDING
         return _finish(m, work)
+    except BaseException:
+        _migrate.putback_movable_pages(m.memmap_engine, work.pfns)
+        raise
     finally:
         m.scratch = scratch
 

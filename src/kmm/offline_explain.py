@@ -21,7 +21,7 @@ from kmm.memory_block import MemoryBlock, MemoryNotify
 from kmm.mmzone import Zone
 from kmm.offline_explanation import KERNEL_USES, NEXT_TIME, Explanation, Obstacle
 from kmm.offline_hugetlb import HugePages, look_at_huge_pages
-from kmm.offline_room import Room, find_room
+from kmm.offline_room import find_room, reclaimable_rows, shrinkable, single_pages
 from kmm.params import (
     FILL_KERNEL,
     MIGRATE_ISOLATE,
@@ -37,7 +37,6 @@ from kmm.params import (
     PG_SLAB,
     PG_USER,
     USER_HUGETLB,
-    ZONE_MOVABLE,
 )
 from kmm.vmstat import zone_items
 
@@ -57,7 +56,7 @@ def explain_offline(m: Machine, block_id: int) -> Explanation:
     block_id = block.block_id
     name = block.zone.name if block.zone is not None else None
     start, nr = block_id * m.block_pages, m.block_pages
-    out = Explanation(block_id, start, nr, name, block.nid)
+    out = Explanation(block_id, start, nr, name, block.nid, block.state)
     stop = _before_isolation(m, block)
     if stop is not None:
         out.obstacles.append(stop)
@@ -131,7 +130,7 @@ class _Look:
         movable = self._pages()
         self._pages_of_one_across(huge)
         self.out.obstacles += huge.stuck
-        self._room(movable, huge.from_pool)
+        self._room(movable, huge)
         self.out.obstacles += huge.reserved
         for doubt in huge.doubts:
             self._doubt(doubt)
@@ -332,35 +331,31 @@ class _Look:
 
     # -- where to -------------------------------------------------------------------------
 
-    def _room(self, movable: Rows, from_pool: int) -> None:
-        wanted = self.out.nr_to_move - from_pool
-        if wanted <= 0 or not len(movable):
-            return
-        free = self.out.goes_along["free"]
-        room = find_room(self.m, self.zone, int(movable["pfn"][0]), free)
-        self.out.room = room
-        if wanted > room.most:
-            rule = (
-                f"alloc_migration_target: {wanted} pages have to move, "
-                f"{room.most} fit; offline_pages tries again for ever"
-            )
-            self._add("nowhere to go", rule, errno.EINTR, self._more_room(room))
-            if room.reclaimable:
+    def _room(self, movable: Rows, huge: HugePages) -> None:
+        wanted = self.out.nr_to_move - huge.from_pool
+        short, reclaimable = huge.short, huge.reclaimable
+        if wanted > 0 and len(movable):
+            single = single_pages(self.m, movable)
+            free, pfn = self.out.goes_along["free"], int(movable["pfn"][0])
+            self.out.room = room = find_room(self.m, self.zone, pfn, free, huge=wanted > single)
+            fits = room.fits(single, wanted - single)
+            if fits is None:
                 self._doubt(
-                    f"{room.reclaimable} pages there are on LRU lists: reclaim may free some"
+                    f"{wanted} pages have to move and {room.sure} fit for sure, "
+                    f"{room.most + room.most_huge} at most: reclaim, compaction, and what steals "
+                    "from other types' pageblocks, decide"
                 )
-        elif wanted > room.sure:
-            self._doubt(
-                f"{wanted} pages have to move and {room.sure} fit for sure, {room.most} at most: "
-                "reclaim, and what steals from other types' pageblocks, decides"
-            )
-
-    def _more_room(self, room: Room) -> str:
-        where = ", ".join(f"node {t.nid} {t.zone}" for t in room.targets) or "any other zone"
-        hint = "free memory there, or bring more online: " + where
-        if self.zone.zone_idx != ZONE_MOVABLE:
-            hint += "; what leaves a kernel zone cannot go to a Movable one"
-        return hint
+            elif not fits:
+                short, reclaimable = True, max(reclaimable, room.reclaimable)
+                helps = room.helps(self.zone)
+                self._add("nowhere to go", room.rule(single, wanted), errno.EINTR, helps)
+        if short:
+            reclaimable += shrinkable(self.m) + reclaimable_rows(self.m, movable)
+            if reclaimable:
+                self._doubt(
+                    f"{reclaimable} pages, there or among those that move, are some that reclaim "
+                    "may free"
+                )
 
     def _what_is_not_known(self) -> None:
         if self.guessed:

@@ -21,6 +21,10 @@ KERNEL_USES = {
 NEXT_TIME = "; bring the block online as online_movable next time"
 
 
+#: What luck may take out of the way, if there is doubt.
+_MAY_VANISH = ("nowhere to go", "hugetlb")
+
+
 @dataclass(frozen=True, slots=True)
 class Obstacle:
     """One thing that keeps a block from going.
@@ -48,7 +52,8 @@ class Explanation:
     ``moves`` has pages by (user, its kind) that would move, ``goes_along`` pages that need not:
     ``free``, ``poisoned``, ``offered`` by their driver, ``dissolved``.  ``room`` is where what
     moves would fit.  ``assumptions`` is what could not be known; with ``uncertain`` an attempt may
-    end otherwise, as reclaim, compaction or stealing decide.
+    end otherwise, as reclaim, compaction or stealing decide: with another errno, or, unless the
+    verdict is ``certain``, with another outcome.
     """
 
     block_id: int
@@ -56,6 +61,7 @@ class Explanation:
     nr_pages: int
     zone: str | None
     node: int
+    state: str = "online"
     goes_along: dict[str, int] = field(default_factory=dict)
     moves: dict[tuple[str, str], int] = field(default_factory=dict)
     room: Room | None = None
@@ -67,6 +73,11 @@ class Explanation:
     def can_go(self) -> bool:
         """Whether nothing is in the way."""
         return not self.obstacles
+
+    @property
+    def certain(self) -> bool:
+        """Whether an attempt cannot turn out otherwise than ``can_go`` says."""
+        return not self.uncertain or any(o.kind not in _MAY_VANISH for o in self.obstacles)
 
     @property
     def errno(self) -> int:
@@ -92,7 +103,9 @@ class Explanation:
             "nr_pages": self.nr_pages,
             "node": self.node,
             "zone": self.zone,
+            "state": self.state,
             "can_go": self.can_go,
+            "certain": self.certain,
             "uncertain": self.uncertain,
             "errno": errno.errorcode.get(self.errno) if self.errno else None,
             "goes_along": self.goes_along,

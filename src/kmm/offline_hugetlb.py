@@ -11,7 +11,7 @@ from kmm.hugetlb_move import flags_of, huge_pages_in
 from kmm.migrate import hot_remove_target
 from kmm.mmzone import Zone
 from kmm.offline_explanation import Obstacle
-from kmm.offline_room import boost_limit
+from kmm.offline_room import boost_limit, free_huge, reclaimable_in
 from kmm.page_alloc import gfp_zone
 from kmm.params import MIGRATETYPE_NAMES, PAGEBLOCK_NR_PAGES, PG_ACTIVE, PG_PINNED
 from kmm.sparse import SECTION_IS_ONLINE
@@ -34,6 +34,8 @@ class HugePages:
     stuck: list[Obstacle] = field(default_factory=list)
     reserved: list[Obstacle] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    short: bool = False  # some are stuck for want of memory
+    reclaimable: int = 0  # in the zones where those could go
 
 
 def _obstacle(m: Machine, pfn: int, rule: str, code: int, helps: str) -> Obstacle:
@@ -92,6 +94,9 @@ def _of_pool(
         )
         helps = "free pages in the pool of the other nodes, or memory there for more"
         out.stuck.append(_obstacle(m, moving[0], rule, errno.EINTR, helps))
+        if not h.is_gigantic:
+            zones = [z for z in m.nodes[zone.nid].zonelist if z.nid in nodes & usable]
+            out.short, out.reclaimable = True, sum(reclaimable_in(m, z) for z in zones)
     elif wanted > sure:
         out.doubts.append(
             f"whether {wanted} fresh pages of {h.name} can be had, compaction decides"
@@ -118,7 +123,6 @@ def _fresh(m: Machine, h: HState, source: Zone, nodes: set[int]) -> tuple[int, i
         most += max(0, above + zone.pcp_pages()) // PAGEBLOCK_NR_PAGES
         if zone is source:
             continue  # who knows which of them lie in the block
-        blocks = sum(row[9] + 2 * row[10] for row in zone.free_counts()[:3])
         kept = boost_limit(m, zone) + zone.nr_reserved_highatomic + PAGEBLOCK_NR_PAGES
-        sure += max(0, min(blocks, (above - kept) // PAGEBLOCK_NR_PAGES))
+        sure += max(0, min(free_huge(zone), (above - kept) // PAGEBLOCK_NR_PAGES))
     return sure, most

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from kmm.migrate import hot_remove_target
+import numpy as np
+import numpy.typing as npt
+
+from kmm.migrate import hot_remove_target, is_huge
 from kmm.mmzone import Zone
 from kmm.page_alloc import gfp_zone
-from kmm.params import PAGEBLOCK_NR_PAGES
+from kmm.params import (
+    PAGEBLOCK_NR_PAGES,
+    PG_MLOCKED,
+    USER_ANON,
+    USER_FILE,
+    USER_HUGETLB,
+    USER_SHMEM,
+    ZONE_MOVABLE,
+)
 from kmm.vmstat import zone_items
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
-_EVICTABLE = ("inactive_anon", "active_anon", "inactive_file", "active_file")
+Rows = npt.NDArray[Any]
+
+USER_UNKNOWN = 0
+_ANON = ("nr_zone_inactive_anon", "nr_zone_active_anon")
+_FILE = ("nr_zone_inactive_file", "nr_zone_active_file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +38,10 @@ class TargetZone:
     """A zone that may take pages: ``sure`` and at ``most`` so many, above its marks.
 
     Between the two lie pageblocks kept for atomic requests and what stealing pageblocks of other
-    types adds to the marks.  ``reclaimable`` pages are on LRU lists, where reclaim looks.
+    types adds to the marks.  ``reclaimable`` pages are on LRU lists, where reclaim looks, and
+    have a file or a swap device to go to.  A zone that is ``huge_only`` takes huge pages but no
+    single ones; ``huge_sure`` of its pages are huge ones above the low mark, where none of them
+    is asked for elsewhere first.
     """
 
     nid: int
@@ -31,11 +50,13 @@ class TargetZone:
     sure: int
     most: int
     reclaimable: int
+    huge_only: bool = False
+    huge_sure: int = 0
 
 
 @dataclass(slots=True)
 class Room:
-    """Where pages could go, in the order in which zones are asked, and with which gfp flags."""
+    """Where pages could go, in the order in which zones are asked, and single ones' gfp flags."""
 
     gfp: int
     nodemask: tuple[int, ...]
@@ -43,18 +64,51 @@ class Room:
 
     @property
     def sure(self) -> int:
-        """Pages that fit whatever happens."""
-        return sum(t.sure for t in self.targets)
+        """Pages, huge or single, that fit whatever happens."""
+        return sum(t.sure for t in self.targets if not t.huge_only)
 
     @property
     def most(self) -> int:
-        """Pages that fit at most, without reclaim."""
-        return sum(t.most for t in self.targets)
+        """Single pages that fit at most, without reclaim."""
+        return sum(t.most for t in self.targets if not t.huge_only)
+
+    @property
+    def most_huge(self) -> int:
+        """Pages that fit at most, as huge ones, where single ones cannot go."""
+        huge = [t.most for t in self.targets if t.huge_only]
+        return sum(n // PAGEBLOCK_NR_PAGES * PAGEBLOCK_NR_PAGES for n in huge)
 
     @property
     def reclaimable(self) -> int:
         """Pages that reclaim may be able to free."""
         return sum(t.reclaimable for t in self.targets)
+
+    def fits(self, single: int, huge: int) -> bool | None:
+        """Whether pages fit without reclaim; None if that cannot be told beforehand.
+
+        :param single: pages that go one by one; huge: pages of huge ones, which may be split.
+        """
+        if single > self.most or single + huge > self.most + self.most_huge:
+            return False
+        # Behind a zone that takes all, huge pages may use up what single ones need.
+        first = sum(t.huge_sure for t in takewhile(lambda t: t.huge_only, self.targets))
+        return True if single + max(0, huge - first) <= self.sure else None
+
+    def rule(self, single: int, wanted: int) -> str:
+        """Say what does not fit: single pages, or all that are wanted."""
+        if single > self.most:
+            what = f"{single} pages have to move one by one, {self.most} fit"
+        else:
+            what = f"{wanted} pages have to move, {self.most + self.most_huge} fit"
+        return f"alloc_migration_target: {what}; offline_pages tries again for ever"
+
+    def helps(self, source: Zone) -> str:
+        """Say what would make room for what leaves a zone."""
+        where = ", ".join(f"node {t.nid} {t.zone}" for t in self.targets if not t.huge_only)
+        hint = f"free memory there, or bring more online: {where or 'any other zone'}"
+        if source.zone_idx != ZONE_MOVABLE:
+            hint += "; of what leaves a kernel zone only huge pages can go to a Movable one"
+        return hint
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values, for JSON."""
@@ -64,6 +118,7 @@ class Room:
             "nodes": list(self.nodemask),
             "sure": self.sure,
             "most": self.most,
+            "most_huge": self.most_huge,
             "zones": zones,
         }
 
@@ -76,26 +131,84 @@ def boost_limit(m: Machine, zone: Zone) -> int:
     return max(limit, PAGEBLOCK_NR_PAGES, zone.watermark_boost)
 
 
-def find_room(m: Machine, source: Zone, pfn: int, free_in_block: int) -> Room:
+def reclaimable_in(m: Machine, zone: Zone) -> int:
+    """Return how many pages of a zone are on LRU lists that reclaim could empty."""
+    items = zone_items(zone)
+    names = _FILE + _ANON if can_swap(m) else _FILE
+    return sum(items[name] for name in names)
+
+
+def can_swap(m: Machine) -> bool:
+    """Whether anonymous pages can leave memory."""
+    return m.swap is not None and m.swap.nr_free > 0
+
+
+def shrinkable(m: Machine) -> int:
+    """Return how many pages reclaim could get back from slabs, wherever they lie."""
+    found = 0
+    for user in m.shrinkers.values():
+        if user.shrinker is not None:
+            found += user.shrinker.count_objects(user) << user.engine.order
+    return found
+
+
+def single_pages(m: Machine, rows: Rows) -> int:
+    """Return how many of some pages in use go one by one: those of no huge page."""
+    large = rows["nr_pages"] >= PAGEBLOCK_NR_PAGES
+    huge = sum(
+        int(row["nr_pages"])
+        for row in rows[large]
+        if int(row["kind"]) == USER_HUGETLB or is_huge(m, int(row["pfn"]))
+    )
+    return int(rows["nr_pages"].astype(np.int64).sum()) - huge
+
+
+def reclaimable_rows(m: Machine, rows: Rows) -> int:
+    """Return how many of some pages in use reclaim could free, wherever they have gone."""
+    kinds = [USER_UNKNOWN, USER_FILE]
+    if can_swap(m):
+        kinds += [USER_ANON, USER_SHMEM]
+    which = np.isin(rows["kind"], kinds) & (rows["flags"] & PG_MLOCKED == 0)
+    return int(rows["nr_pages"][which].astype(np.int64).sum())
+
+
+def free_huge(zone: Zone) -> int:
+    """Return how many free huge pages a zone has, apart from those kept for atomic requests."""
+    return sum(row[9] + 2 * row[10] for row in zone.free_counts()[:3])
+
+
+def find_room(m: Machine, source: Zone, pfn: int, free_in_block: int, huge: bool) -> Room:
     """Return where pages that leave a block could go.
 
     :param source: its zone; pfn: the first page that moves.
     :param free_in_block: pages of the block that are free and go with it.
+    :param huge: whether huge pages are among them, which a Movable zone takes from anywhere.
     """
     target = hot_remove_target(m, pfn)
     nodes = target.nodemask if target.nodemask is not None else tuple(sorted(m.n_memory))
     room = Room(target.gfp, nodes)
     highest = gfp_zone(target.gfp)
     for zone in m.nodes[target.nid].zonelist:
-        if zone.nid not in nodes or zone.zone_idx > highest:
+        huge_only = zone.zone_idx > highest
+        if zone.nid not in nodes or (huge_only and not huge):
             continue
         free = zone.nr_free_pages + zone.pcp_pages()
         if zone is source:
             free -= free_in_block
-        above = free - zone.watermark_min - zone.lowmem_reserve[highest]
-        most = max(0, above - zone.watermark_boost)
-        sure = max(0, above - boost_limit(m, zone) - zone.nr_reserved_highatomic)
-        items = zone_items(zone)
-        lru = sum(items[f"nr_zone_{name}"] for name in _EVICTABLE)
-        room.targets.append(TargetZone(zone.nid, zone.name, free, sure, most, lru))
+        reserve = zone.lowmem_reserve[ZONE_MOVABLE if huge_only else highest]
+        above = free - zone.watermark_min - reserve
+        kept = boost_limit(m, zone) + zone.nr_reserved_highatomic
+        huge_sure = _huge_sure(zone, reserve + kept) if huge_only else 0
+        # A boost is over as soon as kswapd has done its work.
+        sure, most = max(0, above - kept), max(0, above)
+        lru = reclaimable_in(m, zone)
+        room.targets.append(
+            TargetZone(zone.nid, zone.name, free, sure, most, lru, huge_only, huge_sure)
+        )
     return room
+
+
+def _huge_sure(zone: Zone, kept: int) -> int:
+    """How many pages a zone gives as huge ones before others are asked."""
+    above = zone.nr_free_pages - zone.watermark_low - kept - PAGEBLOCK_NR_PAGES
+    return max(0, min(free_huge(zone), above // PAGEBLOCK_NR_PAGES)) * PAGEBLOCK_NR_PAGES

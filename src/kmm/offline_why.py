@@ -98,11 +98,16 @@ def _obstacle_lines(group: list[Obstacle]) -> list[str]:
 def why_lines(said: Explanation) -> list[str]:
     """Return an explanation in words, line by line."""
     name = f"memory{said.block_id}"
+    could = "could" if said.certain else "might"
+    word = f"{errno.errorcode.get(said.errno, str(said.errno))} ({os.strerror(said.errno)})"
     if said.can_go:
-        lines = [f"{name} could go offline now"]
+        lines = [f"{name} {could} go offline now"]
+    elif said.state != "online":
+        lines = [f"{name} is {said.state} already: {word}"]
     else:
-        word = errno.errorcode.get(said.errno, str(said.errno))
-        lines = [f"{name} could not go offline now: {word} ({os.strerror(said.errno)})"]
+        lines = [f"{name} {could} not go offline now: {word}"]
+    if not said.certain:
+        lines[0] += "; that is not certain"
     last = said.start_pfn + said.nr_pages - 1
     zone = f"zone {said.zone}" if said.zone is not None else "no single zone"
     lines.append(f"node {said.node}, {zone}, pfns {said.start_pfn:#x} to {last:#x}")
@@ -129,7 +134,10 @@ def _room_lines(said: Explanation) -> list[str]:
         return []
     nodes = ",".join(str(n) for n in room.nodemask)
     head = f"room: {room.sure} to {room.most} pages, gfp {room.gfp:#x}, nodes {nodes}"
+    if room.most_huge:
+        head += f"; as huge pages up to {room.most_huge} more"
     return [head] + [
         f"  node {t.nid} zone {t.zone}: {t.free} free, {t.sure} to {t.most} above the marks"
+        + (", for huge pages only" if t.huge_only else "")
         for t in room.targets
     ]

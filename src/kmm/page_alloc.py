@@ -21,7 +21,7 @@ from kmm.compaction import (
     compaction_succeeded,
     compaction_suitable,
 )
-from kmm.errors import KernelError, check, check_number, kernel_error
+from kmm.errors import check, check_number, kernel_error
 from kmm.mmzone import Zone
 from kmm.params import MAX_ORDER, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE, ZONE_NORMAL
 from kmm.show_mem import warn_alloc
@@ -372,7 +372,7 @@ def zone_pcp_enable(m: Machine, zone: Zone) -> None:
 
 @contextmanager
 def allocator_undo(m: Machine) -> Iterator[None]:
-    """Put the allocator back, list order included, if the block of code raises a KernelError.
+    """Put the allocator back, list order included, if the block of code raises anything.
 
     Freeing what a failed chain had allocated would leave pages on per-CPU lists and pageblocks
     claimed for another migratetype.
@@ -384,12 +384,9 @@ def allocator_undo(m: Machine) -> Iterator[None]:
     m.memmap_engine.begin_journal()
     try:
         yield
-    except KernelError:
+    except BaseException:
         m.memmap_engine.end_journal(True)
         for zone, state in saved:
             zone.restore(state)
-        raise
-    except BaseException:
-        m.memmap_engine.end_journal(False)
         raise
     m.memmap_engine.end_journal(False)

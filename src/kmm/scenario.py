@@ -19,7 +19,8 @@ from kmm.load import play_loads
 from kmm.machine import Machine
 from kmm.params import MachineConfig
 from kmm.procfs import kpageflags
-from kmm.schema import GFP_WORDS, SCHEMA, check_boot_is_first, check_step
+from kmm.scenario_check import check_together
+from kmm.schema import GFP_WORDS, SCHEMA, check_step
 from kmm.workload import OPS as WORKLOAD_OPS
 from kmm.workload import Workload
 
@@ -61,55 +62,8 @@ def check_scenario(data: Any, name: str) -> Scenario:
     except ConfigError as e:
         raise ConfigError(f"{name}: {e}") from None
     checked = [check_step(s, f"{name}: step {i}") for i, s in enumerate(steps, 1)]
-    _check_together(checked, len(config.nodes), name)
+    check_together(checked, config, name)
     return Scenario(title, config, tuple(checked))
-
-
-def _check_together(steps: list[dict[str, Any]], nodes: int, name: str) -> None:
-    """Check what a step alone does not tell: nodes, the place of boot, ids that are known."""
-    held: set[str] = set()
-    users: set[str] = set()
-    cpusets: set[str] = set()
-    for i, step in enumerate(steps, 1):
-        where = f"{name}: step {i}"
-        named = [("node", step.get("node", 0)), *(("nodes", n) for n in step.get("nodes", ()))]
-        for key, nid in named:
-            if nid >= nodes:
-                raise ConfigError(f"{where}.{key}: {nid}; allowed: 0 to {nodes - 1}")
-        check_boot_is_first(step["op"], i - 1, where)
-        if step["op"] == "alloc":
-            held.add(step["id"])
-        elif step["op"] == "free":
-            if step["id"] not in held:
-                ids = f", one of {shown(sorted(held))}" if held else "; there is none"
-                raise ConfigError(
-                    f"{where}.id: {shown(step['id'])}; allowed: the id of an alloc before it that "
-                    f"is not freed yet{ids}"
-                )
-            held.discard(step["id"])
-        elif step["op"] in WORKLOAD_OPS:
-            _check_workload(step, users, cpusets, where)
-
-
-def _check_workload(
-    step: Mapping[str, Any], users: set[str], cpusets: set[str], where: str
-) -> None:
-    """Check the names of a workload's step, and note those that it makes."""
-    for key in ("cpuset", "parent"):
-        if key in step and step[key] not in cpusets:
-            have = f"{where}.{key}: {shown(step[key])}"
-            raise ConfigError(f"{have}; allowed: a cpuset before it, of {shown(sorted(cpusets))}")
-    if step["op"] == "cpuset":
-        cpusets.add(step["id"])
-    elif step["op"] in ("user", "balloon"):
-        if step["id"] in users:
-            raise ConfigError(f"{where}.id: {shown(step['id'])}; allowed: one that is not in use")
-        users.add(step["id"])
-    elif step["id"] not in users:
-        have = f"{where}.id: {shown(step['id'])}"
-        raise ConfigError(f"{have}; allowed: the id of a user before it, of {shown(sorted(users))}")
-    elif step["op"] == "close":
-        users.discard(step["id"])
 
 
 def load_data(path: str | os.PathLike[str]) -> Any:

@@ -8,10 +8,18 @@ from typing import Any
 
 from kmm.config import MAX_CPUS
 from kmm.errors import ConfigError, shown
-from kmm.memory import KINDS, THP_CHOICES
+from kmm.memory import KINDS, SINGLE_PAGES, THP_CHOICES
 from kmm.mempolicy import MODES
 from kmm.page_alloc import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_USER
-from kmm.params import MAX_ORDER, NR_PAGES_MAX, parse_size
+from kmm.params import (
+    MAX_ORDER,
+    NR_PAGES_MAX,
+    PAGE_SIZE,
+    USER_ANON,
+    USER_FILE,
+    USER_SHMEM,
+    parse_size,
+)
 
 GFP_WORDS = {
     "GFP_KERNEL": GFP_KERNEL,
@@ -38,6 +46,8 @@ _WORDS = {
     "kind": tuple(KINDS),
     "thp": THP_CHOICES,
 }
+#: Kinds that are files.
+FILE_KINDS = frozenset((USER_FILE, USER_SHMEM))
 _HUGETLB_SIZES = (2 << 20, 1 << 30)
 
 
@@ -58,26 +68,26 @@ _AMOUNT = (
 )
 SCHEMA: dict[str, tuple[Field, ...]] = {
     "plug": (
-        Field("id", "text"),
+        Field("id", "id"),
         Field("node", "node"),
         Field("addr", "size"),
         Field("size", "size"),
     ),
-    "unplug": (Field("id", "text"),),
+    "unplug": (Field("id", "id"),),
     "write": (Field("path", "text"), Field("value", "text")),
     "read": (Field("path", "text"),),
     "pages": (Field("pfn", "pfn"), Field("count", "pages")),
     "sh": (Field("line", "text"), Field("load", "load", False)),
     "alloc": (
-        Field("id", "text"),
+        Field("id", "id"),
         Field("count", "pages"),
         Field("order", "order", False),
         Field("gfp", "gfp", False),
         Field("node", "node", False),
     ),
-    "free": (Field("id", "text"),),
+    "free": (Field("id", "id"),),
     "user": (
-        Field("id", "text"),
+        Field("id", "id"),
         *_AMOUNT,
         Field("kind", "kind", False),
         Field("count", "users", False),
@@ -91,27 +101,27 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
         Field("tokens", "flag", False),
     ),
     "balloon": (
-        Field("id", "text"),
+        Field("id", "id"),
         *_AMOUNT,
         Field("movable", "flag", False),
         Field("unmanaged", "flag", False),
     ),
-    "grow": (Field("id", "text"), *_AMOUNT),
-    "shrink": (Field("id", "text"), *_AMOUNT),
-    "touch": (Field("id", "text"), *_AMOUNT, Field("seed", "seed", False)),
-    "churn": (Field("id", "text"), *_AMOUNT, Field("seed", "seed", False)),
-    "fwrite": (Field("id", "text"), *_AMOUNT, Field("first", "pages", False)),
-    "fread": (Field("id", "text"), *_AMOUNT, Field("first", "pages", False)),
-    "truncate": (Field("id", "text"), Field("first", "pages", False)),
+    "grow": (Field("id", "id"), *_AMOUNT),
+    "shrink": (Field("id", "id"), *_AMOUNT),
+    "touch": (Field("id", "id"), *_AMOUNT, Field("seed", "seed", False)),
+    "churn": (Field("id", "id"), *_AMOUNT, Field("seed", "seed", False)),
+    "fwrite": (Field("id", "id"), *_AMOUNT, Field("first", "pages", False)),
+    "fread": (Field("id", "id"), *_AMOUNT, Field("first", "pages", False)),
+    "truncate": (Field("id", "id"), Field("first", "pages", False)),
     "pin": (
-        Field("id", "text"),
+        Field("id", "id"),
         Field("first", "pages", False),
         Field("pages", "pages", False),
         Field("long", "flag", False),
     ),
-    "unpin": (Field("id", "text"),),
-    "close": (Field("id", "text"),),
-    "cpuset": (Field("id", "text"), Field("nodes", "nodes"), Field("parent", "text", False)),
+    "unpin": (Field("id", "id"),),
+    "close": (Field("id", "id"),),
+    "cpuset": (Field("id", "id"), Field("nodes", "nodes"), Field("parent", "text", False)),
     "boot": (),
 }
 # What the load of a sh step can hold, for each kind: pages, or size and count.
@@ -148,6 +158,7 @@ def _allowed(kind: str) -> str:
         return "a number from {} to {}".format(*_NUMBERS[kind])
     return {
         "text": "text",
+        "id": "text that is not empty",
         "flag": "true or false",
         "seconds": "a number of seconds above 0",
         "size": "bytes as a number below 2^64, or text like '512M' or '0x100000000'",
@@ -182,6 +193,8 @@ def _value(value: Any, kind: str, where: str, others: bool = False) -> Any:
         )
     elif kind in _WORDS:
         ok = isinstance(value, str) and value in _WORDS[kind]
+    elif kind == "id":
+        ok = isinstance(value, str) and value != ""
     else:
         ok = isinstance(value, str) and (kind == "text" or value in GFP_WORDS)
     if not ok:
@@ -208,6 +221,8 @@ def check_step(
     checked = _check_fields(step, (*SCHEMA[op], *_COMMON), where, others, ("op",))
     if "share" in {f.name for f in SCHEMA[op]}:
         _check_one_amount(checked, op in ("user", "balloon"), where)
+    if op == "user":
+        _check_user(checked, where)
     return {"op": op} | checked
 
 
@@ -216,6 +231,38 @@ def _check_one_amount(step: Mapping[str, Any], needed: bool, where: str) -> None
     if len(names) > 1 or (needed and not names):
         have = f"{names[-1]}: {shown(step[names[-1]])}" if names else "pages: missing"
         raise ConfigError(f"{where}.{have}; allowed: one of pages, size and share")
+    check_blocks(step, step.get("order", 0), where)
+
+
+def check_blocks(step: Mapping[str, Any], order: int, where: str) -> None:
+    """Check that what a step is about is a block at least, if it says that in pages or bytes.
+
+    :param order: of the user's blocks.
+    :raises ConfigError: naming the step, the field, its value and what is allowed.
+    """
+    if step.get("size", PAGE_SIZE << order) < PAGE_SIZE << order:
+        least = f"from {PAGE_SIZE << order} bytes on, a {_block_name(order)}"
+        raise ConfigError(f"{where}.size: {step['size']}; allowed: {least}")
+    if order and step.get("pages", 1 << order) < 1 << order:
+        least = f"from {1 << order} on, a {_block_name(order)}"
+        raise ConfigError(f"{where}.pages: {step['pages']}; allowed: {least}")
+
+
+def _block_name(order: int) -> str:
+    return f"block of order {order}" if order else "page"
+
+
+def _check_user(step: Mapping[str, Any], where: str) -> None:
+    """Check what the fields of a user say together: its kind has what they ask for."""
+    kind = step.get("kind", "anon")
+    single, on_lru = KINDS[kind] in SINGLE_PAGES, KINDS[kind] in FILE_KINDS | {USER_ANON}
+    for name, none, has in (("order", 0, not single), ("thp", "never", on_lru)):
+        if step.get(name, none) != none and not has:
+            have = f"{where}.{name}: {shown(step[name])}"
+            raise ConfigError(f"{have}; allowed: {shown(none)} for kind {kind!r}")
+    if step.get("lock") and not on_lru:
+        raise ConfigError(f"{where}.lock: True; allowed: false for kind {kind!r}")
+    _check_policy(step, where)
 
 
 def _check_fields(
@@ -275,7 +322,12 @@ def _check_amount(load: Mapping[str, Any], where: str) -> None:
         raise ConfigError(
             f"{where}.pages: missing; allowed: {_allowed('pages')}, or size and count"
         )
-    nodes, policy = load.get("nodes", []), load.get("policy")
+    _check_policy(load, where)
+
+
+def _check_policy(data: Mapping[str, Any], where: str) -> None:
+    """Check that a policy has nodes if it needs some, and none if it has no use for them."""
+    nodes, policy = data.get("nodes", []), data.get("policy")
     if policy in ("bind", "interleave") and not nodes:
         raise ConfigError(f"{where}.nodes: {shown(nodes)}; allowed: some, with policy {policy!r}")
     if policy == "default" and nodes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm._swapfile import SwapDevice
-from kmm.errors import ValidationError, check_number, kernel_error
+from kmm.errors import ConfigError, OutOfMemory, ValidationError, check_number, kernel_error
 from kmm.params import PAGE_SIZE, PHYSMEM_END, SLOT_PFN, SLOT_SWAPPED
 from kmm.trace import traced
 
@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 PATH = "/dev/pmem0"
 PRIORITY = -2
 _OWNER_SHIFT = 40
+_HOST_BYTES_OF_SLOT = 16  # its owner and its token
 
 
 class SwapInfo:
     """A swap device in use (struct swap_info_struct)."""
 
     def __init__(self, m: Machine, nr_pages: int) -> None:
-        self.device = SwapDevice(m.memmap_engine, nr_pages)
+        try:
+            self.device = SwapDevice(m.memmap_engine, nr_pages)
+        except MemoryError:
+            lacks = f"this host lacks {nr_pages * _HOST_BYTES_OF_SLOT} bytes of memory"
+            why = f"size: {nr_pages * PAGE_SIZE}; {lacks} for the table of its slots"
+            raise kernel_error(-12, why) from None
 
     @property
     def pages(self) -> int:
@@ -41,7 +47,8 @@ def swapon(m: Machine, size: int) -> None:
     """Give a machine a swap device; its first page is a header.
 
     :param size: bytes, rounded down to pages.
-    :raises InvalidArgument: for a size without room; KernelError: EBUSY if there is one.
+    :raises InvalidArgument: for a size without room; OutOfMemory: for one whose table this host
+        has no memory for; KernelError: EBUSY if there is one.
     """
     check_number("size", size, 2 * PAGE_SIZE, PHYSMEM_END + 1)
     if m.swap is not None:
@@ -49,6 +56,19 @@ def swapon(m: Machine, size: int) -> None:
     m.swap = SwapInfo(m, size // PAGE_SIZE)
     kib = m.swap.pages * 4
     m.printk(f"Adding {kib}k swap on {PATH}.  Priority:{PRIORITY} extents:1 across:{kib}k SSFS")
+
+
+def swapon_at_boot(m: Machine) -> None:
+    """Give a machine the swap device of its description, if that has one.
+
+    :raises ConfigError: for one whose table this host has no memory for.
+    """
+    if not m.config.swap:
+        return
+    try:
+        m.swapon(m.config.swap)
+    except OutOfMemory as e:
+        raise ConfigError(f"machine.swap: {e.why.removeprefix('size: ')}") from None
 
 
 def swaps(m: Machine) -> str:

@@ -28,7 +28,9 @@ OPS = tuple(
     "user balloon grow shrink touch churn fwrite fread truncate pin unpin close cpuset".split(),
 )
 #: Those that a balloon can do.
-_OF_BALLOONS = ("grow", "shrink", "close")
+OF_BALLOONS = ("grow", "shrink", "close")
+#: How many slots of a churn are drawn together, however many it is about.
+_CHURNED_AT_ONCE = 1 << 20
 
 
 class Workload:
@@ -45,8 +47,16 @@ class Workload:
     def play(self, step: Mapping[str, Any]) -> str:
         """Play one checked step of OPS; returns what came of it, in words.
 
-        :raises KernelError: naming what the machine does not take; what was done before stays.
+        :raises KernelError: naming what the machine does not take, or ENOMEM where this host has
+            no memory for it; what was done before stays.
         """
+        try:
+            return self._play(step)
+        except MemoryError:
+            lacks = "this host has not enough memory for so many"
+            raise kernel_error(-12, f"{step['op']} {step['id']!r}: {lacks}") from None
+
+    def _play(self, step: Mapping[str, Any]) -> str:
         if step["op"] == "cpuset":
             return self._cpuset(step)
         if step["op"] == "user":
@@ -55,10 +65,10 @@ class Workload:
             return self._balloon(step)
         if step["id"] not in self.groups:
             return "nothing to do: its user was refused, or is closed"
-        if step["op"] not in _OF_BALLOONS:
+        if step["op"] not in OF_BALLOONS:
             for user in self.groups[step["id"]]:
                 if balloon_of(self.m, user) is not None:
-                    allowed = ", ".join(_OF_BALLOONS)
+                    allowed = ", ".join(OF_BALLOONS)
                     raise kernel_error(-22, f"op: {step['op']!r}; allowed of a balloon: {allowed}")
         act: Callable[[User, Mapping[str, Any]], str] = getattr(self, f"_{step['op']}")
         return "; ".join(act(user, step) for user in list(self.groups[step["id"]]))
@@ -146,7 +156,7 @@ class Workload:
 
     def _grow(self, user: User, step: Mapping[str, Any]) -> str:
         want = min(_blocks(self.m, step, user), user.pages - user.nr_present)
-        before, short = user.nr_present, ""
+        coming, short = _Coming(user), ""
         balloon = balloon_of(self.m, user)
         try:
             if balloon is not None:
@@ -155,7 +165,7 @@ class Workload:
                 user.grow(want)
         except OutOfMemory as e:
             short = f": {e}"
-        return f"{user.name}: {user.nr_present - before} of {want} came{short}"
+        return f"{user.name}: {coming.came} of {want} came{coming.went()}{short}"
 
     def _shrink(self, user: User, step: Mapping[str, Any]) -> str:
         n, balloon = _blocks(self.m, step, user), balloon_of(self.m, user)
@@ -167,21 +177,27 @@ class Workload:
         """Touch slots at random, each once."""
         n = min(_blocks(self.m, step, user), user.pages)
         slots = self._random(step, user).choice(user.pages, n, replace=False, shuffle=True)
-        before = user.nr_present
-        done = touch(user, slots.astype(np.int64))
-        came = user.nr_present - before
-        return f"{user.name}: {done} of {n} touched, {came} of them came"
+        coming = _Coming(user)
+        done, short = touch(user, slots.astype(np.int64))
+        said = f"{user.name}: {done} of {n} touched, {coming.came} of them came"
+        return said + coming.went() + short
 
     def _churn(self, user: User, step: Mapping[str, Any]) -> str:
         """Free and allocate blocks of a cache at random, so many in all."""
         if user.kind < USER_SLAB_RECLAIMABLE:
             raise kernel_error(-22, f"id: {user.name!r}; allowed: users of the kernel's kinds")
-        n = _blocks(self.m, step, user)
-        slots = self._random(step, user).integers(0, max(user.pages, 1), n, dtype=np.int64)
-        where = user.placement(0)
-        done, came, went = _workload.churn_slots(
-            user.engine, self.m, slots, user.gfp, where.nid, mask_of(where), user.cpu
-        )
+        n = _blocks(self.m, step, user) if user.pages else 0
+        random, where = self._random(step, user), user.placement(0)
+        done, came, went = 0, 0, 0
+        while done < n:
+            some = min(n - done, _CHURNED_AT_ONCE)
+            slots = random.integers(0, user.pages, some, dtype=np.int64)
+            counts = _workload.churn_slots(
+                user.engine, self.m, slots, user.gfp, where.nid, mask_of(where), user.cpu
+            )
+            done, came, went = done + counts[0], came + counts[1], went + counts[2]
+            if counts[0] < some:
+                break
         self.m.run_kswapds()
         self.m.give_back_records()
         return f"{user.name}: {done} of {n} turned over, {came} came, {went} went"
@@ -195,12 +211,12 @@ class Workload:
     def _file(self, user: User, step: Mapping[str, Any], flags: int) -> str:
         start = min(step.get("first", 0), user.pages)
         n = min(_blocks(self.m, step, user), user.pages - start)
-        before, short = user.nr_present, ""
+        coming, short = _Coming(user), ""
         try:
             user.fault(start, n, flags)
         except OutOfMemory as e:
             short = f": {e}"
-        return f"{user.name}: {user.nr_present - before} of {n} pages came{short}"
+        return f"{user.name}: {coming.came} of {n} pages came{coming.went()}{short}"
 
     def _truncate(self, user: User, step: Mapping[str, Any]) -> str:
         start = min(step.get("first", 0), user.pages)
@@ -241,32 +257,54 @@ class Workload:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
 
 
-def touch(user: User, slots: np.ndarray[Any, np.dtype[np.int64]]) -> int:
+def touch(user: User, slots: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[int, str]:
     """Touch slots of a user in an order; those that are absent get a page, as far as there is one.
 
     :param slots: their numbers, int64.
-    :return: how many were touched.
+    :return: how many were touched, and why the rest was not: nothing if all were.
     """
     m, at = user.m, 0
     interleaved = user.policy.mode == "interleave"
     while at < len(slots):
-        if interleaved:
+        done = 0
+        if interleaved and not user.killed:
             done = fault_interleaved(user, int(slots[at]), 1, 0)
-        else:
+        elif not user.killed:
             where = user.placement(int(slots[at]))
             done = _workload.touch_slots(
                 user.engine, m, slots[at:], user.gfp, where.nid, mask_of(where), user.cpu
             )
-            m.run_kswapds()
+        m.run_kswapds()
         at += done
         if done == 0:
-            # The next one has to be waited for.
+            # The next one has to be waited for; who was killed learns of it here.
             try:
                 user.fault(int(slots[at]), 1)
-            except OutOfMemory:
-                break
+            except OutOfMemory as e:
+                return at, f": {e}"
             at += 1
-    return at
+    return at, ""
+
+
+class _Coming:
+    """Counts the pages of a user that come while others of its own may go."""
+
+    def __init__(self, user: User) -> None:
+        self.user, self.present, self.came_before = user, user.nr_present, user.engine.nr_came
+
+    @property
+    def came(self) -> int:
+        return self.user.engine.nr_came - self.came_before
+
+    def went(self) -> str:
+        """What memory lost of it meanwhile, in words; nothing where nothing went."""
+        lost = self.present + self.came - self.user.nr_present
+        if not lost:
+            return ""
+        if self.user.killed:
+            return f"; {lost} went, as it was killed"
+        swapped = self.user.engine.nr_swapped
+        return f"; {lost} went" + (f", {swapped} are on the swap device" if swapped else "")
 
 
 def amount_of(m: Machine, step: Mapping[str, Any], policy: MemPolicy) -> int:

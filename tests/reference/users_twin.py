@@ -36,7 +36,6 @@ COUNTERS = {
 MOST_WAITING = 510  # pages that are gathered when they are let go
 # Of those as many go at once, the last first.
 TOGETHER = {"anon": 510, "shmem": 15, "file": 15}
-GROUP = 64  # pages that are given targets at once when they move
 THISNODE_NORETRY = 0x200000 | 0x10000
 
 # Where the page (or huge page) of an index goes: whose zonelist is used, which nodes may give it.
@@ -261,24 +260,13 @@ class TwinUsers:
                 self.allocator.free_pages(pfn, cpu)
                 at += 1
             else:
-                group = self._single_pages(pfns[at : at + GROUP])
-                targets = [self._attempt(0, gfp, nid, cpu, nodes) for _ in group]
-                for source, to in zip(group, targets, strict=True):
-                    assert to is not None
-                    self._move(source, to)
-                self._free(group, cpu)
-                at += len(group)
+                to = self._attempt(0, gfp, nid, cpu, nodes)
+                assert to is not None
+                self._move(pfn, to)
+                self._free([pfn], cpu)
+                at += 1
         self.putback(left)
         return left
-
-    def _single_pages(self, pfns: list[int]) -> list[int]:
-        """The single pages that a list begins with."""
-        for n, pfn in enumerate(pfns):
-            if self.pages[pfn].huge or "pinned" in self.pages[pfn].marks:
-                return pfns[:n]
-        return pfns
-
-    # -- what is counted --------------------------------------------------------------------
 
     def counters(self, nid: int) -> Counter[str]:
         """What a node counts, added up from the pages there are."""
