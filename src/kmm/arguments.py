@@ -72,13 +72,12 @@ def check_block_id(m: Machine, block_id: object) -> MemoryBlock:
 
     :raises InvalidArgument: naming the value and what is allowed.
     """
-    block = None
-    if not isinstance(block_id, bool) and hasattr(block_id, "__index__"):
-        block = m.memory_blocks.get(operator.index(block_id))
+    number = check_integer("block_id", block_id)
+    block = m.memory_blocks.get(number)
     if block is None:
         ids = sorted(m.memory_blocks)
         known = f"those that exist, of {ids[0]} to {ids[-1]}" if ids else "none, there is no block"
-        raise kernel_error(-22, f"block_id: {shown(block_id)}; allowed: {known}")
+        raise kernel_error(-22, f"block_id: {number}; allowed: {known}")
     return block
 
 
