@@ -148,6 +148,7 @@ class Steps:
         if sort == "balloon":
             return {"op": "balloon", "id": name, "pages": most}
         step = {"op": "user", "id": name, "pages": most, "tokens": True, **SORTS[sort][1]}
+        step["pages"] = max(most, 1 << step.get("order", 0))
         step["cpu"] = self.rng.randrange(4)
         policy = self.rng.choices(("default", "bind", "preferred", "interleave"), (6, 1, 1, 2))[0]
         if policy != "default":
@@ -195,7 +196,12 @@ class Steps:
     def _of(self, op: str, good: Callable[[User], bool], **more: Any) -> Step:
         """A step about a user of a sort, or a new user if there is none."""
         name = self._pick(good)
-        return self._user() if name is None else {"op": op, "id": name, **more}
+        if name is None:
+            return self._user()
+        if "pages" in more:
+            order = self.player.workload.groups[name][0].engine.order
+            more["pages"] = max(more["pages"], 1 << order)
+        return {"op": op, "id": name, **more}
 
     def _grow(self) -> Step:
         if self._pages_in_use() > self.used:
