@@ -229,14 +229,21 @@ def recorded_by(
     return nullcontext() if report is None else report.attempt(start_pfn, nr_pages)
 
 
-@contextmanager
-def failing_with(reason: str) -> Iterator[None]:
+class failing_with:
     """Give a refusal the kernel's word for what went wrong (pr_debug of offline_pages)."""
-    try:
-        yield
-    except KernelError as e:
-        e.reason = e.reason or reason
-        raise
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __enter__(self) -> None:
+        """Nothing: only a refusal matters."""
+
+    def __exit__(self, kind: object, e: BaseException | None, where: object) -> None:
+        """Name what a refusal failed with, unless something inside has."""
+        if isinstance(e, KernelError):
+            e.reason = e.reason or self.reason
 
 
 def offline_pages_report(m: Machine, block_id: int) -> OfflineAttempt:
