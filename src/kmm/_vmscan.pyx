@@ -5,7 +5,7 @@ from kmm._allocator cimport PageAllocator
 from kmm._filemap cimport folio_end_writeback, start_writeback
 from kmm._free_pages cimport free_pages, free_pages_bulk
 from kmm._memmap cimport page_zone
-from kmm._memory cimport detach_page, split_huge_page
+from kmm._memory cimport detach_page, kswapd_pending, split_huge_page
 from kmm._rmap cimport *
 from kmm._swap cimport lru_add, lru_make_room, lru_pop_until
 from kmm._swapfile cimport free_cluster, nr_swap_pages, swap_out
@@ -580,11 +580,7 @@ def kswapd_request(PageAllocator m, int nid):
 
 def any_kswapd_request(PageAllocator m):
     """Whether somebody woke a kswapd that has not looked since."""
-    cdef int nid
-    for nid in range(m.mem.nr_nodes):
-        if m.mem.nodes[nid].kswapd_pending:
-            return True
-    return False
+    return bool(kswapd_pending(m.mem))
 
 
 def set_reclaim_active(PageAllocator m, int nid, int highest_zoneidx, bint active):

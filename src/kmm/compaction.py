@@ -16,12 +16,13 @@ from kmm.errors import check_number
 from kmm.mmzone import PgData, Zone
 from kmm.params import MAX_NR_ZONES, MAX_ORDER, PAGEBLOCK_ORDER
 from kmm.trace import traced
+from kmm.zonelists import zones_of
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
 # The allocator's module imports this one.
-__GFP_IO, __GFP_FS, __GFP_THISNODE, GFP_KERNEL = 0x40, 0x80, 0x200000, 0xCC0
+__GFP_IO, __GFP_FS, GFP_KERNEL = 0x40, 0x80, 0xCC0
 ALL_NODES = (1 << 64) - 1
 
 #: enum compact_result.
@@ -239,7 +240,7 @@ def try_to_compact_pages(
         True,
     )
     rc = COMPACT_SKIPPED
-    for zone in _zones_of(m, nid, gfp, nodes):
+    for zone in zones_of(m, nid, gfp, nodes):
         if not full and compaction_deferred(zone, order):
             rc = max(COMPACT_DEFERRED, rc)
             continue
@@ -260,13 +261,6 @@ def _highest_zoneidx(gfp: int) -> int:
     from kmm.page_alloc import gfp_zone
 
     return gfp_zone(gfp)
-
-
-def _zones_of(m: Machine, nid: int, gfp: int, nodes: int) -> list[Zone]:
-    """The zones that may serve a request, in the order in which they are asked."""
-    pgdat, highest = m.nodes[nid], _highest_zoneidx(gfp)
-    zonelist = pgdat.nofallback if gfp & __GFP_THISNODE else pgdat.zonelist
-    return [z for z in zonelist if z.zone_idx <= highest and nodes >> z.nid & 1]
 
 
 # -- for a user -----------------------------------------------------------------------------

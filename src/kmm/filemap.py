@@ -23,9 +23,9 @@ def access(user: User, start: int, n: int, write: bool) -> int:
     m, at, end, came = user.m, start, start + n, 0
     step = m.ratelimit_pages if write and user.kind == USER_FILE else n
     while at < end:
-        before = user.engine.nr_present
+        before = user.engine.nr_came
         done = _access_at_once(user, at, min(end, at + step), write)
-        came += user.engine.nr_present - before
+        came += user.engine.nr_came - before
         if done == 0:
             _filemap.bring_in(user.engine, m, at, user.wait_for_page(at), write)
             came, done = came + 1, 1
@@ -39,12 +39,12 @@ def access(user: User, start: int, n: int, write: bool) -> int:
 def _access_at_once(user: User, at: int, end: int, write: bool) -> int:
     """Read or write as far as nothing has to be waited for; how many pages."""
     m, interleave = user.m, user.policy.mode == "interleave"
-    where, before = user.placement(at), user.engine.nr_present
+    where, before = user.placement(at), user.engine.nr_came
     n = 1 if interleave else end - at
     done = _filemap.touch(
         user.engine, m, at, n, write, user.gfp, where.nid, mask_of(where), user.cpu
     )
-    if interleave and user.engine.nr_present > before:
+    if interleave and user.engine.nr_came > before:
         user.il_prev = where.nid
     return done
 

@@ -30,8 +30,8 @@ from kmm.vmscan import (
     MAX_RECLAIM_RETRIES,
     PAGE_ALLOC_COSTLY_ORDER,
     zone_reclaimable_pages,
-    zones_of,
 )
+from kmm.zonelists import zones_of
 
 if TYPE_CHECKING:
     from kmm.machine import Machine

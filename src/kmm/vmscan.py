@@ -18,6 +18,7 @@ from kmm.page_writeback import wakeup_flusher_threads
 from kmm.params import ZONE_NAMES, ZONE_NORMAL
 from kmm.shrinker import shrink_slab
 from kmm.trace import traced
+from kmm.zonelists import zones_of
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -196,16 +197,6 @@ def _gfp_up_to(zone_idx: int) -> int:
 
 
 # -- direct reclaim -----------------------------------------------------------------------------
-
-
-def zones_of(m: Machine, nid: int, gfp: int, nodes: int) -> list[Zone]:
-    """The zones that may serve a request, in the order in which they are asked."""
-    from kmm.page_alloc import __GFP_THISNODE, gfp_zone
-
-    pgdat = m.nodes[nid]
-    zonelist = pgdat.nofallback if gfp & __GFP_THISNODE else pgdat.zonelist
-    highest = gfp_zone(gfp)
-    return [z for z in zonelist if z.zone_idx <= highest and nodes >> z.nid & 1]
 
 
 @traced

@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
 
 
+def zones_of(m: Machine, nid: int, gfp: int, nodes: int) -> list[Zone]:
+    """The zones that may serve a request, in the order in which they are asked.
+
+    :param nid: node whose zonelist is used; nodes: bit k lets node k give.
+    """
+    from kmm.page_alloc import __GFP_THISNODE, gfp_zone
+
+    pgdat, highest = m.nodes[nid], gfp_zone(gfp)
+    zonelist = pgdat.nofallback if gfp & __GFP_THISNODE else pgdat.zonelist
+    return [z for z in zonelist if z.zone_idx <= highest and nodes >> z.nid & 1]
+
+
 def find_next_best_node(m: Machine, nid: int, used: set[int]) -> int | None:
     """Return the nearest unused node with memory, ``nid`` itself first; None when all are used."""
     if nid not in used:
