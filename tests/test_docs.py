@@ -1,8 +1,13 @@
-"""What docs/scenarios.md shows works, and it leaves nothing out."""
+"""What the documentation shows works, and docs/scenarios.md leaves nothing out."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,9 @@ from kmm.config import _KEYS
 from kmm.memory import KINDS
 from kmm.page_alloc import GFP_KERNEL
 from kmm.schema import GFP_WORDS, LOAD_FIELDS, SCHEMA
+from tests.docs_code import DOCS, agrees, blocks, commands
 
-TEXT = (Path(__file__).parent.parent / "docs" / "scenarios.md").read_text(encoding="utf-8")
+TEXT = (DOCS / "scenarios.md").read_text(encoding="utf-8")
 FILES = re.findall(r"^```(toml|json)\n(.*?)^```", TEXT, re.M | re.S)
 
 
@@ -73,3 +79,41 @@ def test_it_names_every_field_of_users_and_loads() -> None:
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == {
         f.name for f in LOAD_FIELDS
     }
+
+
+PAGES = [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_python_of_a_page_prints_what_the_page_shows(page: Path) -> None:
+    scope: dict[str, Any] = {}
+    for block in blocks(page):
+        if block.language == "python":
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                exec(compile(block.text, page.name, "exec"), scope)
+            assert agrees(block.shown or "", out.getvalue()), out.getvalue()
+    if "m" in scope:
+        scope["m"].validate()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_print_what_the_page_shows(page: Path) -> None:
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for block in blocks(page):
+        if block.language == "console":
+            for command, shown in commands(block.text):
+                done = subprocess.run(
+                    ["bash", "-c", command],
+                    capture_output=True,
+                    cwd=DOCS.parent,
+                    env=env,
+                    text=True,
+                )
+                assert agrees(shown, done.stdout), f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_a_page_that_shows_something_else_is_noticed() -> None:
+    assert agrees("one\n...\nfour\n", "one \ntwo\nthree\nfour\n")
+    assert not agrees("one\nfour\n", "one\ntwo\nfour\n")
+    assert not agrees("", "one\n")

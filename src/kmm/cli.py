@@ -194,7 +194,7 @@ def verify(recordings: tuple[str, ...], shown: int) -> None:
     Exits with 1 if any does not.
 
     \b
-    Example: kmm verify tests/recordings/*.json
+    Example: kmm verify tests/recordings/veto.json --show 20
     """
     total = Score()
     for path in recordings:
