@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -309,8 +318,8 @@ def test_any_command_can_be_interrupted(
     def stop(*args: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    for name in ("load_scenario", "check_scenario", "load_data"):
-        monkeypatch.setattr(f"kmm.cli.{name}", stop)
+    for name in ("cli_run.load_scenario", "cli_run.check_scenario", "cli_verify.load_data"):
+        monkeypatch.setattr(f"kmm.{name}", stop)
     monkeypatch.setattr("kmm.cli_why.machine_of_scenario", stop)
     args: dict[str, list[object]] = {
         "demo": [],
@@ -319,4 +328,104 @@ def test_any_command_can_be_interrupted(
     }
     run = kmm(command, *args.get(command, [EXAMPLES[0]]))
     assert run.exit_code == 130
-    assert run.output == "Error: interrupted\n"
+    assert run.output.startswith("Error: interrupted")
+    assert run.output.count("\n") == 1
+
+
+def all_commands() -> dict[str, click.Command]:
+    return dict(main.commands)
+
+
+@pytest.mark.parametrize("name", sorted(all_commands()))
+def test_the_help_of_each_command_has_an_example_that_parses(name: str) -> None:
+    text = kmm(name, "--help").output
+    (example,) = re.findall(r"Example: kmm (.*)", text)
+    words = shlex.split(example.split(">>")[0])
+    assert words[0] == name
+    command = all_commands()[name]
+    # Parsed only: a context that is made knows whether the options and arguments are right.
+    command.make_context(name, words[1:])
+
+
+def test_what_is_printed_can_be_had_as_json(tmp_path: Path) -> None:
+    demo = json.loads(kmm("demo", "--json").output)
+    assert next(s["error"] for s in demo["steps"] if s["error"]).startswith("EBUSY")
+    assert "memory0: online, node 0" in demo["machine"]["sysfs memory blocks of 128 MiB"]
+    assert json.loads(kmm("run", EXAMPLES[0], "--json").output)["title"]
+    traced = json.loads(kmm("run", EXAMPLES[0], "--json", "--trace").output)
+    assert any(call[1] == "add_memory_resource" for s in traced["steps"] for call in s["calls"])
+    recording = RECORDINGS / "unaligned.json"
+    good = json.loads(kmm("verify", recording, "--json").output)
+    assert good["recordings"][str(recording)] == [122, 122]
+    out = tmp_path / "model.json"
+    assert json.loads(kmm("replay", recording, "--out", out, "--json").output)["out"] == str(out)
+    stress = json.loads(kmm("stress", "--operations", "5", "--json").output)
+    assert stress["operations"] == 5
+    why = kmm("why", "33", "--scenario", EXAMPLES[2], "--steps", "2", "--json")
+    assert json.loads(why.output)["block"] == 33
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_complete_commands(shell: str) -> None:
+    out = kmm("completion", shell)
+    assert out.exit_code == 0
+    assert f"_KMM_COMPLETE={shell}_complete" in out.output
+    if shutil.which(shell) and shell == "bash":
+        script = f"{out.output}\nCOMP_WORDS=(kmm ver) COMP_CWORD=1\n_kmm_completion kmm ver kmm\n"
+        bin_ = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", script + 'echo "${COMPREPLY[@]}"'],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PATH": bin_},
+        )
+        assert done.stdout == "verify\n", done.stderr
+
+
+TERABYTE = {
+    "title": "long",
+    "machine": {"memory": "1T", "nodes": [{"cpus": "0", "memory": "1T"}]},
+    "steps": [
+        {"op": "user", "id": "a", "size": "900G"},
+        {"op": "grow", "id": "a"},
+    ],
+}
+
+
+def test_a_terabyte_is_interrupted_within_a_second_and_says_where(tmp_path: Path) -> None:
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps(TERABYTE))
+    command = [sys.executable, "-m", "kmm", "run", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        with pytest.raises(subprocess.TimeoutExpired):
+            run.wait(3)  # by then it is in the engine
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=10)
+        took = time.monotonic() - began
+    assert run.returncode == 130
+    assert said == "Error: interrupted after step 1 of 2, in grow a\n"
+    assert took < 2  # on a busy machine; half a second of patience
+
+
+def test_a_bar_is_shown_on_a_terminal_after_two_seconds(tmp_path: Path) -> None:
+    path = tmp_path / "steps.json"
+    grow = [{"op": "grow", "id": "a", "size": "512M"}, {"op": "shrink", "id": "a", "size": "512M"}]
+    data = TERABYTE | {"steps": [TERABYTE["steps"][0], *grow * 30]}  # type: ignore[index]
+    path.write_text(json.dumps(data))
+    leader, follower = os.openpty()
+    termios.tcsetwinsize(follower, (24, 80))
+    command = [sys.executable, "-m", "kmm", "run", str(path), "--quiet"]
+    seen = b""
+    with subprocess.Popen(command, stderr=follower, stdout=subprocess.DEVNULL) as run:
+        os.close(follower)
+        with contextlib.suppress(OSError):  # which is how the end of a terminal looks
+            while more := os.read(leader, 65536):
+                seen += more
+    os.close(leader)
+    assert run.returncode == 0
+    assert b"step:" in seen and b"/61" in seen, seen
+    short = subprocess.run(
+        [sys.executable, "-m", "kmm", "demo"], capture_output=True, text=True, check=True
+    )
+    assert short.stderr == ""

@@ -249,3 +249,14 @@ def test_a_clean_page_that_comes_dirty_is_written(m: Machine, mode: str, thp: st
     assert user.fault(600, 1400, PG_DIRTY) == 0
     assert user.engine.nr_dirty >= 1400
     m.validate()
+
+
+@pytest.mark.parametrize("at", [0, 65_535, 65_536, 99_999])
+def test_the_last_slot_is_found_wherever_it_is(m: Machine, at: int) -> None:
+    user = User(m, "wide", "anon", 100_000)
+    assert user.last_slot() == -1
+    user.fault(at, 1)
+    assert user.last_slot() == at
+    user.shrink(at + 1)
+    assert user.last_slot() == -1
+    m.validate()

@@ -347,6 +347,6 @@ def test_it_can_be_interrupted() -> None:
         assert process.stderr is not None
         _, said = process.communicate(timeout=5)
     assert process.returncode == 130
-    assert said.startswith("interrupted after ")
-    assert "of 10000000 operations (" in said
+    assert said.startswith("Error: interrupted after operation ")
+    assert "of 10000000, in " in said
     assert "Traceback" not in said

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any
-
 import click
 
-from kmm.errors import printable
+from kmm.cli_frame import Watch, echo, echo_json, fail, interruptible, json_option
 from kmm.params import parse_size
-from kmm.stress import Failure, Stress
-
-INTERRUPTED = 130  # as a shell has it of a program that SIGINT ended
+from kmm.stress import Stress
 
 
 @click.command()
@@ -28,8 +22,17 @@ INTERRUPTED = 130  # as a shell has it of a program that SIGINT ended
     help="After how many operations everything is recounted.",
 )
 @click.option("-o", "out", type=click.Path(dir_okay=False), help="Scenario to write on failure.")
+@json_option
+@interruptible
 def stress(
-    seed: int, size: str, used: str | None, operations: int, every: int, out: str | None
+    watch: Watch,
+    seed: int,
+    size: str,
+    used: str | None,
+    operations: int,
+    every: int,
+    out: str | None,
+    as_json: bool,
 ) -> None:
     """Plug, use, move and unplug memory at random, and recount everything.
 
@@ -41,27 +44,18 @@ def stress(
     nbytes = parse_size(size, "--size")
     in_use = nbytes // 4 if used is None else parse_size(used, "--used")
     run = Stress(seed, nbytes, in_use)
-    try:
-        failure = _with_bar(run, operations, every)
-    except KeyboardInterrupt:
-        done = f"{run.operations} of {operations} operations ({len(run.steps)} steps in all)"
-        click.echo(f"interrupted after {done}", err=True)
-        raise SystemExit(INTERRUPTED) from None
+    with watch.bar(operations, "operation") as done:
+        failure = run.run(
+            operations, every, lambda number: done(number, f"{len(run.steps)} steps in all")
+        )
     if failure is not None:
         path = out or f"kmm-stress-{seed}.json"
         run.write_scenario(path, f"kmm stress, seed {seed}: {failure}")
-        raise click.ClickException(printable(f"{failure}; kmm run {path} plays it"))
+        if as_json:
+            echo_json({"seed": seed, "failure": str(failure), "scenario": path})
+        raise fail(f"{failure}; kmm run {path} plays it")
     users = len(run.player.m.users)
-    click.echo(f"{operations} operations, {run.refused} refused, {users} users: all adds up")
-
-
-def _with_bar(run: Stress, operations: int, every: int) -> Failure | None:
-    if not sys.stderr.isatty():
-        return run.run(operations, every)
-    bar: Any = click.progressbar(length=operations, label="stress", file=sys.stderr)
-    with bar:
-        return run.run(operations, every, _shown_by(bar))
-
-
-def _shown_by(bar: Any) -> Callable[[int], None]:
-    return lambda done: bar.update(done - bar.pos)
+    if as_json:
+        echo_json({"seed": seed, "operations": operations, "refused": run.refused, "users": users})
+    else:
+        echo(f"{operations} operations, {run.refused} refused, {users} users: all adds up")

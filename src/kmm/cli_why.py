@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import click
 
-from kmm.errors import ConfigError, KernelError, printable
+from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option
+from kmm.errors import ConfigError, KernelError
 from kmm.offline_why import block_of, machine_of_files, machine_of_scenario, why_lines
 
 
@@ -25,9 +25,15 @@ from kmm.offline_why import block_of, machine_of_files, machine_of_scenario, why
     type=click.IntRange(min=0),
     help="How many steps to play: of a scenario all by default, of a recording none.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
+@interruptible
 def why(
-    block: str, scenario: str | None, source: str | None, steps: int | None, as_json: bool
+    watch: Watch,
+    block: str,
+    scenario: str | None,
+    source: str | None,
+    steps: int | None,
+    as_json: bool,
 ) -> None:
     """Say whether BLOCK (33, or memory33) could go offline, and what is in its way.
 
@@ -41,6 +47,7 @@ def why(
     if (scenario is None) == (source is None):
         raise click.UsageError("allowed: one of --scenario and --from")
     number = block_of(block)
+    watch.where = f"in {scenario or source}"
     if scenario is not None:
         m = machine_of_scenario(scenario, steps)
     else:
@@ -53,9 +60,9 @@ def why(
             why_not += "; --steps says how many steps are played first, which may bring it"
         raise ConfigError(why_not) from None
     if as_json:
-        click.echo(json.dumps(said.as_dict(), indent=1))
+        echo_json(said.as_dict())
     else:
         for line in why_lines(said):
-            click.echo(printable(line))
+            echo(line)
     if not said.can_go:
         raise SystemExit(1)

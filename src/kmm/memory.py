@@ -106,6 +106,7 @@ THP_CHOICES = ("never", "always", "madvise")
 SINGLE_PAGES = frozenset((USER_ANON, USER_SHMEM, USER_FILE, USER_MOVABLE_OPS))
 _MARKS_OF_NEW_PAGES = PG_ACTIVE | PG_REFERENCED | PG_DIRTY | PG_WRITEBACK | PG_MLOCKED | PG_PINNED
 _MARKS_OF_NEW_PAGES |= PG_OFFLINE  # of a balloon's, which it can move
+_SLOTS_AT_ONCE = 1 << 16
 
 
 class User:
@@ -393,14 +394,14 @@ class User:
         """
         self._check_open()
         n = check_number("n", n, 0, NR_PAGES_MAX)
-        start = self._behind_last()
+        start = self.last_slot() + 1
         return self.fault(start, min(n, self.pages - start))
 
     def shrink(self, n: int) -> int:
         """Let the last n pages go, or all if there are fewer; returns how many were freed."""
         self._check_open()
         n = check_number("n", n, 0, NR_PAGES_MAX)
-        end = self._behind_last()
+        end = self.last_slot() + 1
         return self.release(max(end - n, 0), min(n, end))
 
     def close(self) -> None:
@@ -412,9 +413,15 @@ class User:
         del self.m.users_by_number[self.engine.number]
         self.engine.close()
 
-    def _behind_last(self) -> int:
-        there = np.flatnonzero(self.engine.slots)
-        return int(there[-1]) + 1 if len(there) else 0
+    def last_slot(self) -> int:
+        """Return the last index that has something, in memory or swapped; -1 if none has."""
+        slots = self.engine.slots
+        # From the end, piece by piece: a space may be a thousand times what is used of it.
+        for end in range(len(slots), 0, -_SLOTS_AT_ONCE):
+            there = np.flatnonzero(slots[max(end - _SLOTS_AT_ONCE, 0) : end])
+            if len(there):
+                return max(end - _SLOTS_AT_ONCE, 0) + int(there[-1])
+        return -1
 
     # -- what they hold -----------------------------------------------------------------
 

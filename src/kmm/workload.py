@@ -158,7 +158,7 @@ class Workload:
         coming, short = _Coming(user), ""
         balloon = balloon_of(self.m, user)
         # What is on the swap device is not missing at the end.
-        last = user.nr_present - 1 if balloon is not None else _last_slot(user)
+        last = user.nr_present - 1 if balloon is not None else user.last_slot()
         want = min(_blocks(self.m, step, user), user.pages - 1 - last)
         try:
             if balloon is not None:
@@ -307,11 +307,6 @@ class _Coming:
             return f"; {lost} went, as it was killed"
         swapped = self.user.engine.nr_swapped
         return f"; {lost} went" + (f", {swapped} are on the swap device" if swapped else "")
-
-
-def _last_slot(user: User) -> int:
-    """The last slot that has something, -1 if none has."""
-    return int(np.flatnonzero(user.engine.slots)[-1]) if user.engine.slots.any() else -1
 
 
 def amount_of(m: Machine, step: Mapping[str, Any], policy: MemPolicy) -> int:

@@ -1,0 +1,128 @@
+"""``kmm run`` and ``kmm demo``: a scenario, step by step, and what became of the memory."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import click
+
+from kmm.cli_frame import Watch, echo, echo_json, fail, interruptible, json_option
+from kmm.errors import ConfigError, ImpossibleState, ValidationError
+from kmm.scenario import Outcome, Player, Scenario, check_scenario, describe, load_scenario
+from kmm.views import call_tree, layers, show
+
+_TRACE = click.option("--trace", is_flag=True, help="Print the kernel functions of every step.")
+_NAMES = click.option(
+    "--names",
+    type=click.Choice(["old", "6.1"]),
+    default="6.1",
+    show_default=True,
+    help="Vocabulary of the call chains: older kernels' names, or 6.1's.",
+)
+
+
+def _print_outcome(number: int, out: Outcome, trace: bool, names: str) -> None:
+    echo(f"step {number}: {out.text}")
+    result = f"refused: {out.error}" if out.error else out.output or "done"
+    for line in result.split("\n"):
+        echo(f"    {line}")
+    for line in out.uevents:
+        echo(f"    uevent {line}")
+    for line in out.log:
+        echo(f"    kernel {line}")
+    if trace and out.calls:
+        click.echo(call_tree(out.calls, names))
+
+
+def play_step(player: Player, number: int, step: Mapping[str, Any], trace: bool) -> Outcome:
+    """Play a step; whatever goes wrong beyond a refusal is one line that names it.
+
+    :raises click.ClickException: with the step's number and what failed.
+    """
+    try:
+        return player.play(step, trace)
+    except (ConfigError, ValidationError, ImpossibleState, click.ClickException):
+        raise
+    except MemoryError as e:
+        why = str(e) or "this host has not enough memory"
+        raise fail(f"step {number}: {why}") from None
+    except Exception as e:
+        # A fault of kmm's, or of what extends it; the machine may be half changed.
+        raise fail(f"step {number}: kmm failed: {type(e).__name__}: {e}") from e
+
+
+def _as_dict(out: Outcome) -> dict[str, Any]:
+    return {
+        "text": out.text,
+        "error": out.error,
+        "output": out.output,
+        "uevents": out.uevents,
+        "log": out.log,
+        "calls": out.calls,
+    }
+
+
+def _play(
+    watch: Watch, scenario: Scenario, trace: bool, names: str, quiet: bool, as_json: bool
+) -> None:
+    talks = not quiet and not as_json
+    player = Player(scenario)
+    before = now = layers(player.m)
+    if talks:
+        echo(scenario.title)
+    played = []
+    with watch.bar(len(scenario.steps), "step") as done:
+        for number, step in enumerate(scenario.steps, 1):
+            done(number - 1, describe(step))
+            before = now
+            out = play_step(player, number, step, trace)
+            now = layers(player.m)
+            if as_json:
+                played.append(_as_dict(out))
+            if talks:
+                _print_outcome(number, out, trace or bool(step.get("trace")), names)
+        done(len(scenario.steps), "the final recount")
+        player.m.validate()
+    if as_json:
+        echo_json({"title": scenario.title, "steps": played, "machine": dict(now)})
+        return
+    if not quiet:
+        click.echo("\nthe machine now (* new or changed, - gone since the step before)")
+    click.echo(show(now, before))
+
+
+@click.command()
+@click.argument("scenario", type=click.Path(dir_okay=False))
+@_TRACE
+@_NAMES
+@click.option("--quiet", is_flag=True, help="Print the final view only.")
+@json_option
+@interruptible
+def run(watch: Watch, scenario: str, trace: bool, names: str, quiet: bool, as_json: bool) -> None:
+    """Play SCENARIO (TOML or JSON) and show what became of the memory.
+
+    \b
+    Example: kmm run examples/first_dimm.toml --trace
+    """
+    if trace and quiet:
+        raise click.UsageError("--trace with --quiet; allowed: one of them")
+    _play(watch, load_scenario(scenario), trace, names, quiet, as_json)
+
+
+@click.command()
+@_TRACE
+@_NAMES
+@json_option
+@interruptible
+def demo(watch: Watch, trace: bool, names: str, as_json: bool) -> None:
+    """Show a DIMM that arrives, is used, and leaves.
+
+    \b
+    Example: kmm demo --trace
+    """
+    text = files("kmm").joinpath("scenarios/demo.toml").read_text(encoding="utf-8")
+    scenario = check_scenario(tomllib.loads(text), "demo.toml")
+    _play(watch, scenario, trace, names, False, as_json)
