@@ -187,3 +187,26 @@ def test_what_virtio_mem_does_not_take() -> None:
     with pytest.raises(KernelError, match="pfn"):
         device.fake_online(PFN, 512)
     m.validate()
+
+
+def test_a_driver_may_refuse_to_move_its_pages_and_still_give_them_back() -> None:
+    m = two_nodes("memhp_default_state=online_movable")
+    m.plug("a", 1, DIMM, 128 << 20)
+    driver = Balloon(m, "balloon", 20)
+    driver.user.policy = new_policy(m, "bind", [1])
+    driver.inflate(10)
+    driver.refuse()
+    assert driver.inflate(5) == 5
+    assert driver.deflate(7) == 7
+    m.validate()
+    said = m.explain_offline(32)
+    assert {(o.kind, o.user, o.errno) for o in said.obstacles} == {("driver", "balloon", 4)}
+    assert sum(o.nr_pages for o in said.obstacles) == driver.nr_pages == 8
+    driver.refuse(False)
+    assert m.offline_pages_report(32).counts()["migrated"] == 8
+    driver.refuse()
+    driver.close()
+    m.validate()
+    held = Balloon(m, "held", 5, movable=False)
+    with pytest.raises(KernelError, match="'held': movable: False; allowed: True"):
+        held.refuse()

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import errno
+import re
 
 import numpy as np
 import pytest
 
-from kmm import KernelError
+from kmm import KernelError, Machine
+from kmm.cpuset import CpuSet
+from kmm.errors import InvalidArgument
 from kmm.hugetlbfs import HugetlbUser
 from kmm.load import play_loads
 from kmm.memory import User
 from kmm.mempolicy import new_policy
+from kmm.oom_kill import oom_badness
+from kmm.params import PG_RESERVED
+from kmm.shrinker import Shrinker, do_shrink_slab, shrink_slab
+from kmm.snapshot import differences, dump
+from kmm.views import layers
+from tests.conftest import DIMM, two_nodes
 from tests.huge import GIB1, MIB2, counts, machine, set_pool
 
 
@@ -110,4 +119,113 @@ def test_it_is_not_read_or_written_as_files_of_small_pages_are() -> None:
             access(0, 1)
         assert e.value.errno == errno.EINVAL
     assert user.nr_present == 0
+    m.validate()
+
+
+def crowded() -> Machine:
+    """A machine whose pool somebody has a part of, beside a task and a file, with swap."""
+    m = two_nodes("memhp_default_state=online_movable", swap=64 << 20)
+    m.plug("a", 1, DIMM, 512 << 20)
+    set_pool(m, 40)
+    huge = HugetlbUser(m, "huge", 10, tokens=True)
+    huge.fault(0, 5)
+    huge.write_tokens(0, range(5))
+    User(m, "task", "anon", 100).fault(0, 100)
+    User(m, "log", "file", 100).write(0, 100)
+    return m
+
+
+def run_out_of_memory(m: Machine) -> None:
+    hog = User(m, "hog", "anon", 2 * m.totalram_pages)
+    with pytest.raises(KernelError) as e:
+        hog.fault(0, hog.pages)
+    assert e.value.errno == errno.ENOMEM
+
+
+def offline_all(m: Machine) -> None:
+    for block in (32, 33, 34, 35):
+        m.write(f"/sys/devices/system/memory/memory{block}/state", "offline")
+
+
+def join_and_leave_a_cpuset(m: Machine) -> None:
+    CpuSet(m, "some", [1]).attach(m.users["huge"])
+    m.users["huge"].fault(5, 5)
+    nodes = [m.page_zone(int(p)).nid for p in m.users["huge"].pfns(5, 5)]
+    assert nodes == [1] * 5
+
+
+@pytest.mark.parametrize(
+    "walk",
+    [
+        run_out_of_memory,
+        offline_all,
+        join_and_leave_a_cpuset,
+        lambda m: m.write("/proc/sys/vm/drop_caches", "3"),
+        lambda m: m.write("/proc/sys/vm/compact_memory", "1"),
+        lambda m: m.sync(),
+        lambda m: [shrink_slab(m, nid, 0) for nid in (0, 1)],
+        lambda m: [m.explain_offline(block) for block in m.memory_blocks],
+        lambda m: [m.offline_pages_report(block) for block in (32, 33)],
+        dump,
+        layers,
+        lambda m: [m.read(f"/proc/{name}") for name in ("meminfo", "vmstat", "zoneinfo")],
+    ],
+)
+def test_what_goes_through_all_users_takes_those_of_huge_pages_too(walk) -> None:
+    m = crowded()
+    before = counts(m.default_hstate)
+    walk(m)
+    m.validate()
+    huge = m.users["huge"]
+    assert huge.read_tokens(0, 5).tolist() == list(range(5))
+    assert not huge.killed
+    if walk is not join_and_leave_a_cpuset:
+        assert counts(m.default_hstate)[2] == before[2] == 5
+    huge.close()
+    m.validate()
+
+
+def test_they_and_the_pool_s_own_pages_have_all_that_users_have() -> None:
+    m = crowded()
+    names = {name for name in (*dir(User), *vars(m.users["task"])) if not name.startswith("__")}
+    pool = m.default_hstate.pool
+    assert pool is not None
+    for user in (m.users["huge"], pool):
+        for name in names:
+            getattr(user, name)
+        assert user.oom_score_adj == 0
+        assert user.shrinker is None
+        assert do_shrink_slab(m, user, 0) == 0
+        # Huge pages of a pool are nobody's resident memory: their mappers are no better victims.
+        assert oom_badness(m, user, m.totalram_pages) is None
+        assert user.placement(0).nid == 0
+    m.validate()
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda u: setattr(u, "shrinker", Shrinker()), "shrinker: of huge pages; allowed: None"),
+        (lambda u: u.wait_for_page(7), "'huge': of huge pages; allowed: fault"),
+        (lambda u: u.fault(7, 1, PG_RESERVED), "flags: 0x1; allowed: marks out of"),
+        (lambda u: setattr(u, "policy", "bind"), "policy: 'bind'"),
+    ],
+)
+def test_what_a_pool_would_not_know_of_is_refused(act, message: str) -> None:
+    m = crowded()
+    before = dump(m)
+    with pytest.raises(InvalidArgument, match=re.escape(message)):
+        act(m.users["huge"])
+    assert differences(before, dump(m)) == []
+    m.validate()
+
+
+def test_loads_do_not_take_one_kind_for_the_other() -> None:
+    m = crowded()
+    assert "user: 'huge', of huge pages" in play_loads(
+        m, {"kind": "anon", "user": "huge", "pages": 10}
+    )
+    said = play_loads(m, {"kind": "hugetlb_user", "user": "task", "size": MIB2, "count": 10})
+    assert "user: 'task'; allowed: a new one" in said
+    assert (m.users["huge"].nr_present, m.users["task"].nr_present) == (5, 100)
     m.validate()

@@ -9,6 +9,7 @@ A block of two on node 1, PFN 0x100000 up; node 0 has 1 GiB where what is moved 
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,10 @@ from kmm.hugetlbfs import HugetlbUser
 from kmm.memory import User
 from kmm.memory_block import MemoryNotifier, register_memory_notifier, unregister_memory_notifier
 from kmm.mempolicy import new_policy
+from kmm.offline_report import OfflineAttempt
 from kmm.page_alloc import drain_all_pages
-from kmm.params import MIGRATE_MOVABLE, MIGRATE_UNMOVABLE
-from kmm.snapshot import dump
+from kmm.params import MIGRATE_MOVABLE, MIGRATE_UNMOVABLE, PG_DIRTY
+from kmm.snapshot import differences, dump
 from kmm.virtio_mem import VirtioMem
 from tests.conftest import DIMM, two_nodes
 from tests.settle import settled_differences
@@ -44,15 +46,17 @@ class Case:
     user: str | None = None
 
 
-def machine(kind: str) -> Machine:
+def machine(kind: str, size: int = BLOCK) -> Machine:
     m = two_nodes(f"memhp_default_state=online_{kind}")
-    m.plug("a", 1, DIMM, BLOCK)
+    m.plug("a", 1, DIMM, size)
     return m
 
 
 def user_on_node_1(m: Machine, kind: str, pages: int, **more: Any) -> User:
-    made = User(m, "user", kind, pages, policy=new_policy(m, "bind", [1]), **more)
-    made.fault(0, pages)
+    bind = new_policy(m, "bind", [1])
+    made = User(m, "user", kind, pages, policy=bind, tokens=True, **more)
+    made.fault(0, pages, PG_DIRTY if kind == "file" else 0)
+    made.write_tokens(0, range(7, 7 + pages))
     return made
 
 
@@ -79,6 +83,29 @@ def pinned() -> Case:
     made = user_on_node_1(m, "anon", 5)
     pin = m.pin(made, 3, long_term=False)
     return Case(m, lambda: m.unpin(pin), "user")
+
+
+def pinned_long_term() -> Case:
+    """What is pinned for long leaves a Movable zone first, so it is in the way in others."""
+    m = machine("kernel")
+    made = user_on_node_1(m, "anon", 5)
+    pin = m.pin(made, 3)
+    return Case(m, lambda: m.unpin(pin), "user")
+
+
+def driver_that_refuses() -> Case:
+    m = machine("movable")
+    driver = Balloon(m, "balloon", 100)
+    driver.user.policy = new_policy(m, "bind", [1])
+    driver.inflate(100)
+    driver.refuse()
+    return Case(m, lambda: driver.refuse(False), "balloon")
+
+
+def gigantic_page() -> Case:
+    m = machine("kernel", 10 * BLOCK)
+    m.write(POOL % 1048576, "1")
+    return Case(m, lambda: m.write(POOL % 1048576, "0"), "hugepages-1048576kB")
 
 
 def pinned_and_left() -> Case:
@@ -169,8 +196,10 @@ def reserved_huge_pages() -> Case:
 def huge_pages_without_a_spare_one() -> Case:
     m = machine("movable")
     m.write(POOL % 2048, "10")
-    mapped = HugetlbUser(m, "file", 10, policy=new_policy(m, "bind", [1]))
+    bind = new_policy(m, "bind", [1])
+    mapped = HugetlbUser(m, "file", 10, policy=bind, tokens=True)
     mapped.fault(0, 10)
+    mapped.write_tokens(0, range(10))
     filler = User(m, "filler", "kernel", m.totalram_pages, policy=new_policy(m, "bind", [0]))
     with pytest.raises(KernelError):
         filler.fault(0, filler.pages)
@@ -249,6 +278,27 @@ CASES: dict[str, tuple[Callable[[], Case], int, str, str, str]] = {
         "signal backoff",
         "page dumped because: migration failure",
     ),
+    "pinned long-term": (
+        pinned_long_term,
+        errno.EINTR,
+        "pinned",
+        "signal backoff",
+        "page dumped because: migration failure",
+    ),
+    "driver that refuses": (
+        driver_that_refuses,
+        errno.EINTR,
+        "driver",
+        "signal backoff",
+        "page dumped because: migration failure",
+    ),
+    "gigantic page": (
+        gigantic_page,
+        errno.EBUSY,
+        "hugetlb",
+        "failure to isolate range",
+        "",
+    ),
     "pinned, its user gone": (
         pinned_and_left,
         errno.EINTR,
@@ -296,7 +346,7 @@ CASES: dict[str, tuple[Callable[[], Case], int, str, str, str]] = {
         errno.EINTR,
         "hugetlb",
         "signal backoff",
-        "",
+        "page dumped because: migration failure",
     ),
     "veto": (veto, errno.EBUSY, "notifier", "notifier failure", ""),
     "veto behind virtio-mem": (
@@ -311,15 +361,43 @@ CASES: dict[str, tuple[Callable[[], Case], int, str, str, str]] = {
 }
 
 
+#: What a page that moved changes in a dump: where it is, and what is counted by node and zone.
+MOVED = re.compile(
+    r"/lru/.*|/nodes/\d+/vmstat/nr_(anon_pages|inactive_anon|active_anon)|/records/pages/\d+"
+    r"|/users/\w+/slots|/zones/\d+/(free|vmstat/nr_zone_(in)?active_anon|managed_pages)"
+)
+
+
+def tokens_of(m: Machine) -> dict[str, list[int]]:
+    """What all users that have tokens read back."""
+    having = {name: user for name, user in m.users.items() if user.engine.tokens}
+    return {name: user.read_tokens(0, user.pages).tolist() for name, user in having.items()}
+
+
+def check_moved_only(before: dict[str, Any], m: Machine, attempt: OfflineAttempt) -> None:
+    """What an attempt that was given up has done: some pages are elsewhere, none is lost."""
+    found = settled_differences(before, dump(m))
+    assert [line for line in found if not MOVED.fullmatch(line.split(": ")[0])] == []
+    moved = [page for page in attempt.pages() if page.fate == "migrated"]
+    assert bool(found) == bool(moved)
+    for page in moved:
+        assert page.user is not None and page.to is not None
+        assert m.users[page.user].pfns(page.index, 1) == [page.to]
+        assert not PFN <= page.to < PFN + BLOCK // 4096
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_obstacle(name: str) -> None:
     how, code, kind, reason, line = CASES[name]
     case = how()
     m = case.m
     m.validate()
-    before = dump(m)
+    before, tokens = dump(m), tokens_of(m)
+    zone, present = m.memory_blocks[32].zone, {n: u.nr_present for n, u in m.users.items()}
+    managed = sum(z.managed_pages for z in m.all_zones())
     said = m.explain_offline(32)
     assert (said.can_go, said.errno, said.obstacles[0].kind) == (False, code, kind)
+    assert differences(before, dump(m)) == []
     assert said.obstacles[0].user == case.user
     assert said.obstacles[0].rule
     assert said.obstacles[0].helps
@@ -331,11 +409,22 @@ def test_an_obstacle(name: str) -> None:
     if said.obstacles[0].pfn is not None and attempt.blocked is not None:
         assert attempt.blocked == said.obstacles[0].pfn
         assert not line or f"pfn:{attempt.blocked:#x}" in "\n".join(m.log[log:])
-    assert not line or line in m.log[log:]
+    # Where the kernel prints nothing, nothing is printed; its pr_debug has the reason.
+    assert line in m.log[log:] if line else m.log[log:] == []
     assert m.read(STATE) == "online\n"
     m.validate()
-    # What could move has moved before the attempt was given up; nothing else is different.
-    if reason != "signal backoff" or kind == "signal":
+    assert m.memory_blocks[32].zone is zone
+    assert {n: u.nr_present for n, u in m.users.items()} == present
+    assert sum(z.managed_pages for z in m.all_zones()) == managed
+    assert tokens_of(m) == tokens
+    if reason == "signal backoff" and kind != "signal":
+        # What could move has moved before the attempt was given up, and all that was isolated
+        # is typed Movable; nothing else is different.
+        check_moved_only(before, m, attempt)
+        get = m.memmap_engine.get_pageblock_migratetype
+        types = {get(pfn) for pfn in range(PFN, PFN + BLOCK // 4096, 512)}
+        assert types == {MIGRATE_MOVABLE}
+    else:
         assert settled_differences(before, dump(m)) == []
     case.remove()
     m.validate()
@@ -343,6 +432,105 @@ def test_an_obstacle(name: str) -> None:
     m.write(STATE, "offline")
     assert m.read(STATE) == "offline\n"
     m.validate()
+    left = tokens_of(m)
+    assert left == {name: tokens[name] for name in left}
+
+
+def free_block() -> Case:
+    return Case(machine("movable"), lambda: None)
+
+
+def movable_pages() -> Case:
+    m = machine("movable")
+    user_on_node_1(m, "anon", 700, thp="always")
+    return Case(m, lambda: None)
+
+
+def mlocked_pages() -> Case:
+    m = machine("movable")
+    made = User(m, "user", "anon", 700, policy=new_policy(m, "bind", [1]), tokens=True)
+    made.engine.locked = True
+    made.fault(0, 700)
+    made.write_tokens(0, range(700))
+    return Case(m, lambda: None)
+
+
+def poisoned_free_page() -> Case:
+    m = machine("movable")
+    user_on_node_1(m, "anon", 5)
+    m.write("/sys/devices/system/memory/hard_offline_page", hex(PFN + 5000 << 12))
+    return Case(m, lambda: None)
+
+
+def pages_of_virtio_mem() -> Case:
+    m = machine("movable")
+    VirtioMem(m, "virtio", 1024).fake_offline(PFN + 512, 1024)
+    return Case(m, lambda: None)
+
+
+def pages_that_a_driver_moves() -> Case:
+    case = driver_that_refuses()
+    case.remove()
+    return case
+
+
+#: What is in no way: how, and what becomes of the pages that are not free.
+GOES: dict[str, tuple[Callable[[], Case], dict[str, int]]] = {
+    "free": (free_block, {}),
+    "movable pages": (movable_pages, {"migrated": 700}),
+    "mlocked": (mlocked_pages, {"migrated": 700}),
+    "poisoned free page": (poisoned_free_page, {"migrated": 5, "poisoned": 1}),
+    "balloon that moves its pages": (pages_that_a_driver_moves, {"migrated": 100}),
+    "pages of virtio-mem": (pages_of_virtio_mem, {"offered": 1024}),
+}
+
+
+@pytest.mark.parametrize("name", GOES)
+def test_what_is_no_obstacle(name: str) -> None:
+    how, fates = GOES[name]
+    m = how().m
+    m.validate()
+    before, tokens, log = dump(m), tokens_of(m), len(m.log)
+    said = m.explain_offline(32)
+    assert (said.can_go, said.errno, said.obstacles) == (True, 0, [])
+    assert differences(before, dump(m)) == []
+    attempt = m.offline_pages_report(32)
+    assert (attempt.errno, attempt.reason, attempt.debug_line()) == (0, "", "")
+    assert attempt.counts() == {"free": BLOCK // 4096 - sum(fates.values()), **fates}
+    assert not [line for line in m.log[log:] if "page dumped" in line or "failed" in line]
+    assert m.read(STATE) == "offline\n"
+    assert tokens_of(m) == tokens
+    m.validate()
+
+
+#: Everything that may lie in a block, by which cases it is shown.
+SHOWN_BY = {
+    "free": {"free"},
+    "migrated": {"movable pages"},
+    "pinned long-term": {"pinned long-term", "pinned, its user gone"},
+    "mlocked": {"mlocked"},
+    "poisoned": {"poisoned page of a driver", "poisoned free page"},
+    "slab": {"slab", "slab that shrinks", "large slab"},
+    "kernel stack": {"stack"},
+    "page table": {"page table"},
+    "driver page whose driver refuses": {"driver that refuses"},
+    "balloon without its driver's consent": {"balloon"},
+    "balloon with its driver's consent": {"balloon that moves its pages", "pages of virtio-mem"},
+    "hugetlb without room": {"huge pages without a spare one", "huge pages that are reserved"},
+    "gigantic page": {"gigantic page"},
+    "notifier veto": {"veto", "veto behind virtio-mem"},
+    "signal": {"signal"},
+    "no room elsewhere": {"nowhere to go"},
+}
+
+
+@pytest.mark.parametrize("name", SHOWN_BY)
+def test_each_has_a_case(name: str) -> None:
+    """A case shows errno, log, state and success; what is no obstacle only ever succeeds."""
+    shown = SHOWN_BY[name]
+    assert shown <= CASES.keys() | GOES.keys()
+    goes = name in ("free", "migrated", "mlocked", "balloon with its driver's consent")
+    assert shown.isdisjoint(CASES) == goes
 
 
 @pytest.mark.parametrize(

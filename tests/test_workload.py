@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ from kmm.params import PAGEBLOCK_NR_PAGES, PG_DIRTY, USER_SLAB_RECLAIMABLE
 from kmm.scenario import Outcome, Player, check_scenario
 from kmm.vmstat import all_vm_events, node_items
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 MACHINE = {
     "memory": "512M",
     "cpus": 2,
@@ -389,16 +386,3 @@ def test_a_host_without_memory_is_an_error_of_the_step(monkeypatch: pytest.Monke
     _, outcomes = played(user("a", pages=10), step("touch", "a"))
     assert outcomes[1].error.startswith("ENOMEM")
     assert "touch 'a': this host has not enough memory" in outcomes[1].error
-
-
-def test_policies_decide_how_much_can_be_taken_away(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(EXAMPLES / "ageing.py"))["main"]()
-    lines = capsys.readouterr().out.splitlines()[1:]
-    assert all("of 16 blocks" in line for line in lines)
-    could, went = (
-        {line[:24].strip(): int(line[24:].split("%")[i]) for line in lines} for i in (0, 1)
-    )
-    for share in (could, went):
-        assert share["online_movable"] == share["memmap_on_memory"] == 100
-        assert share["online_kernel"] < share["auto-movable, ratio 301"] <= 100
-        assert share["auto-movable, ratio 100"] <= share["auto-movable, ratio 301"]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kmm import _page_ref
 from kmm.errors import check_number, kernel_error
 from kmm.memory import User
-from kmm.params import PG_OFFLINE
+from kmm.params import PG_OFFLINE, PG_PINNED
 from kmm.trace import traced
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Balloon:
         self, m: Machine, name: str, pages: int, *, movable: bool = True, unmanaged: bool = True
     ) -> None:
         self.m, self.movable, self.unmanaged = m, movable, unmanaged
+        self.refuses = False
         self.user = User(m, name, "driver_movable" if movable else "offline", pages)
         m.balloons.append(self)
 
@@ -71,7 +73,7 @@ class Balloon:
         check_number("n", n, 0, self.user.pages - self.nr_pages)
         before = self.nr_pages
         try:
-            self.user.fault(before, n, PG_OFFLINE)
+            self.user.fault(before, n, PG_OFFLINE | (PG_PINNED if self.refuses else 0))
         finally:
             got = self.nr_pages - before
             self.m.count_vm_event("balloon_inflate", got)
@@ -82,9 +84,27 @@ class Balloon:
         """Give the last n pages back (balloon_page_dequeue); returns how many."""
         check_number("n", n, 0, self.nr_pages)
         start = self.nr_pages - n
+        if self.refuses:
+            self._mark(start, n, False)
         self._adjust(start, n, 1)
         self.m.count_vm_event("balloon_deflate", n)
         return self.user.release(start, n)
+
+    def refuse(self, refuses: bool = True) -> None:
+        """Let the driver refuse to move its pages (what its migrate_page says), or agree again.
+
+        :raises InvalidArgument: for one that holds its pages in place anyway.
+        """
+        if not self.movable:
+            raise kernel_error(-22, f"{self.user.name!r}: movable: False; allowed: True")
+        self.refuses = refuses
+        self._mark(0, self.nr_pages, refuses)
+
+    def _mark(self, start: int, n: int, refuses: bool) -> None:
+        # To those that move pages it is as if somebody held them.
+        change = _page_ref.set_marks if refuses else _page_ref.clear_marks
+        for pfn in self.user.pfns(start, n).tolist():
+            change(self.m.memmap_engine, pfn, PG_PINNED)
 
     def close(self) -> None:
         """Give everything back, and be no driver any more."""

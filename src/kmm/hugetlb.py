@@ -44,6 +44,8 @@ class PoolPages(User):
         self.m, self.name, self.kind = m, name, USER_HUGETLB
         self.policy, self.thp, self.cpu, self.cpuset = DEFAULT_POLICY, "never", 0, None
         self.interleave_offset, self.il_prev = 0, -1
+        self.gfp = GFP_HIGHUSER if order >= MAX_ORDER else GFP_HIGHUSER_MOVABLE
+        self._prepare_reclaim()
         self.engine = PageUser(m.memmap_engine, USER_HUGETLB, 0, order)
         m.users_by_number[self.engine.number] = self
 

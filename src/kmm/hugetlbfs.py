@@ -12,7 +12,7 @@ from kmm.hugetlb import HState, free_huge_page
 from kmm.hugetlb_move import flags_of
 from kmm.hugetlb_pool import alloc_huge_page, hugetlb_acct_memory
 from kmm.memory import User
-from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, place
+from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, Placement, place
 from kmm.page_alloc import gfp_zone
 from kmm.params import NR_PAGES_MAX, PG_ACTIVE, PG_PINNED, USER_HUGETLB
 
@@ -85,7 +85,8 @@ class HugetlbUser(User):
             those before it stay.
         """
         start, n = self._check_range(start, n)
-        flags = check_number("flags", flags, 0, (1 << 16) - 1)
+        self._check_alive()
+        self._check_marks(flags)
         came = 0
         for index in (np.flatnonzero(self.engine.slots[start : start + n] == 0) + start).tolist():
             offset = self.interleave_offset + index
@@ -97,6 +98,13 @@ class HugetlbUser(User):
             self.engine.attach(self.m, index, pfn, flags | PG_ACTIVE)
             came += 1
         return came
+
+    def wait_for_page(self, index: int, where: Placement | None = None) -> int:
+        """Refuse: what it has comes out of its pool, which waits for nothing.
+
+        :raises InvalidArgument: always.
+        """
+        raise kernel_error(-22, f"user {self.name!r}: of huge pages; allowed: fault")
 
     def release(self, start: int, n: int) -> int:
         """Let the huge pages of a range go, first to last; their reservations are used up.

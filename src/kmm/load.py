@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kmm.errors import KernelError, OutOfMemory, check_number
+from kmm.errors import KernelError, OutOfMemory, check_number, kernel_error
 from kmm.hugetlb import ULONG_MAX
 from kmm.hugetlbfs import HugetlbUser, find_hstate
 from kmm.memory import User, seed_of
@@ -118,6 +118,8 @@ def _touch_huge_pages(m: Machine, load: Mapping[str, Any]) -> str:
     count = check_number("load.count", load.get("count"), 0, NR_PAGES_MAX)
     touch = check_number("load.touch", load.get("touch", count), 0, count)
     user = m.users.get(name)
+    if user is not None and not isinstance(user, HugetlbUser):
+        raise kernel_error(-22, f"user: {name!r}; allowed: a new one, or one of huge pages")
     try:
         if user is None:
             size, policy = load.get("size"), _policy(m, load)
@@ -162,6 +164,8 @@ def _touch(m: Machine, load: Mapping[str, Any]) -> str:
     """Let a program write so many pages, first to last."""
     name, pages = load_name(load), load_pages(load)
     user = m.users.get(name)
+    if isinstance(user, HugetlbUser):
+        raise kernel_error(-22, f"user: {name!r}, of huge pages; allowed: a new one, or no such")
     if user is None:
         thp = "madvise" if load.get("thp") else "never"
         user = User(m, name, load["kind"], pages, policy=_policy(m, load), tokens=True, thp=thp)

@@ -189,6 +189,9 @@ class User:
     @shrinker.setter
     def shrinker(self, value: Shrinker | None) -> None:
         self._check_open()
+        if value is not None and self.kind == USER_HUGETLB:
+            # It would give blocks back behind the pool's back.
+            raise kernel_error(-22, "shrinker: of huge pages; allowed: None, a pool has none")
         self._shrinker = value
         self.m.shrinkers.pop(self.name, None)
         if value is not None:
@@ -233,10 +236,7 @@ class User:
         """
         start, n = self._check_range(start, n)
         self._check_alive()
-        if check_number("flags", flags, 0, (1 << 16) - 1) & ~_MARKS_OF_NEW_PAGES:
-            raise kernel_error(
-                -22, f"flags: {flags:#x}; allowed: marks out of {_MARKS_OF_NEW_PAGES:#x}"
-            )
+        self._check_marks(flags)
         if self.kind == USER_SHMEM and not self.engine.mapped:
             # Written by a call, which leaves its traces at once.
             flags |= PG_DIRTY | PG_REFERENCED
@@ -342,6 +342,12 @@ class User:
             _free_pages_of(m, pfn, order, self.cpu)
         self._check_alive()
         return pfn
+
+    def _check_marks(self, flags: int) -> None:
+        if check_number("flags", flags, 0, (1 << 16) - 1) & ~_MARKS_OF_NEW_PAGES:
+            raise kernel_error(
+                -22, f"flags: {flags:#x}; allowed: marks out of {_MARKS_OF_NEW_PAGES:#x}"
+            )
 
     def _check_alive(self) -> None:
         if self.killed:

@@ -37,6 +37,7 @@ from kmm.params import (
     PG_SLAB,
     PG_USER,
     USER_HUGETLB,
+    USER_MOVABLE_OPS,
 )
 from kmm.vmstat import zone_items
 
@@ -269,7 +270,7 @@ class _Look:
             else:
                 later.append((*what, row))
         # The scan stops at what a driver holds unless something before that keeps it.
-        stuck = [int(o[4]["pfn"]) for o in later if o[0] == "pinned"]
+        stuck = [int(o[4]["pfn"]) for o in later if o[0] in ("pinned", "driver")]
         first = min(stuck, default=self.end)
         later.sort(key=lambda o: not (o[2] == errno.EBUSY and int(o[4]["pfn"]) < first))
         for kind, rule, code, helps, row in later:
@@ -312,6 +313,9 @@ class _Look:
         return "in use", rule, errno.EINTR, "whoever allocated it has to free it"
 
     def _held(self, row: Any, why: str) -> tuple[str, str, int, str]:
+        if int(row["kind"]) == USER_MOVABLE_OPS and not why:
+            rule = "migrate_pages: its driver refuses; offline_pages tries again for ever"
+            return "driver", rule, errno.EINTR, "its driver has to agree, or to deflate"
         rule = f"migrate_pages: {why}extra references; offline_pages tries again for ever"
         return "pinned", rule, errno.EINTR, "whoever pinned it has to unpin it"
 

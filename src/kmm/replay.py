@@ -15,7 +15,7 @@ from kmm.machine import Machine
 from kmm.params import PAGE_SIZE, MachineConfig
 from kmm.procfs import kpageflags
 from kmm.running_system import RemotePagesets, RunningSystem
-from kmm.schema import RECORDED, check_boot_is_first, check_files, check_step, check_texts
+from kmm.schema import RECORDED, check_boot_is_first, check_step
 from kmm.symbols import TRACEABLE
 from kmm.sysfs import lookup
 from kmm.trace import visible_calls
@@ -106,10 +106,10 @@ def check_recording(recording: Any, name: str) -> None:
 
 def _check_observed(step: Mapping[str, Any], where: str) -> None:
     if "files" in step:
-        check_files(step["files"], f"{where}.files")
+        _check_files(step["files"], f"{where}.files")
     for key in ("log", "uevents"):
         if key in step:
-            check_texts(step[key], f"{where}.{key}")
+            _check_texts(step[key], f"{where}.{key}")
     if not isinstance(step.get("reply", {}), Mapping):
         raise ConfigError(f"{where}.reply: {shown(step['reply'])}; allowed: an object")
     calls = step.get("calls", [])
@@ -126,7 +126,7 @@ def _check_scoring(recording: Mapping[str, Any], name: str) -> None:
     if not isinstance(last, int):
         raise ConfigError(f"{name}: score_until: {shown(last)}; allowed: the number of a step")
     if "classes" in recording:
-        check_texts(recording["classes"], f"{name}: classes")
+        _check_texts(recording["classes"], f"{name}: classes")
     unstable = recording.get("unstable", [])
     if not isinstance(unstable, list):
         raise ConfigError(f"{name}: unstable: {shown(unstable)}; allowed: a list of facts")
@@ -270,3 +270,27 @@ def replay(recording: Any, name: str = "recording", check: bool = False) -> dict
         "machine": recording["machine"],
         "steps": steps,
     }
+
+
+def _check_texts(value: Any, where: str) -> None:
+    """Check a list of texts.
+
+    :raises ConfigError: naming the place, the value and what is allowed.
+    """
+    if not isinstance(value, list):
+        raise ConfigError(f"{where}: {shown(value)}; allowed: a list of texts")
+    for i, text in enumerate(value):
+        if not isinstance(text, str):
+            raise ConfigError(f"{where}[{i}]: {shown(text)}; allowed: text")
+
+
+def _check_files(value: Any, where: str) -> None:
+    """Check an object of paths and texts.
+
+    :raises ConfigError: naming the place, the value and what is allowed.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: {shown(value)}; allowed: an object of paths and their texts")
+    for path, text in value.items():
+        if not isinstance(path, str) or not isinstance(text, str):
+            raise ConfigError(f"{where}: {path}: {shown(text)}; allowed: text")

@@ -199,7 +199,7 @@ def describe(step: Mapping[str, Any]) -> str:
         return f"echo {step['value']} > {step['path']}"
     names = [f.name for f in SCHEMA[op] if f.name in step and f.name != "load"]
     if op in WORKLOAD_OPS:
-        more = " ".join(f"{name}={shown(step[name])}" for name in names if name != "id")
-        return f"{op} {step['id']} {more}".strip()
+        more = [f"{name}={shown(step[name])}" for name in names if name != "id"]
+        return " ".join([op, *([step["id"]] if "id" in step else []), *more])
     rest = " ".join(str(step[name]) for name in names)
     return f"{op} {rest}".strip()

@@ -7,8 +7,8 @@ from typing import Any
 
 from kmm.errors import ConfigError, shown
 from kmm.memory import KIND_NAMES, KINDS
-from kmm.params import USER_ANON, USER_SLAB_RECLAIMABLE, MachineConfig
-from kmm.schema import FILE_KINDS, check_blocks, check_boot_is_first
+from kmm.params import USER_ANON, USER_HUGETLB, USER_SLAB_RECLAIMABLE, MachineConfig
+from kmm.schema import FILE_KINDS, check_blocks, check_boot_is_first, order_of
 from kmm.workload import OF_BALLOONS, OPS
 
 _BALLOON = "balloon"
@@ -18,7 +18,7 @@ _KINDS_OF_OP: dict[str, Collection[int]] = {
     "churn": [kind for kind in KINDS.values() if kind >= USER_SLAB_RECLAIMABLE],
     "fwrite": FILE_KINDS,
     "fread": FILE_KINDS,
-    "truncate": _MAPPED,
+    "truncate": _MAPPED | {USER_HUGETLB},
     "pin": _MAPPED,
 }
 
@@ -62,6 +62,8 @@ def _check_place(step: Mapping[str, Any], config: MachineConfig, where: str) -> 
             raise ConfigError(f"{where}.{key}: {nid}; allowed: 0 to {last}")
     if step.get("cpu", 0) >= config.cpus:
         raise _refuse(where, step, "cpu", f"0 to {config.cpus - 1}")
+    if step.get("page_size") == 1 << 30 and not config.pdpe1gb:
+        raise _refuse(where, step, "page_size", "2M, the machine has no pages of 1G")
 
 
 class _Names:
@@ -82,6 +84,8 @@ class _Names:
                 raise _refuse(where, step, key, "a cpuset before it" + _one_of(self.cpusets))
         if step["op"] == "cpuset":
             self.cpusets.add(step["id"])
+        elif step["op"] == "hugetlb":
+            return  # a pool is no user
         elif step["op"] in ("user", "balloon"):
             if step["id"] in self.users or not self.single.isdisjoint(_names_of(step)):
                 raise _refuse(where, step, "id", "one that is not in use")
@@ -93,7 +97,7 @@ class _Names:
         else:
             made = self.users[step["id"]]
             _check_kind(step, made, where)
-            check_blocks(step, made.get("order", 0), where)
+            check_blocks(step, order_of(made), where)
             if step["op"] == "close":
                 del self.users[step["id"]]
                 self.single.difference_update(_names_of(made))
@@ -115,7 +119,7 @@ def _check_kind(step: Mapping[str, Any], made: Mapping[str, Any], where: str) ->
         return
     kind = made.get("kind", "anon")
     kinds = _KINDS_OF_OP.get(op)
-    if kinds is not None and KINDS[kind] not in kinds:
+    if kinds is not None and KINDS.get(kind, USER_HUGETLB) not in kinds:
         names = ", ".join(KIND_NAMES[k] for k in sorted(kinds))
         allowed = f"a user of kind {names} for {op}"
         raise ConfigError(f"{where}.id: {shown(step['id'])}, of kind {kind}; allowed: {allowed}")

@@ -43,7 +43,7 @@ _NUMBERS = {
 _WORDS = {
     "policy": MODES,
     "load kind": (*KINDS, "hugetlb", "hugetlb_user"),
-    "kind": tuple(KINDS),
+    "kind": (*KINDS, "hugetlb"),
     "thp": THP_CHOICES,
 }
 #: Kinds that are files.
@@ -99,6 +99,8 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
         Field("thp", "thp", False),
         Field("lock", "flag", False),
         Field("tokens", "flag", False),
+        Field("page_size", "huge size", False),
+        Field("reserve", "flag", False),
     ),
     "balloon": (
         Field("id", "id"),
@@ -122,6 +124,12 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
     "unpin": (Field("id", "id"),),
     "close": (Field("id", "id"),),
     "cpuset": (Field("id", "id"), Field("nodes", "nodes"), Field("parent", "text", False)),
+    "hugetlb": (
+        Field("page_size", "huge size", False),
+        Field("count", "pages", False),
+        Field("nodes", "nodes", False),
+        Field("overcommit", "pages", False),
+    ),
     "boot": (),
 }
 # What the load of a sh step can hold, for each kind: pages, or size and count.
@@ -162,6 +170,7 @@ def _allowed(kind: str) -> str:
         "flag": "true or false",
         "seconds": "a number of seconds above 0",
         "size": "bytes as a number below 2^64, or text like '512M' or '0x100000000'",
+        "huge size": "2M, 1G",
         "gfp": ", ".join(GFP_WORDS),
         "share": "a part of the memory, above 0 and up to 1",
         "load": "an object with 'kind', or a list of such",
@@ -182,6 +191,9 @@ def _value(value: Any, kind: str, where: str, others: bool = False) -> Any:
     elif kind == "size":
         value = parse_size(value, where)
         ok = value <= _SIZE_MAX
+    elif kind == "huge size":
+        value = parse_size(value, where)
+        ok = value in _HUGETLB_SIZES
     elif kind == "share":
         ok = (number or isinstance(value, float)) and 0 < value <= 1
     elif kind == "load":
@@ -223,6 +235,8 @@ def check_step(
         _check_one_amount(checked, op in ("user", "balloon"), where)
     if op == "user":
         _check_user(checked, where)
+    elif op == "hugetlb":
+        _check_pool(checked, where)
     return {"op": op} | checked
 
 
@@ -231,7 +245,15 @@ def _check_one_amount(step: Mapping[str, Any], needed: bool, where: str) -> None
     if len(names) > 1 or (needed and not names):
         have = f"{names[-1]}: {shown(step[names[-1]])}" if names else "pages: missing"
         raise ConfigError(f"{where}.{have}; allowed: one of pages, size and share")
-    check_blocks(step, step.get("order", 0), where)
+    check_blocks(step, order_of(step), where)
+
+
+def order_of(made: Mapping[str, Any]) -> int:
+    """Return the order of the blocks of a user that a checked step makes."""
+    if made.get("kind") == "hugetlb":
+        size: int = made.get("page_size", _HUGETLB_SIZES[0])
+        return (size // PAGE_SIZE).bit_length() - 1
+    return int(made.get("order", 0))
 
 
 def check_blocks(step: Mapping[str, Any], order: int, where: str) -> None:
@@ -255,14 +277,31 @@ def _block_name(order: int) -> str:
 def _check_user(step: Mapping[str, Any], where: str) -> None:
     """Check what the fields of a user say together: its kind has what they ask for."""
     kind = step.get("kind", "anon")
-    single, on_lru = KINDS[kind] in SINGLE_PAGES, KINDS[kind] in FILE_KINDS | {USER_ANON}
-    for name, none, has in (("order", 0, not single), ("thp", "never", on_lru)):
+    huge, number = kind == "hugetlb", KINDS.get(kind)
+    on_lru = number in FILE_KINDS | {USER_ANON}
+    has_order = not huge and number not in SINGLE_PAGES
+    for name, none, has in (("order", 0, has_order), ("thp", "never", on_lru)):
         if step.get(name, none) != none and not has:
             have = f"{where}.{name}: {shown(step[name])}"
             raise ConfigError(f"{have}; allowed: {shown(none)} for kind {kind!r}")
     if step.get("lock") and not on_lru:
         raise ConfigError(f"{where}.lock: True; allowed: false for kind {kind!r}")
+    for name in ("page_size", "reserve"):
+        if name in step and not huge:
+            have = f"{where}.{name}: {shown(step[name])}"
+            raise ConfigError(f"{have}; allowed: with kind 'hugetlb', not with {kind!r}")
     _check_policy(step, where)
+
+
+def _check_pool(step: Mapping[str, Any], where: str) -> None:
+    """Check what a pool is told: something, and only what pages of its size can do."""
+    if "count" not in step and "overcommit" not in step:
+        raise ConfigError(f"{where}.count: missing; allowed: one of count and overcommit, or both")
+    if "nodes" in step and "count" not in step:
+        raise ConfigError(f"{where}.nodes: {shown(step['nodes'])}; allowed: with a count")
+    if "overcommit" in step and step.get("page_size") == _HUGETLB_SIZES[1]:
+        have = f"{where}.overcommit: {step['overcommit']}"
+        raise ConfigError(f"{have}; allowed: with pages of 2M, those of 1G are never surplus")
 
 
 def _check_fields(
@@ -342,27 +381,3 @@ def check_boot_is_first(op: str, number: int, where: str) -> None:
     """
     if op == "boot" and number:
         raise ConfigError(f"{where}.op: 'boot'; allowed: in the first step only")
-
-
-def check_texts(value: Any, where: str) -> None:
-    """Check a list of texts.
-
-    :raises ConfigError: naming the place, the value and what is allowed.
-    """
-    if not isinstance(value, list):
-        raise ConfigError(f"{where}: {shown(value)}; allowed: a list of texts")
-    for i, text in enumerate(value):
-        if not isinstance(text, str):
-            raise ConfigError(f"{where}[{i}]: {shown(text)}; allowed: text")
-
-
-def check_files(value: Any, where: str) -> None:
-    """Check an object of paths and texts.
-
-    :raises ConfigError: naming the place, the value and what is allowed.
-    """
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: {shown(value)}; allowed: an object of paths and their texts")
-    for path, text in value.items():
-        if not isinstance(path, str) or not isinstance(text, str):
-            raise ConfigError(f"{where}: {path}: {shown(text)}; allowed: text")

@@ -47,6 +47,7 @@ def _check_pool(m: Machine, h: HState) -> set[int]:
         if not isinstance(user, HugetlbUser) or user.hstate is not h:
             continue
         pfns = user.pfns()
+        _equal(f"{user.name!r}: places for reservations", len(user.reserved), user.pages)
         there = set(pfns[pfns >= 0].tolist())
         _true(not there & (free | used), f"{h.name}: a page of {user.name!r} is another's too")
         _true(

@@ -14,10 +14,12 @@ import numpy as np
 from kmm import _workload
 from kmm.balloon_compaction import Balloon, balloon_of
 from kmm.cpuset import CpuSet, update_nodemask
-from kmm.errors import OutOfMemory, kernel_error
+from kmm.errors import KernelError, OutOfMemory, kernel_error
+from kmm.hugetlbfs import HugetlbUser
 from kmm.memory import KIND_NAMES, User, seed_of
 from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, fault_interleaved, mask_of, new_policy
 from kmm.params import PAGE_SHIFT, PG_DIRTY, PG_REFERENCED, USER_SLAB_RECLAIMABLE
+from kmm.workload_hugetlb import new_user, pool_of, set_pool, touch_huge
 
 if TYPE_CHECKING:
     from kmm.gup import Pin
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 #: The steps that are played here.
 OPS = tuple(
-    "user balloon grow shrink touch churn fwrite fread truncate pin unpin close cpuset".split(),
+    (
+        "user balloon grow shrink touch churn fwrite fread truncate pin unpin close cpuset hugetlb"
+    ).split(),
 )
 #: Those that a balloon can do.
 OF_BALLOONS = ("grow", "shrink", "close")
@@ -54,11 +58,14 @@ class Workload:
             return self._play(step)
         except MemoryError:
             lacks = "this host has not enough memory for so many"
-            raise kernel_error(-12, f"{step['op']} {step['id']!r}: {lacks}") from None
+            what = f"{step['op']} {step.get('id', '')!r}"
+            raise kernel_error(-12, f"{what}: {lacks}") from None
 
     def _play(self, step: Mapping[str, Any]) -> str:
         if step["op"] == "cpuset":
             return self._cpuset(step)
+        if step["op"] == "hugetlb":
+            return set_pool(self.m, step, self._nodes(step))
         if step["op"] == "user":
             return self._user(step)
         if step["op"] == "balloon":
@@ -100,29 +107,28 @@ class Workload:
         if step["id"] in self.groups or any(name in m.users for name in names):
             raise kernel_error(-22, f"id: {step['id']!r}; allowed: one that is not in use")
         policy, cpuset = self._policy(step), self._cpuset_of(step)
-        order = step.get("order", 0)
+        huge = step.get("kind") == "hugetlb"
+        order = pool_of(m, step).order if huge else step.get("order", 0)
         pages = amount_of(m, step, policy) >> order
-        users = []
-        for name in names:
-            user = User(
-                m,
-                name,
-                step.get("kind", "anon"),
-                pages,
-                policy=policy,
-                cpu=step.get("cpu"),
-                order=order,
-                thp=step.get("thp", "never"),
-                tokens=step.get("tokens", False),
-            )
+        users: list[User] = []
+        try:
+            for name in names:
+                make = new_user if huge else _new_user
+                users.append(make(m, name, step, pages, policy))
+        except KernelError:
+            # Those made before it have nothing but reservations.
+            for user in users:
+                user.close()
+            raise
+        for user in users:
             if user.engine.tokens:
-                user.engine.sow(seed_of(name))
+                user.engine.sow(seed_of(user.name))
             user.engine.locked = step.get("lock", False)
             if cpuset is not None:
                 cpuset.attach(user)
-            users.append(user)
         self.groups[step["id"]] = users
-        return f"{count} of kind {KIND_NAMES[users[0].kind]}, up to {pages} {_unit(order)} each"
+        unit = f"huge pages of {4 << order} kB" if huge else _unit(order)
+        return f"{count} of kind {KIND_NAMES[users[0].kind]}, up to {pages} {unit} each"
 
     def _balloon(self, step: Mapping[str, Any]) -> str:
         """Make a driver that can take pages away, and has none yet."""
@@ -163,6 +169,8 @@ class Workload:
         try:
             if balloon is not None:
                 balloon.inflate(want)
+            elif isinstance(user, HugetlbUser):
+                _, short = touch_huge(user, range(last + 1, last + 1 + want))
             else:
                 user.grow(want)
         except OutOfMemory as e:
@@ -180,13 +188,16 @@ class Workload:
         n = min(_blocks(self.m, step, user), user.pages)
         slots = self._random(step, user).choice(user.pages, n, replace=False, shuffle=True)
         coming = _Coming(user)
-        done, short = touch(user, slots.astype(np.int64))
+        if isinstance(user, HugetlbUser):
+            done, short = touch_huge(user, slots.tolist())
+        else:
+            done, short = touch(user, slots.astype(np.int64))
         said = f"{user.name}: {done} of {n} touched, {coming.came} of them came"
         return said + coming.went() + short
 
     def _churn(self, user: User, step: Mapping[str, Any]) -> str:
         """Free and allocate blocks of a cache at random, so many in all."""
-        if user.kind < USER_SLAB_RECLAIMABLE:
+        if user.kind < USER_SLAB_RECLAIMABLE or isinstance(user, HugetlbUser):
             raise kernel_error(-22, f"id: {user.name!r}; allowed: users of the kernel's kinds")
         n = _blocks(self.m, step, user) if user.pages else 0
         random, where = self._random(step, user), user.placement(0)
@@ -257,6 +268,23 @@ class Workload:
         """What is random in a step, for each user another."""
         words = [self.m.config.seed, step.get("seed", 0), *user.name.encode()]
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
+
+
+def _new_user(
+    m: Machine, name: str, step: Mapping[str, Any], pages: int, policy: MemPolicy
+) -> User:
+    """Make a user that has no page yet."""
+    return User(
+        m,
+        name,
+        step.get("kind", "anon"),
+        pages,
+        policy=policy,
+        cpu=step.get("cpu"),
+        order=step.get("order", 0),
+        thp=step.get("thp", "never"),
+        tokens=step.get("tokens", False),
+    )
 
 
 def touch(user: User, slots: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[int, str]:
