@@ -681,8 +681,11 @@ class Machine(PageAllocator):
         free_contig_range(self, pfn, nr_pages)
 
     def trace(self, recording: bool = True) -> Kprobes:
-        """Start recording call chains and return the recorder; its ``calls`` fill up."""
-        self.kprobes = Kprobes(recording)
+        """Start recording call chains and return the recorder; its ``calls`` fill up.
+
+        Orders to fail that were given before stand.
+        """
+        self.kprobes = Kprobes(recording, self.kprobes)
         return self.kprobes
 
     def validate(self) -> None:

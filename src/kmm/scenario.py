@@ -139,6 +139,7 @@ class Player:
         """Play one checked step; a refusal becomes the outcome's error."""
         m = self.m
         log, uevents = len(m.log), len(m.uevents)
+        ordered = m.kprobes
         probes = m.trace() if trace or step.get("trace") else None
         out = Outcome(describe(step))
         try:
@@ -146,7 +147,7 @@ class Player:
         except (KernelError, FirmwareRefused) as e:
             out.error = str(e)
         finally:
-            m.kprobes = None
+            m.kprobes = ordered
         out.log, out.uevents = m.log[log:], m.uevents[uevents:]
         out.calls = probes.calls if probes is not None else []
         return out

@@ -24,13 +24,16 @@ FALLIBLE: set[str] = set()
 
 
 class Kprobes:
-    """The recorder and the orders to fail of one machine."""
+    """The recorder and the orders to fail of one machine.
 
-    def __init__(self, recording: bool = False) -> None:
+    :param before: the machine's probes until now, whose orders are shared.
+    """
+
+    def __init__(self, recording: bool = False, before: Kprobes | None = None) -> None:
         self.recording = recording
         self.calls: list[list[object]] = []
         self.depth = 0
-        self._faults: dict[str, list[int]] = {}
+        self._faults: dict[str, list[int]] = {} if before is None else before._faults
 
     def enter(self, name: str, times: int = 1) -> None:
         """Note one entry into a function (or a run of equal ones), and fail it if ordered."""
@@ -58,6 +61,10 @@ class Kprobes:
         if name not in FALLIBLE:
             raise kernel_error(-22, f"name: {name!r}; allowed: {', '.join(sorted(FALLIBLE))}")
         self._faults[name] = [check_number("nth", nth, 1, 1 << 30), code]
+
+    def forget(self) -> None:
+        """Withdraw the orders to fail."""
+        self._faults.clear()
 
     def pending(self) -> list[str]:
         """Functions that were told to fail and have not been called often enough yet."""
