@@ -311,7 +311,7 @@ def test_any_command_can_be_interrupted(
 
     for name in ("load_scenario", "check_scenario", "load_data"):
         monkeypatch.setattr(f"kmm.cli.{name}", stop)
-    monkeypatch.setattr("kmm.cli_why.machine_of_scenario", stop)
+    monkeypatch.setattr("kmm.machine_source.machine_of_scenario", stop)
     args: dict[str, list[object]] = {
         "demo": [],
         "replay": [EXAMPLES[0], "--out", tmp_path / "out"],
