@@ -8,23 +8,13 @@ import click
 
 from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option
 from kmm.errors import ConfigError, KernelError
-from kmm.offline_why import block_of, machine_of_files, machine_of_scenario, why_lines
+from kmm.machine_source import chosen_machine, machine_options
+from kmm.offline_why import block_of, why_lines
 
 
 @click.command()
 @click.argument("block")
-@click.option("--scenario", type=click.Path(dir_okay=False), help="Play this scenario first.")
-@click.option(
-    "--from",
-    "source",
-    type=click.Path(),
-    help="A directory with copies of /proc and /sys (/ is this machine), or a recording.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(min=0),
-    help="How many steps to play: of a scenario all by default, of a recording none.",
-)
+@machine_options
 @json_option
 @interruptible
 def why(
@@ -48,10 +38,7 @@ def why(
         raise click.UsageError("allowed: one of --scenario and --from")
     number = block_of(block)
     watch.where = f"in {scenario or source}"
-    if scenario is not None:
-        m = machine_of_scenario(scenario, steps)
-    else:
-        m = machine_of_files(str(source), steps)
+    m = chosen_machine(scenario, source, steps)
     try:
         said = m.explain_offline(number)
     except KernelError as e:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kmm import procfs, swapfile, sysfs_hugetlb, vm_sysctl, vmstat
-from kmm.errors import KernelError, NoSuchFile, kernel_error
+from kmm.errors import ImpossibleState, KernelError, NoSuchFile, kernel_error
 from kmm.sysfs_devices import DIRECTORIES as DEVICE_DIRECTORIES
 from kmm.sysfs_devices import ENTRIES as DEVICE_ENTRIES
 from kmm.sysfs_entry import Entry, directory
@@ -224,6 +224,25 @@ def readlink(m: Machine, path: str) -> str:
     if entry.link is None:
         raise kernel_error(-errno.EINVAL, f"{path} is no link")
     return entry.link
+
+
+def entries(m: Machine, top: str = "/") -> Iterator[tuple[str, Entry]]:
+    """Yield path and entry of everything below a directory, each directory before what is in it.
+
+    Links are not followed; names are in order.
+
+    :param top: path of a directory that no link leads to.
+    :raises NoSuchFile: if there is none; NotADirectory: if it is a file.
+    """
+    base = top.rstrip("/")
+    for name in listdir(m, top):
+        path = f"{base}/{name}"
+        entry = _at(m, path)
+        if entry is None:
+            raise ImpossibleState(f"entries: {path} is listed but not there")
+        yield path, entry
+        if entry.names is not None and entry.link is None:
+            yield from entries(m, path)
 
 
 @dataclass(frozen=True, slots=True)
