@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kmm import _page_owner
 from kmm.errors import check_number, kernel_error
 from kmm.memory import User
 from kmm.params import PG_OFFLINE
@@ -32,9 +33,9 @@ def adjust_managed_page_count(m: Machine, zone: Zone, count: int) -> None:
 
 def count_by_zone(m: Machine, pfns: npt.NDArray[np.int64]) -> list[tuple[Zone, int]]:
     """Return how many of some pages lie in each zone."""
-    zones, counts = np.unique(m.pageblocks["zone"][pfns >> 9], return_counts=True)
+    counts = np.bincount(m.pageblocks["zone"][pfns >> 9])
     table = m.all_zones()
-    return [(table[z - 1], n) for z, n in zip(zones.tolist(), counts.tolist(), strict=True) if z]
+    return [(table[z - 1], int(counts[z])) for z in np.flatnonzero(counts).tolist() if z]
 
 
 class Balloon:
@@ -117,7 +118,7 @@ class Balloon:
 def note_migrated(m: Machine, start: npt.NDArray[np.uint64], to: npt.NDArray[np.uint64]) -> None:
     """Tell balloons which of their pages were moved."""
     for balloon in m.balloons:
-        mine = np.isin(to, balloon.user.pfns().astype(np.uint64))
+        mine = _page_owner.used_by(m.memmap_engine, to, balloon.user.engine.number)
         if mine.any():
             balloon.migrated(start[mine], to[mine])
 
