@@ -5,6 +5,7 @@ finds.  Records may be nonsense: whatever they name is looked up only if it exis
 """
 import numpy as np
 
+from kmm._freelist cimport prefetch
 from kmm._memmap cimport MemMap, section_online
 from kmm._memory cimport PageUser
 from kmm._rmap cimport *
@@ -27,6 +28,7 @@ cdef enum:
     # Pages that add to the same counters: 16 kinds, mapped or not, huge or not, five marks.
     NR_CLASSES = 2048
     NR_MARKS = 5
+    AHEAD = 16                      # where slots and pages lie far apart, the host fetches ahead
 
 cdef uint16_t[NR_MARKS] MARKS = [PF_LRU, PF_ACTIVE, PF_MLOCKED, PF_DIRTY, PF_WRITEBACK]
 
@@ -97,6 +99,21 @@ cdef inline bint find_use(const mem_t *mem, pfn_t pfn, use_t *use) noexcept nogi
             and read_page(mem, pfn, use))
 
 
+cdef inline void expect_page(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    """Have the host fetch a page's record."""
+    if pfn < mem.nr_pages:
+        prefetch(&mem.pages[pfn])
+
+
+cdef inline void expect_slot(const mem_t *mem, pfn_t pfn) noexcept nogil:
+    """Have the host fetch the slot that a page's record names."""
+    cdef const page_t *page = &mem.pages[pfn]
+    cdef int user = page_user(page)
+    if (page.flags & PF_USER and user < mem.nr_users and mem.users[user] != NULL
+            and page_index(page) < mem.users[user].nr_slots):
+        prefetch(&mem.users[user].slots[page_index(page)])
+
+
 cdef inline int list_of(const use_t *use) noexcept nogil:
     if use.flags & PF_MLOCKED:
         return LRU_UNEVICTABLE
@@ -143,6 +160,8 @@ cdef void count_slots(const mem_t *mem, int number, slots_t *out) noexcept nogil
     cdef bint present, swapped
     for at in range(user.nr_slots):
         slot = user.slots[at]
+        if at + AHEAD < user.nr_slots:
+            expect_page(mem, user.slots[at + AHEAD] & SLOT_PFN)
         if not slot:
             continue
         present, swapped = slot & SLOT_PRESENT != 0, slot & SLOT_SWAPPED != 0
@@ -213,9 +232,14 @@ cdef void count_section(const mem_t *mem, pfn_t start, pages_t *out) noexcept no
             count_use(mem, &use, out)
         if mem.blocks[block >> PAGEBLOCK_ORDER].state & BLOCK_DIRTY:
             for pfn in range(block, block + PAGEBLOCK_PAGES):
+                if pfn + AHEAD < block + PAGEBLOCK_PAGES:
+                    expect_slot(mem, pfn + AHEAD)
                 if read_page(mem, pfn, &use):
                     count_use(mem, &use, out)
         block += PAGEBLOCK_PAGES
+
+
+cdef uint64_t LRU_PFN = (<uint64_t> 1 << 34) - 1  # of an entry, its tag is above
 
 
 cdef int64_t count_entries(const mem_t *mem, int nid, int which, uint64_t *seen) noexcept nogil:
@@ -226,8 +250,10 @@ cdef int64_t count_entries(const mem_t *mem, int nid, int which, uint64_t *seen)
     cdef pfn_t pfn
     cdef use_t use
     for at in range(lst.tail, lst.head):
+        if at + AHEAD < lst.head:
+            expect_page(mem, lst.ring[(at + AHEAD) & (lst.room - 1)] & LRU_PFN)
         entry = lst.ring[at & (lst.room - 1)]
-        pfn = entry & ((<uint64_t> 1 << 34) - 1)
+        pfn = entry & LRU_PFN
         if (find_use(mem, pfn, &use) and use.tag == entry >> 34 and use.flags & PF_LRU
                 and list_of(&use) == which and node_of(mem, pfn) == nid):
             seen[pfn >> 6] |= <uint64_t> 1 << (pfn & 63)

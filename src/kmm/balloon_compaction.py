@@ -98,12 +98,12 @@ class Balloon:
             for zone, count in count_by_zone(self.m, self.user.pfns(start, n)):
                 adjust_managed_page_count(self.m, zone, sign * count)
 
-    def unmanaged_in(self, zone: Zone) -> int:
-        """How many pages of a zone it has that do not count as managed."""
+    def unmanaged_by_zone(self) -> dict[int, int]:
+        """How many pages it has that do not count as managed, by their zones' indices."""
         if not self.unmanaged:
-            return 0
+            return {}
         pfns = self.user.pfns()
-        return dict(count_by_zone(self.m, pfns[pfns >= 0])).get(zone, 0)
+        return {zone.index: n for zone, n in count_by_zone(self.m, pfns[pfns >= 0])}
 
     def migrated(self, start: npt.NDArray[np.uint64], to: npt.NDArray[np.uint64]) -> None:
         """Count pages of its own that were moved, and what zones manage then."""
