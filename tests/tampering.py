@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from kmm.mmzone import Zone
 
-_CHECKS = ("_equal", "_true", "_none", "_no_slot")
+_CHECKS = ("_equal", "_true", "_none", "_no_page", "_no_slot")
 
 
 def checks_of(module: ModuleType) -> list[tuple[int, int]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import re
 
+import numpy as np
 import pytest
 
 from kmm import KernelError, Machine
+from kmm._page_owner import used_by
 from kmm.balloon_compaction import Balloon
 from kmm.memory import User
 from kmm.memory_block import MemoryNotifier, register_memory_notifier, unregister_memory_notifier
@@ -86,6 +88,28 @@ def test_a_balloon_that_can_moves_its_pages_along() -> None:
     m.validate()
     made.deflate(300)
     assert sum(z.managed_pages for z in m.nodes[0].zones) == node0
+    m.validate()
+
+
+def test_each_balloon_counts_its_own_pages_among_those_that_move() -> None:
+    m = machine(2)
+    policy = new_policy(m, "bind", [1])
+    one = balloon_on_node_1(m)
+    two = Balloon(m, "two", 1000, unmanaged=False)
+    two.user.policy = policy
+    anon = User(m, "anon", "anon", 1100, policy=policy, thp="always")
+    one.inflate(70)
+    anon.grow(1100)
+    two.inflate(50)
+    pfns = [u.pfns(0, n) for u, n in ((one.user, 70), (two.user, 50), (anon, 1100))]
+    at = np.array([*np.concatenate(pfns), 1 << 40], dtype=np.uint64)
+    for user, first, last in ((one.user, 0, 70), (two.user, 70, 120)):
+        mine = used_by(m.memmap_engine, at, user.engine.number)
+        assert np.flatnonzero(mine).tolist() == list(range(first, last))
+    managed = [z.managed_pages for z in m.all_zones()]
+    m.write(STATE, "offline")
+    assert all_vm_events(m)["balloon_migrate"] == 120
+    assert sum(managed) - sum(z.managed_pages for z in m.all_zones()) == 32768
     m.validate()
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmm import KernelError, Machine, MachineConfig
+from kmm._mempolicy import touch_in_turn
 from kmm.cpuset import CpuSet, update_nodemask
 from kmm.memory import User
-from kmm.mempolicy import MemPolicy, mpol_rebind_policy, new_policy, place
-from kmm.params import USER_ANON, USER_SHMEM, ZONE_MOVABLE, ZONE_NORMAL
+from kmm.mempolicy import MemPolicy, mpol_rebind_policy, new_policy, place, touch_interleaved
+from kmm.params import SLOT_YOUNG, USER_ANON, USER_SHMEM, ZONE_MOVABLE, ZONE_NORMAL
+from kmm.snapshot import differences, dump
 from kmm.vmstat import all_vm_events, zone_numa_events
 from tests.conftest import with_nobody_to_kill
 from tests.reference.mempolicy_twin import Policy
@@ -260,4 +263,48 @@ def test_kinds_that_interleave_by_index() -> None:
         user.fault(0, 6)
         assert nodes_of(m, user) == [2, 0, 1, 2, 0, 1]
         assert user.kind in (USER_ANON, USER_SHMEM)
+    m.validate()
+
+
+def test_touching_at_random_gives_each_page_to_its_turn_at_once() -> None:
+    """Many slots in one go come to what one after the other does, and what is there is young."""
+    order = np.random.default_rng(3).permutation(2000).astype(np.int64)
+    for kind in ("anon", "shmem", "file"):
+        machines = machine(), machine()
+        users = [
+            User(m, "u", kind, 2000, policy=new_policy(m, "interleave", [0, 1, 3]))
+            for m in machines
+        ]
+        for user in users:
+            user.interleave_offset = 2
+            user.fault(100, 50)
+        assert touch_interleaved(users[0], order) == 2000
+        for at in order:
+            assert touch_interleaved(users[1], np.array([at])) == 1
+        assert not differences(dump(machines[0]), dump(machines[1]))
+        assert (users[0].engine.slots[100:150] & np.uint64(SLOT_YOUNG) != 0).all()
+        if kind == "anon":
+            want = [[0, 1, 3][(at + 2) % 3] for at in range(2000)]
+            assert nodes_of(machines[0], users[0]) == want
+        machines[0].validate()
+
+
+def test_what_touches_in_turn_is_checked() -> None:
+    m = machine()
+    user = User(m, "u", "anon", 10, policy=new_policy(m, "interleave", [0, 1]))
+    hits = np.zeros(len(m.all_zones()), dtype=np.int64)
+
+    def touch(slots: list[int], nodes: list[int], first: int) -> None:
+        at, circle = np.array(slots, dtype=np.int64), np.array(nodes, dtype=np.int64)
+        touch_in_turn(user.engine, m, at, user.gfp, circle, first, True, 3, 0, hits)
+
+    with pytest.raises(ValueError, match="in_turn: first 2 of 2 nodes"):
+        touch([0], [0, 1], 2)
+    with pytest.raises(ValueError, match="in_turn: node 64"):
+        touch([0], [0, 64], 0)
+    with pytest.raises(ValueError, match="allowed: 0 to 10"):
+        touch([3, 10], [0, 1], 0)
+    assert user.nr_present == 0
+    touch([3], [0, 1], 0)
+    assert nodes_of(m, user) == [1]
     m.validate()

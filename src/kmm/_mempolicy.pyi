@@ -18,3 +18,15 @@ def fault_in_turn(
     flags: int,
     hits: npt.NDArray[np.int64],
 ) -> tuple[int, int]: ...
+def touch_in_turn(
+    user: PageUser,
+    m: PageAllocator,
+    slots: npt.NDArray[np.int64],
+    gfp: int,
+    nodes: npt.NDArray[np.int64],
+    first: int,
+    by_index: bool,
+    mask: int,
+    cpu: int,
+    hits: npt.NDArray[np.int64],
+) -> tuple[int, int]: ...

@@ -38,3 +38,21 @@ def pages_in_use(MemMap memmap, pfn_t start, pfn_t end):
                 out[n] = row
                 n += 1
     return rows
+
+
+def used_by(MemMap memmap, const uint64_t[::1] pfns, int number):
+    """Whether each of some pages starts a block that a user has.
+
+    :param pfns: pages; those beyond memory are nobody's.
+    :param number: of the user in the machine's table.
+    :return: an array of bools.
+    """
+    cdef mem_t *mem = &memmap.mem
+    cdef folio_t folio
+    cdef Py_ssize_t i, n = pfns.shape[0]
+    found = np.zeros(n, dtype=bool)
+    cdef uint8_t[::1] out = found.view(np.uint8)
+    with nogil:
+        for i in range(n):
+            out[i] = read_folio(mem, pfns[i], &folio) and folio.user == number
+    return found

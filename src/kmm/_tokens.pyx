@@ -1,7 +1,11 @@
 """Whether pages hold what was written to them, at users whose tokens follow from a seed."""
+from kmm._freelist cimport prefetch
 from kmm._memory cimport PageUser
 from kmm._rmap cimport *
 from kmm._types cimport *
+
+cdef enum:
+    AHEAD = 16                      # pages lie anywhere: the host fetches their tokens ahead
 
 
 cdef int64_t first_wrong(const mem_t *mem, const user_t *user, uint64_t *have,
@@ -12,6 +16,8 @@ cdef int64_t first_wrong(const mem_t *mem, const user_t *user, uint64_t *have,
     cdef bint file = user.kind == USER_FILE, lasting = on_lru_kind(user.kind)
     for at in range(<int64_t> user.nr_slots):
         slot = user.slots[at]
+        if at + AHEAD < <int64_t> user.nr_slots and user.slots[at + AHEAD] & SLOT_PRESENT:
+            prefetch(&mem.tokens[user.slots[at + AHEAD] & SLOT_PFN])
         if not slot and not (user.written[at] and lasting):
             continue
         for i in range(pages):

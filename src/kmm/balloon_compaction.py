@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _page_ref
+from kmm import _page_owner, _page_ref
 from kmm.errors import check_number, kernel_error
 from kmm.memory import User
 from kmm.params import PG_OFFLINE, PG_PINNED
@@ -33,9 +33,9 @@ def adjust_managed_page_count(m: Machine, zone: Zone, count: int) -> None:
 
 def count_by_zone(m: Machine, pfns: npt.NDArray[np.int64]) -> list[tuple[Zone, int]]:
     """Return how many of some pages lie in each zone."""
-    zones, counts = np.unique(m.pageblocks["zone"][pfns >> 9], return_counts=True)
+    counts = np.bincount(m.pageblocks["zone"][pfns >> 9])
     table = m.all_zones()
-    return [(table[z - 1], n) for z, n in zip(zones.tolist(), counts.tolist(), strict=True) if z]
+    return [(table[z - 1], int(counts[z])) for z in np.flatnonzero(counts).tolist() if z]
 
 
 class Balloon:
@@ -117,12 +117,12 @@ class Balloon:
             for zone, count in count_by_zone(self.m, self.user.pfns(start, n)):
                 adjust_managed_page_count(self.m, zone, sign * count)
 
-    def unmanaged_in(self, zone: Zone) -> int:
-        """How many pages of a zone it has that do not count as managed."""
+    def unmanaged_by_zone(self) -> dict[int, int]:
+        """How many pages it has that do not count as managed, by their zones' indices."""
         if not self.unmanaged:
-            return 0
+            return {}
         pfns = self.user.pfns()
-        return dict(count_by_zone(self.m, pfns[pfns >= 0])).get(zone, 0)
+        return {zone.index: n for zone, n in count_by_zone(self.m, pfns[pfns >= 0])}
 
     def migrated(self, start: npt.NDArray[np.uint64], to: npt.NDArray[np.uint64]) -> None:
         """Count pages of its own that were moved, and what zones manage then."""
@@ -137,7 +137,7 @@ class Balloon:
 def note_migrated(m: Machine, start: npt.NDArray[np.uint64], to: npt.NDArray[np.uint64]) -> None:
     """Tell balloons which of their pages were moved."""
     for balloon in m.balloons:
-        mine = np.isin(to, balloon.user.pfns().astype(np.uint64))
+        mine = _page_owner.used_by(m.memmap_engine, to, balloon.user.engine.number)
         if mine.any():
             balloon.migrated(start[mine], to[mine])
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from kmm import _mempolicy
 from kmm.errors import check_number, check_numbers, kernel_error, shown
@@ -224,31 +225,69 @@ def fault_interleaved(user: User, at: int, n: int, flags: int) -> int:
     :param at: first index; n: pages; flags: PG_* marks of new pages.
     :return: how many were passed.
     """
-    m, nodes = user.m, user.policy.nodes
-    by_index = user.kind in (USER_ANON, USER_SHMEM)
-    if by_index:
-        first = (at + user.interleave_offset) % len(nodes)
-    else:
-        first = nodes.index(interleave_nodes(user.policy, user.il_prev))
-    hits = np.zeros(len(m.all_zones()), dtype=np.int64)
-    where = place(m, user.policy, user.cpu, at, user.mems)
+    turns = _Turns(user, at)
+    mask = mask_of(place(user.m, user.policy, user.cpu, at, user.mems))
     done, turn = _mempolicy.fault_in_turn(
         user.engine,
-        m,
+        user.m,
         at,
         n,
         user.gfp,
-        np.array(nodes, dtype=np.int64),
-        first,
-        by_index,
-        mask_of(where),
+        turns.nodes,
+        turns.first,
+        turns.by_index,
+        mask,
         user.cpu,
         flags,
-        hits,
+        turns.hits,
     )
-    if not by_index:
-        user.il_prev = nodes[(turn - 1) % len(nodes)]
-    for index in np.flatnonzero(hits):
-        zone = m.all_zones()[index]
-        zone.vmstat["numa_interleave"] = zone.vmstat.get("numa_interleave", 0) + int(hits[index])
+    turns.count(turn)
     return int(done)
+
+
+def touch_interleaved(user: User, slots: npt.NDArray[np.int64]) -> int:
+    """Touch slots in an order, likewise; those that have a page become young.
+
+    :param slots: their numbers.
+    :return: how many were passed.
+    """
+    turns = _Turns(user, 0)
+    mask = mask_of(place(user.m, user.policy, user.cpu, int(slots[0]), user.mems))
+    done, turn = _mempolicy.touch_in_turn(
+        user.engine,
+        user.m,
+        slots,
+        user.gfp,
+        turns.nodes,
+        turns.first,
+        turns.by_index,
+        mask,
+        user.cpu,
+        turns.hits,
+    )
+    turns.count(turn)
+    return int(done)
+
+
+class _Turns:
+    """Whose turn it is among a user's nodes, and what was served by whose turn it was."""
+
+    def __init__(self, user: User, at: int) -> None:
+        self.user = user
+        nodes = user.policy.nodes
+        self.by_index = user.kind in (USER_ANON, USER_SHMEM)
+        if self.by_index:
+            self.first = (at + user.interleave_offset) % len(nodes)
+        else:
+            self.first = nodes.index(interleave_nodes(user.policy, user.il_prev))
+        self.nodes = np.array(nodes, dtype=np.int64)
+        self.hits = np.zeros(len(user.m.all_zones()), dtype=np.int64)
+
+    def count(self, turn: int) -> None:
+        """Note how far the circle went, and the hits at their zones."""
+        nodes = self.user.policy.nodes
+        if not self.by_index:
+            self.user.il_prev = nodes[(turn - 1) % len(nodes)]
+        for index in np.flatnonzero(self.hits).tolist():
+            stat = self.user.m.all_zones()[index].vmstat
+            stat["numa_interleave"] = stat.get("numa_interleave", 0) + int(self.hits[index])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kmm.firmware import device_memory
 from kmm.hugetlbfs import HugetlbUser
 from kmm.params import PAGE_SHIFT, PMD_SIZE, USER_FILE, GiB, MachineConfig, MiB
+from kmm.vmstat import node_items
 
 if TYPE_CHECKING:
     from kmm.memory import User
@@ -21,6 +22,7 @@ _NODES = 4  # of which two have CPUs and memory at boot
 _BLOCKS_OF_DIMM = 4
 _UNITS = 64  # users that have together what is in use, if all were as large
 _SYSTEM = "/sys/devices/system/"
+_WITHOUT_SWAP = ("nr_inactive_file", "nr_active_file", "nr_slab_reclaimable")
 _ONLINE = ("online_movable", "online_movable", "online_kernel", "online")
 
 #: Sorts of users, and how many hundredths of what is in use each has.
@@ -108,6 +110,7 @@ class Steps:
             self._free: 5,
             self._tunable: 1,
             self._hog: 1,
+            self._starve: 2,
         }
 
     # -- all there is at first ------------------------------------------------------------
@@ -177,8 +180,11 @@ class Steps:
         for name, users in self.player.workload.groups.items():
             if users[0].killed:
                 return {"op": "close", "id": name}
-        if self._pending:
-            return self._pending.pop(0)
+        while self._pending:
+            step = self._pending.pop(0)
+            # Who was killed is closed already.
+            if step["id"] in self.player.workload.groups:
+                return step
         acts, weights = list(self._acts), list(self._acts.values())
         return self.rng.choices(acts, weights)[0]()
 
@@ -247,11 +253,31 @@ class Steps:
         nid = min(free, key=lambda n: free[n])
         if free[nid] > self.used // 2:
             return self._grow()
+        return self._want(nid, free[nid] * 11 // 10, self.rng.choice(("bind", "preferred")))
+
+    def _starve(self) -> Step:
+        """Let a program want more of a node than reclaim can find there: somebody is killed."""
+        swap = self.m.swap
+        spare = swap.pages - swap.device.nr_used if swap is not None else 0
+        room = {nid: self._room(nid) + spare for nid in sorted(self.m.n_memory)}
+        nid = min(room, key=lambda n: room[n])
+        return self._want(nid, room[nid] * 11 // 10 + 4096, "bind", self.rng.random() < 0.5)
+
+    def _room(self, nid: int) -> int:
+        """Pages of a node that are free or can be had without the swap device."""
+        items = node_items(self.m, self.m.nodes[nid])
+        free = sum(z.nr_free_pages for z in self.m.nodes[nid].zones)
+        return free + sum(items[name] for name in _WITHOUT_SWAP)
+
+    def _want(self, nid: int, pages: int, policy: str, lock: bool = False) -> Step:
+        """Let a program take so many pages of a node, and go after a few other steps."""
         self._made += 1
-        name, pages = f"anon_hog{self._made}", free[nid] * 11 // 10
+        name = f"anon_hog{self._made}"
         pxm = next(p for p, n in self.m.pxm_to_node.items() if n == nid)
         user = {"op": "user", "id": name, "pages": pages, "nodes": [pxm], "tokens": True}
-        user["policy"] = self.rng.choice(("bind", "preferred"))
+        user["policy"] = policy
+        if lock:
+            user["lock"] = True
         few = {"pages": min(pages, 4096), "seed": self.rng.getrandbits(32)}
         self._pending = [
             {"op": "grow", "id": name},

@@ -35,7 +35,7 @@ from kmm.swapfile import check_swap
 from kmm.validate_compaction import check_compaction
 from kmm.validate_hugetlb import check_hugetlb
 from kmm.validate_users import check_users
-from kmm.validate_zone import _equal, _true, check_recomputed, check_zone
+from kmm.validate_zone import _equal, _true, check_recomputed, check_zone, unmanaged_pages
 
 if TYPE_CHECKING:
     from kmm.acpi_memhotplug import AcpiDevice
@@ -377,8 +377,9 @@ def validate(m: Machine) -> None:
     check_sections(m)
     check_blocks(m)
     check_firmware(m)
+    taken = unmanaged_pages(m)
     for zone in m.all_zones():
-        check_zone(m, zone)
+        check_zone(m, zone, taken[zone.index])
     for pgdat in m.nodes.values():
         check_node(m, pgdat)
     check_node_states(m)

@@ -1,7 +1,7 @@
 """Recounts of pages in use: users' tables, page records, LRU lists and counters against each other.
 
-Everything is done for all pages at once, so that a machine with millions of used pages is recounted
-in seconds.
+The engine walks slots, lists and records once (_recount), so that a machine with hundreds of
+gigabytes in use is recounted in seconds.
 """
 
 from __future__ import annotations
@@ -10,24 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
+from kmm._recount import Recount
 from kmm._tokens import wrong_token
 from kmm.params import (
-    PAGEBLOCK_NR_PAGES,
-    PAGEBLOCK_ORDER,
     PG_ACTIVE,
     PG_DIRTY,
-    PG_HWPOISON,
-    PG_ISOLATED,
     PG_LRU,
     PG_MLOCKED,
     PG_WRITEBACK,
-    SLOT_HUGE,
     SLOT_PFN,
-    SLOT_PRESENT,
-    SLOT_SWAPPED,
-    STATE_ALLOCATED,
-    STATE_MARKED,
     USER_ANON,
     USER_FILE,
     USER_PAGE_TABLE,
@@ -36,19 +29,8 @@ from kmm.params import (
     USER_SLAB_UNRECLAIMABLE,
     USER_STACK,
 )
-from kmm.used_pages import (
-    LRU_NAMES,
-    NR_LRU_LISTS,
-    Bools,
-    Ints,
-    UsedPages,
-    lists_of,
-    live_entries,
-    nodes_of,
-    used_pages,
-    zones_of,
-)
-from kmm.validate_zone import _equal, _none, _true
+from kmm.used_pages import LRU_NAMES, NR_LRU_LISTS, Ints, lists_of
+from kmm.validate_zone import _equal, _true
 from kmm.vmstat import NODE_STAT_ITEMS, ZONE_STAT_ITEMS
 
 if TYPE_CHECKING:
@@ -57,100 +39,57 @@ if TYPE_CHECKING:
 _MARKS = (PG_LRU, PG_ACTIVE, PG_MLOCKED, PG_DIRTY, PG_WRITEBACK)  # those that are counted
 
 
-@dataclass(slots=True)
-class _Slots:
-    """Slots with a page of all users: whose, which, the page, whether part of a huge one."""
-
-    user: Ints
-    index: Ints
-    pfn: Ints
-    huge: Bools
-
-
 def _name(m: Machine, number: int) -> str:
     user = m.users_by_number.get(number)
     return f"user {user.name!r}" if user is not None else f"user {number}"
 
 
-def _present_slots(m: Machine) -> _Slots:
-    """Read the tables of all users, and compare their counts."""
-    numbers, indices, values = [], [], []
-    for number, user in m.memmap_engine.page_users().items():
-        slots = user.slots[: user.nr_slots]
-        index = np.flatnonzero(slots)
-        value = slots[index]
-        present = value & np.uint64(SLOT_PRESENT) != 0
-        swapped = value & np.uint64(SLOT_SWAPPED) != 0
-        name = _name(m, number)
-        odd = index[present == swapped]
-        _true(not len(odd), f"{name}: slot {int(odd[0]) if len(odd) else 0}: has no one place")
-        _equal(f"{name}: nr_present", user.nr_present, int(np.count_nonzero(present)))
-        _equal(f"{name}: nr_swapped", user.nr_swapped, int(np.count_nonzero(swapped)))
-        numbers.append(np.full(int(np.count_nonzero(present)), number))
-        indices.append(index[present])
-        values.append(value[present])
-    none = [np.zeros(0, dtype=np.int64)]
-    value = np.concatenate([*values, np.zeros(0, dtype=np.uint64)])
-    return _Slots(
-        np.concatenate(numbers + none),
-        np.concatenate(indices + none),
-        (value & np.uint64(SLOT_PFN)).astype(np.int64),
-        value & np.uint64(SLOT_HUGE) != 0,
-    )
-
-
-def _no_slot(m: Machine, slots: _Slots, wrong: Bools, what: str) -> None:
+def _no_slot(m: Machine, faults: dict[int, int], what: str) -> None:
     """Stop at the first slot of which something is wrong."""
-    at = np.flatnonzero(wrong)
-    if len(at):
-        user, index, pfn = (int(a[at[0]]) for a in (slots.user, slots.index, slots.pfn))
-        _true(False, f"{_name(m, user)}: slot {index}, page {pfn:#x}: {what}")
+    for number, index in faults.items():
+        if index >= 0:
+            pfn = int(m.memmap_engine.page_users()[number].slots[index]) & SLOT_PFN
+            _true(False, f"{_name(m, number)}: slot {index}, page {pfn:#x}: {what}")
 
 
-def _check_slots(m: Machine, slots: _Slots, pages: UsedPages, state: Ints) -> None:
-    """Each slot's page says that it is that slot's, and each used page is a slot's."""
-    inside = slots.pfn & (PAGEBLOCK_NR_PAGES - 1)
-    head = np.where(slots.huge, slots.pfn - inside, slots.pfn)
-    index = np.where(slots.huge, slots.index - inside, slots.index)
-    at = np.searchsorted(pages.pfn, head)
-    there = at < len(pages.pfn)
-    at = np.where(there, at, 0)
-    if len(pages.pfn):
-        there &= pages.pfn[at] == head
-    _no_slot(m, slots, ~there, "its record names no user")
-    if len(slots.pfn):
-        back = (pages.user[at] == slots.user) & (pages.index[at] == index)
-        _no_slot(m, slots, ~back, "its record names another user or index")
-        large = slots.huge | (pages.user_order[at] >= PAGEBLOCK_ORDER)
-        _no_slot(m, slots, large != pages.huge[at], "is of another size than its slot says")
-    order = np.where(pages.huge & (pages.user_order == 0), PAGEBLOCK_ORDER, pages.user_order)
-    byte = STATE_MARKED | STATE_ALLOCATED | pages.user_order
-    wrong = (pages.order != order) | ~pages.huge & (state != byte)
-    _none(pages.pfn[wrong], "used pages that are no block of their user's order")
-    slots_of = np.where(pages.huge & (pages.user_order == 0), PAGEBLOCK_NR_PAGES, 1)
-    held = np.bincount(at, minlength=len(pages.pfn)) if len(slots.pfn) else slots_of * 0
-    _none(pages.pfn[held != slots_of], "used pages that their user's slots do not hold")
+def _no_page(pfn: int, what: str) -> None:
+    _true(pfn < 0, f"{what}: pfn {pfn:#x}")
 
 
-def _check_lru(m: Machine, pages: UsedPages) -> None:
-    """Each page of a kind that is listed has one entry, on the list that is its own."""
-    _none(pages.pfn[pages.flags & PG_ISOLATED != 0], "isolated pages that nobody moves")
-    listed = np.isin(pages.kind, (USER_ANON, USER_SHMEM, USER_FILE))
-    # A broken page is taken off its list, also where its file keeps it.
-    nowhere = pages.flags & (PG_LRU | PG_HWPOISON) == 0
-    _none(pages.pfn[listed & nowhere], "pages that are on no LRU list")
-    _none(pages.pfn[~listed & (pages.flags & PG_LRU != 0)], "pages that no LRU list is for")
-    node = nodes_of(m, pages.pfn)
-    listed &= pages.flags & PG_LRU != 0
-    lru = np.where(listed, lists_of(pages.kind, pages.flags), -1)
-    for nid in m.nodes:
-        for which in range(NR_LRU_LISTS):
-            name = f"node {nid}: {LRU_NAMES[which]}"
-            at, nr_live = live_entries(m, pages, nid, which)
-            _equal(f"{name}: entries that count", nr_live, len(at))
-            missing = (node == nid) & (lru == which)
-            missing[at] = False
-            _none(pages.pfn[missing], f"{name}: pages without entry")
+def _check_slots(m: Machine, recount: Recount) -> None:
+    """Each slot is in one place, counted, and its page's record says that it is that slot's."""
+    nobody, other, size = {}, {}, {}
+    for number, user in m.memmap_engine.page_users().items():
+        present, swapped, (odd, *wrong) = recount.slots(user)
+        name = _name(m, number)
+        _true(odd < 0, f"{name}: slot {odd}: has no one place")
+        _equal(f"{name}: nr_present", user.nr_present, present)
+        _equal(f"{name}: nr_swapped", user.nr_swapped, swapped)
+        nobody[number], other[number], size[number] = wrong
+    _no_slot(m, nobody, "its record names no user")
+    _no_slot(m, other, "its record names another user or index")
+    _no_slot(m, size, "is of another size than its slot says")
+
+
+def _check_pages(m: Machine, recount: Recount) -> npt.NDArray[np.int64]:
+    """Each used page is a slot's; of a kind that is listed, it has one entry, on its own list.
+
+    :return: how many pages of each class each zone has.
+    """
+    lists = [(nid, lru) for nid in m.nodes for lru in range(NR_LRU_LISTS)]
+    entries = {(nid, lru): recount.lru_entries(nid, lru) for nid, lru in lists}
+    (order, not_held, isolated, unlisted, listed), missing, classes = recount.pages()
+    _no_page(order, "used pages that are no block of their user's order")
+    _no_page(not_held, "used pages that their user's slots do not hold")
+    _no_page(isolated, "isolated pages that nobody moves")
+    _no_page(unlisted, "pages that are on no LRU list")
+    _no_page(listed, "pages that no LRU list is for")
+    for nid, lru in lists:
+        name = f"node {nid}: {LRU_NAMES[lru]}"
+        found, nr_live = entries[nid, lru]
+        _equal(f"{name}: entries that count", nr_live, found)
+        _no_page(int(missing[nid, lru]), f"{name}: pages without entry")
+    return classes
 
 
 @dataclass(slots=True)
@@ -165,27 +104,14 @@ class _Alike:
     n: Ints
 
 
-def _alike(m: Machine, pages: UsedPages) -> _Alike:
-    """Count pages that are alike, so that not each of them is looked at for every counter."""
-    mapped: Ints = np.zeros(1 << 16, dtype=np.int64)
-    for number, user in m.memmap_engine.page_users().items():
-        mapped[number] = user.mapped
-    key = zones_of(m, pages.pfn)
-    for part, bits in (
-        (pages.kind, 4),
-        (mapped[pages.user], 1),
-        (pages.huge, 1),
-        *((pages.flags & mark != 0, 1) for mark in _MARKS),
-    ):
-        key <<= bits
-        key |= part
-    n = np.bincount(key, weights=pages.pages).astype(np.int64)
-    left = np.flatnonzero(n)
-    n, flags = n[left], left * 0
+def _alike(classes: npt.NDArray[np.int64]) -> _Alike:
+    """Read what pages of each class are, which is in the bits of its number."""
+    zone, left = np.nonzero(classes)
+    n, flags = classes[zone, left], left * 0
     for mark in reversed(_MARKS):
         flags |= (left & 1) * mark
-        left >>= 1
-    return _Alike(left >> 6, left >> 2 & 0xF, flags, left >> 1 & 1, left & 1, n)
+        left = left >> 1
+    return _Alike(zone, left >> 2, flags, left >> 1 & 1, left & 1, n)
 
 
 def _of_node(p: _Alike) -> dict[str, Ints]:
@@ -221,9 +147,9 @@ def _of_zone(node: dict[str, Ints], p: _Alike) -> dict[str, Ints]:
     }
 
 
-def _check_counters(m: Machine, pages: UsedPages) -> None:
+def _check_counters(m: Machine, classes: npt.NDArray[np.int64]) -> None:
     """What nodes and zones have counted since the machine began, against the pages there are."""
-    alike, zones = _alike(m, pages), m.all_zones()
+    alike, zones = _alike(classes), m.all_zones()
     by_node = _of_node(alike)
     node = np.array([z.nid for z in zones])[alike.zone]
     stats = {nid: m.memmap_engine.node_stat(nid) for nid in m.nodes}
@@ -255,9 +181,7 @@ def check_users(m: Machine) -> None:
     named |= {h.pool.engine.number for h in m.hstates if h.pool is not None}
     known = m.memmap_engine.user_numbers()
     _equal("users", (sorted(named), sorted(m.users_by_number)), (known, known))
-    slots = _present_slots(m)
-    pages, state = used_pages(m)
-    _check_slots(m, slots, pages, state)
-    _check_lru(m, pages)
-    _check_counters(m, pages)
+    recount = Recount(m.memmap_engine)
+    _check_slots(m, recount)
+    _check_counters(m, _check_pages(m, recount))
     _check_tokens(m)

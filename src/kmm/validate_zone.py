@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from kmm import procfs
+from kmm._recount import taken_pages
 from kmm.errors import ValidationError
 from kmm.mmzone import Zone
 from kmm.params import (
@@ -19,12 +21,6 @@ from kmm.params import (
     MIGRATE_TYPES,
     MIGRATETYPE_NAMES,
     PAGEBLOCK_NR_PAGES,
-    PG_SLAB,
-    PG_TAKEN,
-    STATE_ALLOCATED,
-    STATE_BUDDY,
-    STATE_ORDER,
-    STATE_PCP,
     ZONE_DEVICE,
     ZONE_MOVABLE,
 )
@@ -93,24 +89,19 @@ def _part_of_pages(m: Machine, zone: Zone, first: int, last: int) -> _Pages:
     return _Pages(later + at_boot, at_boot, used, blocks[state & 0x80 != 0])
 
 
-def _used_pages(m: Machine, pages: _Pages) -> int:
-    """Count the managed pages that are in nobody's list: handed out, or taken as broken."""
-    used = pages.used
-    # In parts, for a machine with many of them.
-    for part in np.array_split(pages.dirty, len(pages.dirty) // 4096 + 1):
-        states = m.page_states.reshape(-1, PAGEBLOCK_NR_PAGES)[part]
-        flags = m.memmap.reshape(-1, PAGEBLOCK_NR_PAGES)[part]["flags"]
-        allocated = states & (STATE_BUDDY | STATE_PCP | STATE_ALLOCATED) == STATE_ALLOCATED
-        used += int((1 << (states[allocated].astype(np.int64) & STATE_ORDER)).sum())
-        # What the kernel took before the story began, and pages that were taken as broken.
-        plain = states == 0
-        plain &= (m.pageblocks["state"][part] & 0x7F != FILL_KERNEL)[:, None]
-        used += int(np.count_nonzero(plain & (flags & (PG_TAKEN | PG_SLAB) != 0)))
-    return used
+def unmanaged_pages(m: Machine) -> Counter[int]:
+    """Count the pages that drivers took out of the system, by the indices of their zones."""
+    taken: Counter[int] = Counter()
+    for balloon in m.balloons:
+        taken.update(balloon.unmanaged_by_zone())
+    return taken
 
 
-def check_zone(m: Machine, zone: Zone) -> None:
-    """Spans, present, managed and free counts of a zone, and its lists against the records."""
+def check_zone(m: Machine, zone: Zone, taken: int) -> None:
+    """Spans, present, managed and free counts of a zone, and its lists against the records.
+
+    :param taken: pages of the zone that drivers have and that do not count as managed.
+    """
     name = f"node {zone.nid} zone {zone.name}"
     pages = _online_pages_of(m, zone)
     _equal(f"{name}: present", zone.present_pages, pages.present)
@@ -124,8 +115,8 @@ def check_zone(m: Machine, zone: Zone) -> None:
             _true(m.page_zone(pfn) is zone, f"{name}: the {end} page of its span is not in it")
     _true(0 <= zone.managed_pages <= zone.present_pages, f"{name}: managed {zone.managed_pages}")
     listed = check_free_lists(m, zone, name)
-    taken = sum(balloon.unmanaged_in(zone) for balloon in m.balloons)
-    _equal(f"{name}: managed", zone.managed_pages + taken, listed + _used_pages(m, pages))
+    used = pages.used + taken_pages(m.memmap_engine, pages.dirty)
+    _equal(f"{name}: managed", zone.managed_pages + taken, listed + used)
     isolated = _isolated_blocks(m, zone)
     _equal(f"{name}: isolated pageblocks", zone.nr_isolate_pageblock, isolated)
     typed = procfs.pageblock_counts(m, zone)[MIGRATE_HIGHATOMIC] * PAGEBLOCK_NR_PAGES

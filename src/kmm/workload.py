@@ -17,7 +17,7 @@ from kmm.cpuset import CpuSet, update_nodemask
 from kmm.errors import KernelError, OutOfMemory, kernel_error
 from kmm.hugetlbfs import HugetlbUser
 from kmm.memory import KIND_NAMES, User, seed_of
-from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, fault_interleaved, mask_of, new_policy
+from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, mask_of, new_policy, touch_interleaved
 from kmm.params import PAGE_SHIFT, PG_DIRTY, PG_REFERENCED, USER_SLAB_RECLAIMABLE
 from kmm.workload_hugetlb import new_user, pool_of, set_pool, touch_huge
 
@@ -298,7 +298,7 @@ def touch(user: User, slots: np.ndarray[Any, np.dtype[np.int64]]) -> tuple[int, 
     while at < len(slots):
         done = 0
         if interleaved and not user.killed:
-            done = fault_interleaved(user, int(slots[at]), 1, 0)
+            done = touch_interleaved(user, slots[at:])
         elif not user.killed:
             where = user.placement(int(slots[at]))
             done = _workload.touch_slots(
