@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.conftest import big_machine
 from kmm._vmscan import shrink_lists
+from kmm.gfp import GFP_KERNEL
 from kmm.memory import User
-from kmm.page_alloc import GFP_KERNEL
 from kmm.params import GiB, MiB
 from kmm.vmscan import ScanControl
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from benchmarks.conftest import START
 from benchmarks.drivers import drivers
 from kmm import GFP_HIGHUSER_MOVABLE, Machine, MachineConfig
-from kmm.page_alloc import __GFP_THISNODE
+from kmm.gfp import __GFP_THISNODE
 
 SEED, OPS, BATCH = 42, 4_000_000, 512
 GFP = GFP_HIGHUSER_MOVABLE | __GFP_THISNODE

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, Machine, memory_hotplug, procfs
+from kmm.gfp import __GFP_RECLAIMABLE
 from kmm.mmzone import Zone
-from kmm.page_alloc import __GFP_RECLAIMABLE
 from kmm.replay import boot_machine, snapshot_files
 from kmm.watermarks import init_per_zone_wmark_min
 from tests.conftest import DIMM, recording, two_nodes

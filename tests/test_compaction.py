@@ -14,10 +14,10 @@ from kmm import KernelError, Machine, _compaction
 from kmm import compaction as c
 from kmm.clock import SECOND
 from kmm.errors import OutOfMemory
+from kmm.gfp import __GFP_RETRY_MAYFAIL, __GFP_THISNODE, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from kmm.memory import User
 from kmm.mempolicy import new_policy
 from kmm.mmzone import Zone
-from kmm.page_alloc import __GFP_RETRY_MAYFAIL, __GFP_THISNODE, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from kmm.params import MAX_ORDER, PG_PINNED, PG_WRITEBACK
 from kmm.validate_compaction import check_compaction
 from kmm.vmstat import all_vm_events

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, KernelError, Machine
 from kmm.contig_alloc import alloc_contig_pages, alloc_contig_range
 from kmm.errors import Busy, OutOfMemory
+from kmm.gfp import __GFP_THISNODE
 from kmm.memory import User
 from kmm.mempolicy import new_policy
 from kmm.mmzone import Zone
-from kmm.page_alloc import __GFP_THISNODE
 from kmm.params import FILL_RESERVED, PG_DIRTY, PG_PINNED
 from kmm.snapshot import dump
 from kmm.vmstat import all_vm_events, node_items

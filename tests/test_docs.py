@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from kmm.cli import main
 from kmm.config import _KEYS
+from kmm.gfp import GFP_KERNEL
 from kmm.memory import KINDS
-from kmm.page_alloc import GFP_KERNEL
 from kmm.schema import GFP_WORDS, LOAD_FIELDS, SCHEMA
 from tests.docs_code import DOCS, agrees, blocks, commands
 

@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from kmm import Machine, _filemap
 from kmm._vmscan import reclaim_state, set_reclaim_state, shrink_lists
+from kmm.gfp import GFP_KERNEL
 from kmm.memory import User
-from kmm.page_alloc import GFP_KERNEL
 from kmm.params import (
     PG_ACTIVE,
     PG_DIRTY,

@@ -14,6 +14,7 @@ import pytest
 from kmm import Machine
 from kmm import memory_hotplug as mh
 from kmm.errors import ImpossibleState, KernelError, OperationNotPermitted, OutOfMemory
+from kmm.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from kmm.memory_block import (
     ACTION_NAMES,
     MemoryNotifier,
@@ -21,7 +22,7 @@ from kmm.memory_block import (
     register_memory_notifier,
     unregister_memory_notifier,
 )
-from kmm.page_alloc import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, drain_all_pages
+from kmm.page_alloc import drain_all_pages
 from kmm.resource import iomem_show
 from kmm.snapshot import differences, dump
 from tests.conftest import DIMM, two_nodes

@@ -22,7 +22,8 @@ from kmm import (
 )
 from kmm._memmap import MemMap, page_dtype, pageblock_dtype, section_dtype
 from kmm.mmzone import Zone
-from kmm.params import MIGRATETYPE_NAMES, ZONE_NAMES
+from kmm.page_alloc import drain_all_pages
+from kmm.params import KPF_BUDDY, KPF_HWPOISON, MIGRATETYPE_NAMES, ZONE_NAMES
 from tests.conftest import DIMM, two_nodes
 
 
@@ -164,3 +165,22 @@ def test_pageblocks_are_counted_by_zone_and_type(
         assert _page_flags.pageblock_counts(memmap, start, end, zone) == want
     sections["flags"][1] = 0
     assert _page_flags.pageblock_counts(memmap, 32768, 2 * 32768, 0) == [0] * 5
+
+
+def test_a_broken_page_keeps_its_mark_in_a_free_block() -> None:
+    """Freeing a block clears its pages' marks but this one, and does not look for it."""
+    m = two_nodes("memhp_default_state=online_movable")
+    m.plug("a", 1, DIMM, 128 << 20)
+    for order in (3, 9, 10):
+        pfn = m.alloc_pages(order, GFP_HIGHUSER_MOVABLE, 1)
+        with pytest.raises(KernelError):
+            m.write("/sys/devices/system/memory/hard_offline_page", hex((pfn + 5) << 12))
+        assert int(m.kpageflags(pfn + 5, 1)[0]) == KPF_HWPOISON
+        m.free_pages(pfn, order)
+        drain_all_pages(m)
+        words = m.kpageflags(pfn, 8).tolist()
+        assert words == [KPF_BUDDY] * 5 + [KPF_BUDDY | KPF_HWPOISON] + [KPF_BUDDY] * 2
+        runs = procfs.kpageflags(m, pfn, 8)
+        assert runs == [(5, KPF_BUDDY), (1, KPF_BUDDY | KPF_HWPOISON), (2, KPF_BUDDY)]
+        assert procfs.kpageflags(m, pfn + 5, 1) == [(1, KPF_BUDDY | KPF_HWPOISON)]
+    m.validate()

@@ -105,6 +105,10 @@ DEEDS = st.lists(
                 "release",
                 "raw",
                 "signal",
+                "pool",
+                "map",
+                "swap",
+                "marks",
             ]
         ),
         st.integers(0, 1 << 20),
@@ -179,6 +183,15 @@ class Life:
             self.try_(m.write, f"{path}/hugepages-2048kB/nr_hugepages", str(n % 40))
         elif deed == "map":
             self.try_(self._map, where, n % 30)
+        elif deed == "swap" and m.swap is None:
+            m.swapon((n + 2) << 12)
+        elif deed == "marks":
+            name, value = (
+                ("watermark_boost_factor", 0),
+                ("min_free_kbytes", 1000 + 10 * n),
+                ("watermark_scale_factor", 10 + n // 4),
+            )[where % 3]
+            self.try_(m.write, f"/proc/sys/vm/{name}", str(value))
         elif deed == "signal":
             m.signal_pending = where % 2 == 0
 

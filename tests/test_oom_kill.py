@@ -9,9 +9,10 @@ import pytest
 
 from kmm import GFP_KERNEL, KernelError, Machine
 from kmm.errors import OutOfMemory
+from kmm.gfp import __GFP_NOFAIL, __GFP_NOWARN, __GFP_RETRY_MAYFAIL
 from kmm.memory import User
 from kmm.mempolicy import new_policy
-from kmm.page_alloc import __GFP_NOFAIL, __GFP_NOWARN, __GFP_RETRY_MAYFAIL, __alloc_pages
+from kmm.page_alloc import __alloc_pages
 from kmm.params import PG_PINNED, SLOT_PFN
 from kmm.vmstat import all_vm_events
 from tests.conftest import DIMM, two_nodes

@@ -23,14 +23,9 @@ from kmm import (
 )
 from kmm.compaction import COMPACT_SKIPPED
 from kmm.errors import kernel_error
+from kmm.gfp import __GFP_DMA, __GFP_DMA32, __GFP_RECLAIMABLE, __GFP_THISNODE
 from kmm.mmzone import Zone
-from kmm.page_alloc import (
-    __GFP_DMA,
-    __GFP_DMA32,
-    __GFP_RECLAIMABLE,
-    __GFP_THISNODE,
-    drain_all_pages,
-)
+from kmm.page_alloc import drain_all_pages
 from kmm.snapshot import dump, dump_zone
 from tests.conftest import DIMM, two_nodes
 

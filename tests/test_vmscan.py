@@ -9,8 +9,9 @@ import pytest
 
 from kmm import Machine, _filemap
 from kmm._vmscan import reclaim_state, set_reclaim_state, shrink_lists
+from kmm.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from kmm.memory import User
-from kmm.page_alloc import ALL_NODES, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
+from kmm.page_alloc import ALL_NODES
 from kmm.params import PG_ACTIVE, PG_PINNED, SLOT_PFN, SLOT_YOUNG
 from kmm.vmscan import PGDAT_DIRTY, ScanControl, shrink_node, try_to_free_pages
 from kmm.vmstat import all_node_items, all_vm_events

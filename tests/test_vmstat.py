@@ -7,8 +7,10 @@ import re
 import pytest
 
 from kmm import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, ConfigError, Machine
+from kmm.memory import User
+from kmm.mempolicy import new_policy
 from kmm.replay import snapshot_files
-from kmm.vmstat import NUMA_STAT_ITEMS
+from kmm.vmstat import NUMA_STAT_ITEMS, PagesetWorker
 from tests.conftest import DIMM, RECORDINGS, recording, two_nodes
 
 REAL = (RECORDINGS / "vmstat.txt").read_text()
@@ -139,4 +141,20 @@ def test_counts_wrap_as_the_kernels_do() -> None:
     assert numa_of_zoneinfo(m, 1)["numa_hit"] == 1 << 63
     with pytest.raises(ValueError, match="numa_guess"):
         zone.vm_events = {"numa_guess": 1}
+    m.validate()
+
+
+def test_the_worker_gives_back_a_batch_that_a_cpu_of_another_node_left_alone() -> None:
+    m = two_nodes("memhp_default_state=online_movable")
+    m.plug("a", 1, DIMM, 128 << 20)
+    worker = PagesetWorker(m)
+    User(m, "hog", "shmem", 100, policy=new_policy(m, "bind", [1])).fault(0, 100)
+    zone = next(z for z in m.nodes[1].zones if z.populated)
+    kept, _, batch, _ = zone.pcp_state(0)
+    assert 0 < kept < batch
+    worker.look()
+    worker.wait(2.0)
+    assert zone.pcp_state(0)[0] == kept
+    worker.wait(1.0)
+    assert zone.pcp_state(0)[0] == 0
     m.validate()

@@ -11,7 +11,7 @@ from kmm import (
     GFP_NOWAIT,
     Machine,
     MachineConfig,
-    page_alloc,
+    gfp,
 )
 from tests.reference.hotplug_twin import SECTION
 
@@ -19,25 +19,25 @@ DIMM = 1 << 32
 BLOCKS = [(DIMM >> 12) + i * SECTION for i in range(6)]  # first pfns: 2 each of three nodes
 GFPS = [
     GFP_KERNEL,
-    GFP_KERNEL | page_alloc.__GFP_RECLAIMABLE,
-    GFP_KERNEL | page_alloc.__GFP_MOVABLE,
+    GFP_KERNEL | gfp.__GFP_RECLAIMABLE,
+    GFP_KERNEL | gfp.__GFP_MOVABLE,
     GFP_HIGHUSER_MOVABLE,
-    GFP_KERNEL | page_alloc.__GFP_DMA32,
-    GFP_KERNEL | page_alloc.__GFP_DMA,
+    GFP_KERNEL | gfp.__GFP_DMA32,
+    GFP_KERNEL | gfp.__GFP_DMA,
     GFP_ATOMIC,
-    GFP_ATOMIC | page_alloc.__GFP_NOMEMALLOC,
+    GFP_ATOMIC | gfp.__GFP_NOMEMALLOC,
     GFP_NOWAIT,
     0,
-    GFP_KERNEL | page_alloc.__GFP_HIGH,
+    GFP_KERNEL | gfp.__GFP_HIGH,
 ]
-THISNODE = page_alloc.__GFP_THISNODE
-MEMALLOC = 0x20000
-TYPES = [0, page_alloc.__GFP_MOVABLE, page_alloc.__GFP_RECLAIMABLE]
+THISNODE = gfp.__GFP_THISNODE
+MEMALLOC = gfp.__GFP_MEMALLOC
+TYPES = [0, gfp.__GFP_MOVABLE, gfp.__GFP_RECLAIMABLE]
 GFPS += [
     GFP_KERNEL | MEMALLOC,
     GFP_ATOMIC | MEMALLOC,
-    GFP_KERNEL | page_alloc.__GFP_NOFAIL,
-    GFP_NOWAIT | page_alloc.__GFP_NOFAIL,
+    GFP_KERNEL | gfp.__GFP_NOFAIL,
+    GFP_NOWAIT | gfp.__GFP_NOFAIL,
 ]
 ORDERS = [0, 0, 0, 1, 2, 3, 4, 5, 7, 9, 10]
 

@@ -2,6 +2,7 @@
 import numpy as np
 
 from kmm._free_pages cimport free_pages, free_pages_bulk, split_page
+from kmm._gfp cimport *
 from kmm._memmap cimport MemMap, page_zone
 from kmm._page_alloc cimport (alloc_pages, alloc_pages_bulk, alloc_pages_flags, slowpath_flags,
                               unreserve_highatomic, wake_kswapds, would_serve)
@@ -18,7 +19,7 @@ cdef object ndarray = np.ndarray
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
 
-DEF_GFP = 0xCC0                     # GFP_KERNEL
+DEF_GFP = GFP_KERNEL
 
 
 cdef inline int64_t number(object value, str name, int64_t low, int64_t high) except? -1:
@@ -91,7 +92,7 @@ cdef class PageAllocator:
         return number(nid, "nid", 0, self.mem.nr_nodes - 1)
 
     cdef uint32_t _gfp(self, object gfp) except? 0xFFFFFFFF:
-        cdef uint32_t flags = number(gfp, "gfp", 0, 0xFFFFFFF)
+        cdef uint32_t flags = number(gfp, "gfp", 0, GFP_BITS)
         if (flags & (GFP_BIT_MOVABLE | GFP_BIT_RECLAIMABLE)) == (
                 GFP_BIT_MOVABLE | GFP_BIT_RECLAIMABLE):
             raise kernel_error(-EINVAL, f"gfp: {flags:#x}; allowed: movable or reclaimable, not both")

@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 from kmm._allocator cimport PageAllocator
 from kmm._free_pages cimport free_pages, free_pages_bulk
 from kmm._freelist cimport is_free_head, prefetch
+from kmm._gfp cimport *
 from kmm._memmap cimport MemMap, get_pageblock_migratetype
 from kmm._memory cimport nodes_of, split_huge_page
 from kmm._page_alloc cimport alloc_pages, alloc_pages_bulk
@@ -25,11 +26,6 @@ cdef enum:
     MIGRATE_FAILED = 3
     MIGRATE_GONE = 4                # freed meanwhile
 
-cdef enum:
-    GFP_TRANSHUGE = 0x1C24CA
-    GFP_RETRY_MAYFAIL = 0x4000
-    GFP_RECLAIM = 0xC00
-
 
 # -- which pages can move -----------------------------------------------------------------------
 
@@ -38,11 +34,6 @@ cdef inline bint can_move(const mem_t *mem, const folio_t *folio) noexcept nogil
     if folio.flags[0] & (PF_LRU | PF_MOVABLE_OPS):
         return True
     return (mem.users[folio.user].kind == USER_HUGETLB and folio.flags[0] & PF_ACTIVE != 0)
-
-
-cdef inline bint is_orphan(mem_t *mem, pfn_t pfn) noexcept nogil:
-    """Whether a page was pinned and has lost its user: it is on an LRU list until unpinned."""
-    return flags_of(mem, pfn)[0] & (PF_PINNED | PF_USER | PF_HWPOISON) == PF_PINNED
 
 
 cdef inline bint skip_unused(const mem_t *mem, pfn_t *pfn) noexcept nogil:
@@ -68,7 +59,7 @@ cdef int64_t scan_movable(mem_t *mem, pfn_t start, pfn_t end, pfn_t *blocked) no
         if skip_unused(mem, &pfn):
             continue
         if not read_folio(mem, pfn, &folio):
-            if is_orphan(mem, pfn):
+            if is_orphan(flags_of(mem, pfn)[0]):
                 return <int64_t> pfn
             pfn += 1
             continue
@@ -254,7 +245,7 @@ cdef int64_t migrate_small(mem_t *mem, const uint64_t *list, uint8_t *status, in
 cdef bint migrate_huge(mem_t *mem, const folio_t *folio, uint32_t gfp, int nid, uint64_t nodes,
                        int cpu, uint64_t *to) noexcept nogil:
     """Move a block of order 9 to one elsewhere; whether there was one."""
-    cdef int64_t target = alloc_pages(mem, (gfp & ~<uint32_t> GFP_RECLAIM) | GFP_TRANSHUGE,
+    cdef int64_t target = alloc_pages(mem, (gfp & ~<uint32_t> GFP_BIT_RECLAIM) | GFP_TRANSHUGE,
                                       PAGEBLOCK_ORDER, nid, nodes, cpu)
     if target < 0:
         return False

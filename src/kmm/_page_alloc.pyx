@@ -2,6 +2,7 @@
 from kmm._fallback cimport (is_bad, reserve_highatomic_pageblock, rmqueue_buddy,
                             unreserve_highatomic_pageblock)
 from kmm._freelist cimport mark_allocated, page_next, prefetch, rmqueue_smallest
+from kmm._gfp cimport *
 from kmm._memmap cimport wakeup_kswapd
 from kmm._pcp cimport pcp_allowed_order, rmqueue_pcplist, take_batches, take_from_pcp
 from kmm._watermarks cimport pages_above, wmark_pages, zone_watermark_ok

@@ -50,6 +50,12 @@ cdef inline uint16_t *flags_of(mem_t *mem, pfn_t pfn) noexcept nogil:
     return &mem.pages[pfn].flags
 
 
+cdef inline bint is_orphan(uint16_t flags) noexcept nogil:
+    """Whether a page with these marks was pinned and has lost its user: it is on an LRU list until
+    it is unpinned, or broken."""
+    return flags & (PF_PINNED | PF_USER | PF_HWPOISON) == PF_PINNED
+
+
 cdef inline int page_user(const page_t *page) noexcept nogil:
     return page.prev & 0xFF | <int> page.prev_hi << 8
 

@@ -132,24 +132,6 @@ cdef enum:
     ALLOC_KSWAPD = 0x800
     ALLOC_RESERVES = 0x238          # OOM, NON_BLOCK, MIN_RESERVE, HIGHATOMIC
 
-cdef enum:
-    GFP_BIT_DMA = 0x1
-    GFP_BIT_HIGHMEM = 0x2
-    GFP_BIT_DMA32 = 0x4
-    GFP_BIT_MOVABLE = 0x8
-    GFP_BIT_RECLAIMABLE = 0x10
-    GFP_BIT_HIGH = 0x20
-    GFP_BIT_IO = 0x40
-    GFP_BIT_ATOMIC = 0x200
-    GFP_BIT_DIRECT_RECLAIM = 0x400
-    GFP_BIT_KSWAPD_RECLAIM = 0x800
-    GFP_BIT_NOFAIL = 0x8000
-    GFP_BIT_NORETRY = 0x10000
-    GFP_BIT_MEMALLOC = 0x20000
-    GFP_BIT_COMP = 0x40000
-    GFP_BIT_NOMEMALLOC = 0x80000
-    GFP_BIT_THISNODE = 0x200000
-
 # Links of free pages, each with its high part in a byte of its own: writing one reads nothing,
 # so a neighbour that is not in the cache does not stop the one who writes it.  Of pages that are
 # on no list the links are stale.  A page with PF_USER has its user, its index there and the tag of

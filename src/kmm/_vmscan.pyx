@@ -4,6 +4,7 @@ from libc.string cimport memset
 from kmm._allocator cimport PageAllocator
 from kmm._filemap cimport folio_end_writeback, start_writeback
 from kmm._free_pages cimport free_pages, free_pages_bulk
+from kmm._gfp cimport *
 from kmm._memmap cimport page_zone
 from kmm._memory cimport detach_page, kswapd_pending, split_huge_page
 from kmm._rmap cimport *
@@ -18,8 +19,6 @@ cdef enum:
     PAGES_PER_GIB_SHIFT = 18
     # One batch's pages on a list: 31 small ones, and a block of order 9 that is split.
     ROOM_FOR_BATCH = 1024
-    GFP_IO = 0x40
-    GFP_FS = 0x80
 
 # Which lists get_scan_count lets be scanned.
 cdef enum:
@@ -182,7 +181,7 @@ cdef int reclaim_file(mem_t *mem, scan_control_t *sc, const folio_t *folio,
             node_stat_add(mem, page_zone(mem, folio.pfn), NR_VMSCAN_IMMEDIATE_RECLAIM, nr)
             user.slots[folio.index] |= SLOT_RECLAIM
             return FOLIO_ACTIVATE
-        if (references == FOLIOREF_RECLAIM_CLEAN or not sc.gfp & GFP_FS or not sc.may_writepage
+        if (references == FOLIOREF_RECLAIM_CLEAN or not sc.gfp & GFP_BIT_FS or not sc.may_writepage
                 or folio.flags[0] & PF_PINNED):
             return FOLIO_KEEP
         user.slots[folio.index] &= ~SLOT_RECLAIM
@@ -199,7 +198,7 @@ cdef int reclaim_file(mem_t *mem, scan_control_t *sc, const folio_t *folio,
 cdef int reclaim_swap_backed(mem_t *mem, scan_control_t *sc, const folio_t *folio) noexcept nogil:
     """Put an anonymous or shmem page on the swap device."""
     cdef int64_t nr = pages_of_use(folio)
-    cdef uint32_t needed = GFP_IO if mem.users[folio.user].kind == USER_ANON else GFP_FS
+    cdef uint32_t needed = GFP_BIT_IO if mem.users[folio.user].kind == USER_ANON else GFP_BIT_FS
     if not sc.gfp & needed or folio.flags[0] & PF_PINNED or not sc.may_writepage:
         return FOLIO_KEEP
     if not swap_out(mem, folio):
@@ -235,7 +234,7 @@ cdef inline bint has_to_split(const mem_t *mem, const scan_control_t *sc,
     """Whether a block of order 9 goes page by page."""
     if not folio.huge or not swap_backed(mem.users[folio.user].kind):
         return False
-    if folio.flags[0] & PF_PINNED or not sc.gfp & GFP_IO:
+    if folio.flags[0] & PF_PINNED or not sc.gfp & GFP_BIT_IO:
         return False
     if mem.users[folio.user].kind == USER_SHMEM:
         return True
@@ -336,7 +335,7 @@ cdef bint too_many_isolated(const node_t *node, const scan_control_t *sc, bint f
     cdef int64_t inactive = node.stat[NR_INACTIVE_FILE if file else NR_INACTIVE_ANON]
     if sc.kswapd:
         return False
-    if sc.gfp & (GFP_IO | GFP_FS) == (GFP_IO | GFP_FS):
+    if sc.gfp & (GFP_BIT_IO | GFP_BIT_FS) == (GFP_BIT_IO | GFP_BIT_FS):
         inactive >>= 3
     return node.stat[NR_ISOLATED_FILE if file else NR_ISOLATED_ANON] > inactive
 

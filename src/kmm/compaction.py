@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kmm import _compaction
 from kmm.errors import check_number
+from kmm.gfp import __GFP_FS, __GFP_IO, GFP_KERNEL, gfp_zone
 from kmm.mmzone import PgData, Zone
 from kmm.params import MAX_NR_ZONES, MAX_ORDER, PAGEBLOCK_ORDER
 from kmm.trace import traced
@@ -21,8 +22,6 @@ from kmm.zonelists import zones_of
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
-# The allocator's module imports this one.
-__GFP_IO, __GFP_FS, GFP_KERNEL = 0x40, 0x80, 0xCC0
 ALL_NODES = (1 << 64) - 1
 
 #: enum compact_result.
@@ -258,8 +257,6 @@ def try_to_compact_pages(
 
 
 def _highest_zoneidx(gfp: int) -> int:
-    from kmm.page_alloc import gfp_zone
-
     return gfp_zone(gfp)
 
 

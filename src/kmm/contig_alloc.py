@@ -9,21 +9,20 @@ import numpy as np
 
 from kmm import _contig_alloc, _migrate, _scan
 from kmm.errors import Busy, Interrupted, KernelError, OutOfMemory, bug, check_number, kernel_error
-from kmm.hugetlb import hstate_of
-from kmm.hugetlb_move import huge_pages_in, isolate_or_dissolve_huge_page
-from kmm.migrate import MigrationTarget, is_huge, migrate_pages
-from kmm.mmzone import Zone
-from kmm.page_alloc import (
+from kmm.gfp import (
     __GFP_COMP,
     __GFP_HIGHMEM,
     __GFP_MOVABLE,
     __GFP_RETRY_MAYFAIL,
     __GFP_THISNODE,
     GFP_USER,
-    __drain_all_pages,
-    check_gfp,
     gfp_zone,
 )
+from kmm.hugetlb import hstate_of
+from kmm.hugetlb_move import huge_pages_in, isolate_or_dissolve_huge_page
+from kmm.migrate import MigrationTarget, is_huge, migrate_pages
+from kmm.mmzone import Zone
+from kmm.page_alloc import __drain_all_pages, check_gfp
 from kmm.params import (
     KPF_RESERVED,
     MIGRATE_MOVABLE,

@@ -243,3 +243,20 @@ def check_text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise kernel_error(-22, f"{name}: {shown(value)}; allowed: text")
     return value
+
+
+class failing_with:
+    """Give a refusal the kernel's word for what went wrong (pr_debug of offline_pages)."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def __enter__(self) -> None:
+        """Nothing: only a refusal matters."""
+
+    def __exit__(self, kind: object, e: BaseException | None, where: object) -> None:
+        """Name what a refusal failed with, unless something inside has."""
+        if isinstance(e, KernelError):
+            e.reason = e.reason or self.reason

@@ -13,9 +13,7 @@ import numpy as np
 
 from kmm import _migrate, _page_ref
 from kmm.errors import KernelError, check_number, kernel_error
-from kmm.memory import KIND_NAMES, User
-from kmm.migrate import MigrationTarget, is_huge, migrate_pages
-from kmm.page_alloc import (
+from kmm.gfp import (
     __GFP_COMP,
     __GFP_HIGHMEM,
     __GFP_MOVABLE,
@@ -23,9 +21,10 @@ from kmm.page_alloc import (
     __GFP_RECLAIM,
     GFP_TRANSHUGE,
     GFP_USER,
-    __alloc_pages,
-    __free_pages,
 )
+from kmm.memory import KIND_NAMES, User
+from kmm.migrate import MigrationTarget, is_huge, migrate_pages
+from kmm.page_alloc import __alloc_pages, __free_pages
 from kmm.params import (
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,

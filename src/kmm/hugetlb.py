@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING
 from kmm import _hugetlb
 from kmm._memory import PageUser
 from kmm.errors import OutOfMemory, bug
-from kmm.memory import User
-from kmm.mempolicy import DEFAULT_POLICY
-from kmm.page_alloc import (
+from kmm.gfp import (
     __GFP_COMP,
     __GFP_NOWARN,
     __GFP_RETRY_MAYFAIL,
     __GFP_THISNODE,
     GFP_HIGHUSER,
     GFP_HIGHUSER_MOVABLE,
-    __alloc_pages,
-    __free_pages,
     gfp_zone,
 )
+from kmm.memory import User
+from kmm.mempolicy import DEFAULT_POLICY
+from kmm.page_alloc import __alloc_pages, __free_pages
 from kmm.params import MAX_ORDER, PAGE_SHIFT, PAGEBLOCK_ORDER, USER_HUGETLB
 from kmm.trace import traced
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm.config import parse_cmdline
+from kmm.gfp import __GFP_THISNODE
 from kmm.hugetlb import (
     PMD_ORDER,
     PUD_ORDER,
@@ -20,7 +21,6 @@ from kmm.hugetlb import (
 )
 from kmm.hugetlb_pool import alloc_pool_huge_page
 from kmm.hugetlbfs import HugetlbUser
-from kmm.page_alloc import __GFP_THISNODE
 from kmm.params import FILL_KERNEL, PAGE_SHIFT, PAGEBLOCK_ORDER, PG_ACTIVE
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kmm import _hugetlb, _migrate
 from kmm.errors import Busy, kernel_error
+from kmm.gfp import __GFP_NOWARN, __GFP_THISNODE
 from kmm.hugetlb import (
     HState,
     alloc_buddy_huge_page,
@@ -22,7 +23,6 @@ from kmm.hugetlb import (
     remove_hugetlb_page,
     update_and_free_page,
 )
-from kmm.page_alloc import __GFP_NOWARN, __GFP_THISNODE
 from kmm.params import (
     MIGRATE_AGAIN,
     MIGRATE_DONE,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kmm import _hugetlb
 from kmm.errors import kernel_error
+from kmm.gfp import __GFP_COMP, __GFP_NOWARN, __GFP_RETRY_MAYFAIL, __GFP_THISNODE, gfp_zone
 from kmm.hugetlb import (
     PMD_ORDER,
     ULONG_MAX,
@@ -18,13 +19,6 @@ from kmm.hugetlb import (
     nid_of,
     remove_hugetlb_page,
     update_and_free_page,
-)
-from kmm.page_alloc import (
-    __GFP_COMP,
-    __GFP_NOWARN,
-    __GFP_RETRY_MAYFAIL,
-    __GFP_THISNODE,
-    gfp_zone,
 )
 from kmm.params import PAGEBLOCK_NR_PAGES
 from kmm.trace import fallible, traced

@@ -8,12 +8,12 @@ import numpy as np
 
 from kmm._memory import PageUser
 from kmm.errors import check_number, check_text, kernel_error
+from kmm.gfp import gfp_zone
 from kmm.hugetlb import HState, free_huge_page
 from kmm.hugetlb_move import flags_of
 from kmm.hugetlb_pool import alloc_huge_page, hugetlb_acct_memory
 from kmm.memory import User
 from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, Placement, place
-from kmm.page_alloc import gfp_zone
 from kmm.params import NR_PAGES_MAX, PG_ACTIVE, PG_PINNED, USER_HUGETLB
 
 if TYPE_CHECKING:

@@ -15,16 +15,10 @@ from kmm import _migrate, _page_ref
 from kmm._memory import page_owner
 from kmm.debug import head_of, page_flags
 from kmm.errors import KernelError, bug, kernel_error
+from kmm.gfp import __GFP_COMP, __GFP_HIGHMEM, __GFP_MOVABLE, __GFP_RETRY_MAYFAIL, GFP_USER
 from kmm.gup import GUP_PIN_COUNTING_BIAS, pins_of
 from kmm.migrate import MigrationTarget, alloc_migration_target, is_huge, migrate_pages
-from kmm.page_alloc import (
-    __GFP_COMP,
-    __GFP_HIGHMEM,
-    __GFP_MOVABLE,
-    __GFP_RETRY_MAYFAIL,
-    GFP_USER,
-    __free_pages,
-)
+from kmm.page_alloc import __free_pages
 from kmm.params import (
     PAGEBLOCK_NR_PAGES,
     PG_DIRTY,

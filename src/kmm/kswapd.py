@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from kmm import _vmscan
 from kmm.clock import SECOND
 from kmm.compaction import reset_isolation_suitable, wakeup_kcompactd
+from kmm.gfp import GFP_KERNEL
 from kmm.mmzone import PgData, Zone
-from kmm.page_alloc import GFP_KERNEL
 from kmm.params import PAGEBLOCK_ORDER
 from kmm.trace import traced
 from kmm.vmscan import (

@@ -36,6 +36,7 @@ from kmm.errors import (
     shown,
 )
 from kmm.firmware import Dimm, check_crs, check_modules, check_plug, pxm_to_node_map
+from kmm.gfp import gfp_zone
 from kmm.kswapd import Kswapd, run_kswapds
 from kmm.memory_block import MemoryBlock, MemoryNotifier
 from kmm.memory_hotplug import memory_block_offline, memory_block_online
@@ -43,7 +44,7 @@ from kmm.migrate import Scratch
 from kmm.mmzone import MemoryGroup, PgData, Zone, zone_index
 from kmm.offline_report import OfflineAttempt, OfflineReport, offline_pages_report
 from kmm.oom_kill import out_of_memory
-from kmm.page_alloc import __alloc_pages, __free_pages, gfp_zone
+from kmm.page_alloc import __alloc_pages, __free_pages
 from kmm.page_writeback import sync
 from kmm.params import (
     DEFAULT_LOWMEM_RESERVE_RATIO,

@@ -19,6 +19,18 @@ from kmm.arguments import check_tokens
 from kmm.cpuset import CpuSet, detach
 from kmm.errors import OutOfMemory, check_number, check_text, kernel_error
 from kmm.filemap import access
+from kmm.gfp import (
+    __GFP_COMP,
+    __GFP_NORETRY,
+    __GFP_RECLAIMABLE,
+    __GFP_THISNODE,
+    __GFP_ZERO,
+    GFP_HIGHUSER_MOVABLE,
+    GFP_KERNEL,
+    GFP_TRANSHUGE,
+    GFP_TRANSHUGE_LIGHT,
+    gfp_zone,
+)
 from kmm.mempolicy import (
     DEFAULT_POLICY,
     MemPolicy,
@@ -29,20 +41,7 @@ from kmm.mempolicy import (
     mask_of,
     place,
 )
-from kmm.page_alloc import (
-    __GFP_COMP,
-    __GFP_NORETRY,
-    __GFP_RECLAIMABLE,
-    __GFP_THISNODE,
-    __GFP_ZERO,
-    GFP_HIGHUSER_MOVABLE,
-    GFP_KERNEL,
-    GFP_TRANSHUGE,
-    GFP_TRANSHUGE_LIGHT,
-    __alloc_pages,
-    __free_pages,
-    gfp_zone,
-)
+from kmm.page_alloc import __alloc_pages, __free_pages
 from kmm.params import (
     NR_PAGES_MAX,
     PAGEBLOCK_NR_PAGES,

@@ -31,9 +31,7 @@ from kmm.params import (
     PG_LRU,
     PG_MOVABLE_OPS,
     PG_OWNER_PRIV,
-    PG_PINNED,
     PG_RESERVED,
-    PG_USER,
 )
 from kmm.sparse import SECTION_HAS_MEM_MAP, SECTION_IS_ONLINE
 from kmm.trace import traced
@@ -50,8 +48,7 @@ def _hwpoison_handlable(m: Machine, pfn: int, soft: bool) -> bool:
     marks = _page_ref.marks(m.memmap_engine, head_of(m, pfn))
     if marks & PG_LRU or (soft and marks & PG_MOVABLE_OPS):
         return True
-    # A page that is pinned and has lost its user stays on its LRU list.
-    return marks & (PG_PINNED | PG_USER) == PG_PINNED
+    return _page_ref.is_orphan(m.memmap_engine, head_of(m, pfn))
 
 
 @traced

@@ -7,6 +7,7 @@ Every step that can fail raises a KernelError after undoing what was done before
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from kmm import _migrate, _page_ref
@@ -25,7 +26,7 @@ from kmm.arguments import (
     check_zone,
 )
 from kmm.clock import SECOND
-from kmm.errors import Busy, KernelError, bug, check_number, check_text, kernel_error
+from kmm.errors import Busy, KernelError, bug, check_number, check_text, failing_with, kernel_error
 from kmm.hugetlb_move import dissolve_free_huge_pages, used_huge_page_across
 from kmm.memory_block import (
     MEM_CANCEL_OFFLINE,
@@ -61,7 +62,6 @@ from kmm.node import (
     register_memory_blocks_under_node,
     unregister_one_node,
 )
-from kmm.offline_report import failing_with, recorded_by
 from kmm.page_alloc import FPI_TO_TAIL, allocator_undo, zone_pcp_disable, zone_pcp_enable
 from kmm.page_isolation import (
     start_isolate_page_range,
@@ -885,7 +885,8 @@ def offline_pages(
     start_pfn, nr_pages = check_pfns(start_pfn, nr_pages)
     check_zone(m, zone)
     check_group(m, group)
-    with recorded_by(m.offline_report, start_pfn, nr_pages):
+    report = m.offline_report
+    with nullcontext() if report is None else report.attempt(start_pfn, nr_pages):
         _offline_pages(m, start_pfn, nr_pages, zone, group)
 
 

@@ -9,7 +9,14 @@ import numpy.typing as npt
 
 from kmm import _page_flags
 from kmm.errors import check_number, kernel_error
-from kmm.params import MAX_NR_ZONES, MAX_ORDER, MIGRATE_TYPES, NR_PAGES_MAX
+from kmm.params import (
+    KPF_BUDDY,
+    KPF_HWPOISON,
+    MAX_NR_ZONES,
+    MAX_ORDER,
+    MIGRATE_TYPES,
+    NR_PAGES_MAX,
+)
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -43,4 +50,20 @@ def kpageflags(m: Machine, pfn: int, count: int) -> npt.NDArray[np.uint64]:
     except MemoryError:
         raise kernel_error(-12, f"count: {count}; no room for 8 bytes a page") from None
     _page_flags.kpageflags(m.memmap_engine, pfn, words)
+    for bad in poisoned_and_free(m, pfn, pfn + count):
+        words[bad - pfn] |= np.uint64(KPF_HWPOISON)
     return words
+
+
+def poisoned_and_free(m: Machine, start: int, end: int) -> list[int]:
+    """Return the broken pages of a range that lie in free blocks, upward.
+
+    Freeing a block as a whole leaves its pages their mark, and puts all of it on a free list.
+    """
+    word = np.zeros(1, dtype=np.uint64)
+    out = []
+    for pfn in sorted(p for p in m.hwpoison if start <= p < end):
+        _page_flags.kpageflags(m.memmap_engine, pfn, word)
+        if int(word[0]) & KPF_BUDDY:
+            out.append(pfn)
+    return out

@@ -11,13 +11,7 @@ import numpy.typing as npt
 from kmm import _hugetlb, _migrate, _page_ref
 from kmm.balloon_compaction import note_migrated
 from kmm.errors import KernelError
-from kmm.hugetlb_move import (
-    HugetlbResult,
-    mark_huge_pages,
-    migrate_hugetlbs,
-    used_huge_page_across,
-)
-from kmm.page_alloc import (
+from kmm.gfp import (
     __GFP_COMP,
     __GFP_HIGHMEM,
     __GFP_MOVABLE,
@@ -25,9 +19,15 @@ from kmm.page_alloc import (
     __GFP_RETRY_MAYFAIL,
     GFP_TRANSHUGE,
     GFP_USER,
-    __alloc_pages,
     gfp_zone,
 )
+from kmm.hugetlb_move import (
+    HugetlbResult,
+    mark_huge_pages,
+    migrate_hugetlbs,
+    used_huge_page_across,
+)
+from kmm.page_alloc import __alloc_pages
 from kmm.params import (
     MAX_ORDER,
     MIGRATE_AGAIN,
@@ -37,8 +37,6 @@ from kmm.params import (
     MIGRATE_PENDING,
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
-    PG_PINNED,
-    PG_USER,
     USER_HUGETLB,
     ZONE_MOVABLE,
 )
@@ -319,8 +317,9 @@ def do_migrate_range(m: Machine, start_pfn: int, end_pfn: int) -> MigrationResul
     across = used_huge_page_across(m, start_pfn)
     if across is not None and _hugetlb.isolate_hugetlb(m.memmap_engine, across):
         pfns = np.concatenate([np.array([across], dtype=np.uint64), pfns])
-    held = [int(p) for p in refused[: min(bad, len(refused))] if is_orphan(m, int(p))]
-    for pfn in refused[: min(bad, len(refused))]:
+    refused = refused[: min(bad, len(refused))]
+    held = [int(p) for p in refused if _page_ref.is_orphan(m.memmap_engine, int(p))]
+    for pfn in refused:
         if int(pfn) in held:
             continue
         _warn(m, f"failed to isolate pfn {int(pfn):x}", int(pfn), "isolation failed")
@@ -336,11 +335,6 @@ def do_migrate_range(m: Machine, start_pfn: int, end_pfn: int) -> MigrationResul
     for pfn in result.left[:10]:
         _warn(m, f"migrating pfn {int(pfn):x} failed ret:{code}", int(pfn), "migration failure")
     return _warn_of_held(m, held, result)
-
-
-def is_orphan(m: Machine, pfn: int) -> bool:
-    """Whether a page was pinned and has lost its user; it is on its LRU list all the same."""
-    return _page_ref.marks(m.memmap_engine, pfn) & (PG_PINNED | PG_USER) == PG_PINNED
 
 
 def _warn_of_held(m: Machine, held: list[int], result: MigrationResult) -> MigrationResult:

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
+from kmm import gfp as kmm_gfp
+
 # Matched in this order, each match taken away.
-_NAMES = (
-    (0x1C24CA, "GFP_TRANSHUGE"),
-    (0x1C20CA, "GFP_TRANSHUGE_LIGHT"),
-    (0x100CCA, "GFP_HIGHUSER_MOVABLE"),
-    (0x100CC2, "GFP_HIGHUSER"),
-    (0x100CC0, "GFP_USER"),
-    (0x400CC0, "GFP_KERNEL_ACCOUNT"),
-    (0xCC0, "GFP_KERNEL"),
-    (0xC40, "GFP_NOFS"),
-    (0xA20, "GFP_ATOMIC"),
-    (0xC00, "GFP_NOIO"),
-    (0x800, "GFP_NOWAIT"),
-    (0x1, "GFP_DMA"),
-    (0x2, "__GFP_HIGHMEM"),
-    (0x4, "GFP_DMA32"),
-    (0x20, "__GFP_HIGH"),
-    (0x200, "__GFP_ATOMIC"),
-    (0x40, "__GFP_IO"),
-    (0x80, "__GFP_FS"),
-    (0x2000, "__GFP_NOWARN"),
-    (0x4000, "__GFP_RETRY_MAYFAIL"),
-    (0x8000, "__GFP_NOFAIL"),
-    (0x10000, "__GFP_NORETRY"),
-    (0x40000, "__GFP_COMP"),
-    (0x100, "__GFP_ZERO"),
-    (0x80000, "__GFP_NOMEMALLOC"),
-    (0x20000, "__GFP_MEMALLOC"),
-    (0x100000, "__GFP_HARDWALL"),
-    (0x200000, "__GFP_THISNODE"),
-    (0x10, "__GFP_RECLAIMABLE"),
-    (0x8, "__GFP_MOVABLE"),
-    (0x400000, "__GFP_ACCOUNT"),
-    (0x1000, "__GFP_WRITE"),
-    (0xC00, "__GFP_RECLAIM"),
-    (0x400, "__GFP_DIRECT_RECLAIM"),
-    (0x800, "__GFP_KSWAPD_RECLAIM"),
-    (0x800000, "__GFP_ZEROTAGS"),
+_NAMES = tuple(
+    (int(getattr(kmm_gfp, name)), name)
+    for name in """GFP_TRANSHUGE GFP_TRANSHUGE_LIGHT GFP_HIGHUSER_MOVABLE GFP_HIGHUSER GFP_USER
+    GFP_KERNEL_ACCOUNT GFP_KERNEL GFP_NOFS GFP_ATOMIC GFP_NOIO GFP_NOWAIT GFP_DMA
+    __GFP_HIGHMEM GFP_DMA32 __GFP_HIGH __GFP_ATOMIC __GFP_IO __GFP_FS __GFP_NOWARN
+    __GFP_RETRY_MAYFAIL __GFP_NOFAIL __GFP_NORETRY __GFP_COMP __GFP_ZERO __GFP_NOMEMALLOC
+    __GFP_MEMALLOC __GFP_HARDWALL __GFP_THISNODE __GFP_RECLAIMABLE __GFP_MOVABLE
+    __GFP_ACCOUNT __GFP_WRITE __GFP_RECLAIM __GFP_DIRECT_RECLAIM __GFP_KSWAPD_RECLAIM
+    __GFP_ZEROTAGS""".split()
 )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _scan
+from kmm import _page_ref, _scan
 from kmm import resource as res_
 from kmm._page_owner import pages_in_use
 from kmm.arguments import check_block_id
@@ -292,7 +292,7 @@ class _Look:
         """What becomes of one page: ``moves``, how it goes along, or the obstacle that it is."""
         flags, nr = int(row["flags"]), int(row["nr_pages"])
         broken = flags & PG_HWPOISON
-        if flags & (PG_PINNED | PG_USER | PG_HWPOISON) == PG_PINNED:
+        if _page_ref.is_orphan(self.m.memmap_engine, int(row["pfn"])):
             return self._held(row, "its user is gone, ")
         if broken and nr == 1 and not flags & (PG_LRU | PG_MOVABLE_OPS):
             return "poisoned"

@@ -6,13 +6,13 @@ import errno
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kmm.gfp import gfp_zone
 from kmm.hugetlb import HState, hstate_of
 from kmm.hugetlb_move import flags_of, huge_pages_in
 from kmm.migrate import hot_remove_target
 from kmm.mmzone import Zone
 from kmm.offline_explanation import Obstacle
 from kmm.offline_room import boost_limit, free_huge, reclaimable_in
-from kmm.page_alloc import gfp_zone
 from kmm.params import MIGRATETYPE_NAMES, PAGEBLOCK_NR_PAGES, PG_ACTIVE, PG_PINNED
 from kmm.sparse import SECTION_IS_ONLINE
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -220,30 +220,6 @@ class _Before:
     def _fate_of_absent(self, number: int) -> int:
         kind = self.m.users_by_number[number].kind
         return {USER_FILE: _DROPPED, USER_HUGETLB: _DISSOLVED}.get(kind, _FREED)
-
-
-def recorded_by(
-    report: OfflineReport | None, start_pfn: int, nr_pages: int
-) -> AbstractContextManager[object]:
-    """Watch an attempt, if somebody wants to know."""
-    return nullcontext() if report is None else report.attempt(start_pfn, nr_pages)
-
-
-class failing_with:
-    """Give a refusal the kernel's word for what went wrong (pr_debug of offline_pages)."""
-
-    __slots__ = ("reason",)
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-    def __enter__(self) -> None:
-        """Nothing: only a refusal matters."""
-
-    def __exit__(self, kind: object, e: BaseException | None, where: object) -> None:
-        """Name what a refusal failed with, unless something inside has."""
-        if isinstance(e, KernelError):
-            e.reason = e.reason or self.reason
 
 
 def offline_pages_report(m: Machine, block_id: int) -> OfflineAttempt:

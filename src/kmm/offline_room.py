@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kmm.gfp import gfp_zone
 from kmm.migrate import hot_remove_target, is_huge
 from kmm.mmzone import Zone
-from kmm.page_alloc import gfp_zone
 from kmm.params import (
     PAGEBLOCK_NR_PAGES,
     PG_MLOCKED,
@@ -199,8 +199,11 @@ def find_room(m: Machine, source: Zone, pfn: int, free_in_block: int, huge: bool
         above = free - zone.watermark_min - reserve
         kept = boost_limit(m, zone) + zone.nr_reserved_highatomic
         huge_sure = _huge_sure(zone, reserve + kept) if huge_only else 0
-        # A boost is over as soon as kswapd has done its work.
-        sure, most = max(0, above - kept), max(0, above)
+        # A boost is over as soon as kswapd has done its work.  What CPUs keep is not counted as
+        # free when the marks are looked at, and the last batch may be left with them.
+        batch = zone.pcp_state(m.this_cpu)[2]
+        sure = max(0, above - zone.pcp_pages() - kept - batch)
+        most = max(0, above)
         lru = reclaimable_in(m, zone)
         room.targets.append(
             TargetZone(zone.nid, zone.name, free, sure, most, lru, huge_only, huge_sure)

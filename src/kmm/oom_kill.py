@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kmm.gfp import __GFP_FS, __GFP_THISNODE
 from kmm.mmflags import gfp_flag_names
 from kmm.params import USER_ANON
 from kmm.show_mem import comm, mems_allowed, nodemask_text, show_mem
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from kmm.memory import User
 
 OOM_SCORE_ADJ_MIN = -1000
-_GFP_FS, _GFP_THISNODE = 0x80, 0x200000
 _ALL_NODES = (1 << 64) - 1
 
 
@@ -36,7 +36,7 @@ def oom_badness(m: Machine, user: User, totalpages: int) -> int | None:
 def constrained_alloc(m: Machine, gfp: int, nodes: int) -> tuple[str, int]:
     """Return which constraint a request has, and how many pages it could have had at most."""
     swap = m.swap.pages if m.swap is not None else 0
-    if not gfp & _GFP_THISNODE and any(not nodes >> nid & 1 for nid in m.n_memory):
+    if not gfp & __GFP_THISNODE and any(not nodes >> nid & 1 for nid in m.n_memory):
         mine = [nid for nid in sorted(m.nodes) if nodes >> nid & 1]
         present = sum(m.nodes[nid].node_present_pages for nid in mine)
         return "CONSTRAINT_MEMORY_POLICY", present + swap
@@ -67,7 +67,7 @@ def out_of_memory(m: Machine, gfp: int, order: int, nodes: int) -> bool:
     :param gfp, order: of the request; nodes: bit k lets node k give.
     :return: whether there is hope: one was killed, or the request must not wait for that.
     """
-    if not gfp & _GFP_FS:
+    if not gfp & __GFP_FS:
         return True
     constraint, totalpages = constrained_alloc(m, gfp, nodes)
     mask = nodes if constraint == "CONSTRAINT_MEMORY_POLICY" else _ALL_NODES

@@ -22,8 +22,20 @@ from kmm.compaction import (
     compaction_suitable,
 )
 from kmm.errors import check, check_number, kernel_error
+from kmm.gfp import (
+    __GFP_DIRECT_RECLAIM,
+    __GFP_IO,
+    __GFP_MOVABLE,
+    __GFP_NOFAIL,
+    __GFP_NORETRY,
+    __GFP_RECLAIMABLE,
+    __GFP_RETRY_MAYFAIL,
+    __GFP_THISNODE,
+    GFP_BITS,
+    gfp_zone,
+)
 from kmm.mmzone import Zone
-from kmm.params import MAX_ORDER, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE, ZONE_NORMAL
+from kmm.params import MAX_ORDER, ZONE_NORMAL
 from kmm.show_mem import warn_alloc
 from kmm.trace import fallible, traced
 from kmm.vmscan import (
@@ -36,24 +48,7 @@ from kmm.zonelists import zones_of
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
-__GFP_DMA, __GFP_HIGHMEM, __GFP_DMA32, __GFP_MOVABLE = 0x1, 0x2, 0x4, 0x8
-__GFP_RECLAIMABLE, __GFP_HIGH, __GFP_IO = 0x10, 0x20, 0x40
-__GFP_DIRECT_RECLAIM, __GFP_KSWAPD_RECLAIM = 0x400, 0x800
-__GFP_NOWARN: int = 0x2000
-__GFP_RETRY_MAYFAIL: int = 0x4000
-__GFP_NOFAIL, __GFP_NOMEMALLOC, __GFP_THISNODE = 0x8000, 0x80000, 0x200000
-__GFP_ZERO, __GFP_COMP, __GFP_NORETRY, __GFP_RECLAIM = 0x100, 0x40000, 0x10000, 0xC00
-GFP_KERNEL = 0xCC0
-GFP_ATOMIC = 0xA20
-GFP_NOWAIT = 0x800
-GFP_USER = 0x100CC0
-GFP_HIGHUSER = 0x100CC2
-GFP_HIGHUSER_MOVABLE = 0x100CCA
-GFP_TRANSHUGE_LIGHT = 0x1C20CA
-GFP_TRANSHUGE = 0x1C24CA
-
 ALL_NODES = (1 << 64) - 1
-GFP_BITS = 0xFFFFFFF
 
 FPI_TO_TAIL = 2
 
@@ -63,15 +58,6 @@ MAX_COMPACT_RETRIES = 16
 #: How often a request is tried that the kernel would try for ever: without progress in sight, or
 #: because it must not fail.
 NOFAIL_LOOPS = 100
-
-
-def gfp_zone(gfp: int) -> int:
-    """Return the highest zone that a request may use; MOVABLE counts only with HIGHMEM."""
-    if gfp & __GFP_DMA:
-        return ZONE_DMA
-    if gfp & __GFP_DMA32:
-        return ZONE_DMA32
-    return ZONE_MOVABLE if gfp & 0xA == 0xA else ZONE_NORMAL
 
 
 def _nodemask_bits(m: Machine, nodemask: Collection[int] | None) -> int:

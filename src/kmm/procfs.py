@@ -9,8 +9,11 @@ import numpy as np
 
 from kmm import _page_flags
 from kmm.hugetlb import hugetlb_report_meminfo, hugetlb_report_node_meminfo
+from kmm.memory_views import poisoned_and_free
 from kmm.mmzone import PgData, Zone
 from kmm.params import (
+    KPF_BUDDY,
+    KPF_HWPOISON,
     MAX_ORDER,
     MIGRATETYPE_NAMES,
     NR_PAGES_MAX,
@@ -296,6 +299,15 @@ def kpageflags(m: Machine, pfn: int, count: int) -> list[tuple[int, int]]:
     :param pfn: first page; count: pages; the file ends with the section of the last page.
     """
     end = min(pfn + count, -(-m.max_pfn // PAGES_PER_SECTION) * PAGES_PER_SECTION)
+    runs: list[tuple[int, int]] = []
+    for bad in poisoned_and_free(m, pfn, end):
+        runs += [*_kpageflags(m, pfn, bad), (1, KPF_BUDDY | KPF_HWPOISON)]
+        pfn = bad + 1
+    return runs + _kpageflags(m, pfn, end)
+
+
+def _kpageflags(m: Machine, pfn: int, end: int) -> list[tuple[int, int]]:
+    """The same, without the marks of pages that are broken and free."""
     runs: list[tuple[int, int]] = []
     lengths = np.zeros(KPAGEFLAGS_RUNS, dtype=np.uint64)
     words = np.zeros(KPAGEFLAGS_RUNS, dtype=np.uint64)

@@ -13,24 +13,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kmm.errors import OutOfMemory
+from kmm.gfp import __GFP_DIRECT_RECLAIM, __GFP_NOWARN, GFP_HIGHUSER_MOVABLE, GFP_NOWAIT
 from kmm.load import load_pages
 from kmm.mmzone import Zone
-from kmm.page_alloc import (
-    __GFP_DIRECT_RECLAIM,
-    __GFP_NOWARN,
-    GFP_HIGHUSER_MOVABLE,
-    GFP_NOWAIT,
-    __alloc_pages,
-    __free_pages,
-)
+from kmm.page_alloc import __alloc_pages, __free_pages
 from kmm.params import USER_ANON, ZONE_MOVABLE, ZONE_NORMAL
+from kmm.vmstat import PagesetWorker
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
-# Seconds.  The counters' worker looks at a CPU's lists every second, and finds at its third look
-# that nothing has changed; the rest is what a recording takes in the guest, about.
-_UNTOUCHED, _AGAIN = 2.7, 3.0
+# Seconds that a recording takes in the guest, about.
 _SETTLE, _SNAPSHOT = 0.9, 1.5
 _FAULT, _UNMAP = 100e-6, 20e-6
 
@@ -82,82 +75,24 @@ def _use(m: Machine, zone: Zone, gfp: int, nid: int, cpu: int, keep: bool) -> bo
     return came
 
 
-class RemotePagesets:
-    """What CPUs keep on their lists of other nodes' zones, and since when (refresh_cpu_vm_stats).
-
-    A CPU that has left such a list alone for some seconds gives a batch of it back, if it has
-    counted something of the zone meanwhile, as it does for pages of LRU lists.  Batches on their
-    way to and from the free lists are mostly larger than what it counts by itself.
+class RemotePagesets(PagesetWorker):
+    """What CPUs keep on their lists of other nodes' zones, while a recording is made.
 
     :param m: the machine.
     """
 
     def __init__(self, m: Machine) -> None:
-        self._m = m
-        self._counts: dict[tuple[int, int], int] = {}
-        self._idle: dict[tuple[int, int], float] = {}
+        super().__init__(m)
         self._used = _pages_of_tasks(m)
-        self._stats: dict[int, tuple[int, ...]] = {}
-        self.look()
-        self._idle.clear()
-
-    def _lists(self) -> list[tuple[Zone, int, int]]:
-        """The lists that have pages: zone, CPU, pages."""
-        m, out = self._m, []
-        for zone in m.all_zones():
-            if not zone.populated or not zone.pcp_pages():
-                continue
-            for cpu in range(m.nr_cpus):
-                count = zone.pcp_state(cpu)[0]
-                if count and zone.nid != m.node_of_cpu(cpu):
-                    out.append((zone, cpu, count))
-        return out
-
-    def look(self, still: float = 0.0) -> None:
-        """Note which lists an operation has changed: their time begins anew.
-
-        :param still: seconds that whoever did it goes on.
-        """
-        stats = {zone.index: tuple(zone.stat()) for zone in self._m.all_zones() if zone.populated}
-        counts, idle = {}, {}
-        for zone, cpu, count in self._lists():
-            key = zone.index, cpu
-            counts[key] = count
-            counted = stats[zone.index] != self._stats.get(zone.index)
-            if counted and count != self._counts.get(key):
-                idle[key] = -still
-            elif key in self._idle:
-                idle[key] = self._idle[key]
-        self._counts, self._idle, self._stats = counts, idle, stats
 
     def after_load(self, load: Mapping[str, Any]) -> None:
         """Note what a program has used; one in the background is at it while its line goes on."""
-        before, self._used = self._used, _pages_of_tasks(self._m)
+        before, self._used = self._used, _pages_of_tasks(self.m)
         still = 0.0
         if load["kind"] == "anon":
             came = load_pages(load) if not load.get("free") else 0
             still = came * _FAULT + max(0, before - self._used) * _UNMAP
         self.look(still)
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass in which no task uses these lists."""
-        # The worker comes by as often as vm.stat_interval says.
-        seconds /= max(1, self._m.vm.kept.get("stat_interval", 1))
-        for zone, cpu, count in self._lists():
-            key = zone.index, cpu
-            if key not in self._idle:
-                continue
-            idle = self._idle.pop(key) + seconds
-            while idle >= _UNTOUCHED and count:
-                drained = min(count, zone.pcp_state(cpu)[2])
-                zone.drain(cpu, drained)
-                count = zone.pcp_state(cpu)[0]
-                idle -= _AGAIN
-                if drained > zone.stat_threshold:
-                    break  # counted at once, so that the worker sees nothing new
-            else:
-                self._idle[key] = idle
-            self._counts[key] = count
 
     def settle(self) -> None:
         """Let the time pass from the end of an operation to when the recording looks.
@@ -165,7 +100,7 @@ class RemotePagesets:
         A program in the background has said by then that it is ready.
         """
         self.look()
-        self._idle = {key: max(idle, 0.0) for key, idle in self._idle.items()}
+        self.idle = {key: max(idle, 0.0) for key, idle in self.idle.items()}
         self.wait(_SETTLE)
 
     def wait_for_snapshot(self) -> None:

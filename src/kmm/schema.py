@@ -8,9 +8,9 @@ from typing import Any
 
 from kmm.config import MAX_CPUS
 from kmm.errors import ConfigError, shown
+from kmm.gfp import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_USER
 from kmm.memory import KINDS, SINGLE_PAGES, THP_CHOICES
 from kmm.mempolicy import MODES
-from kmm.page_alloc import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_USER
 from kmm.params import (
     MAX_ORDER,
     NR_PAGES_MAX,

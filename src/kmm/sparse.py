@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm.errors import KernelError, kernel_error
-from kmm.page_alloc import (
-    __GFP_NOWARN,
-    __GFP_RETRY_MAYFAIL,
-    GFP_KERNEL,
-    __alloc_pages,
-    __free_pages,
-)
+from kmm.gfp import __GFP_NOWARN, __GFP_RETRY_MAYFAIL, GFP_KERNEL
+from kmm.page_alloc import __alloc_pages, __free_pages
 from kmm.params import (
     PAGE_SIZE,
     PAGES_PER_SECTION,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from kmm import _vmscan
 from kmm.clock import SECOND
 from kmm.compaction import COMPACT_SKIPPED, COMPACT_SUCCESS, compaction_suitable
+from kmm.gfp import __GFP_DMA, __GFP_DMA32, __GFP_HIGHMEM, __GFP_IO, __GFP_MOVABLE, gfp_zone
 from kmm.mmzone import PgData, Zone
 from kmm.page_writeback import wakeup_flusher_threads
 from kmm.params import ZONE_NAMES, ZONE_NORMAL
@@ -30,7 +31,6 @@ PAGE_ALLOC_COSTLY_ORDER = 3
 JIFFY = SECOND // 250
 
 PGDAT_DIRTY, PGDAT_WRITEBACK, PGDAT_CONGESTED = 1, 2, 4
-_GFP_IO, _GFP_FS = 0x40, 0x80
 
 #: What a scan of a node counts beside what it looked at and freed.
 _COUNTED = "dirty unqueued_dirty congested writeback immediate taken file_taken".split()
@@ -168,7 +168,7 @@ def should_continue_reclaim(m: Machine, pgdat: PgData, reclaimed: int, sc: ScanC
     :param reclaimed: pages freed by the last scan.
     """
     costly = sc.order > PAGE_ALLOC_COSTLY_ORDER
-    if not sc.order or not sc.gfp & _GFP_IO or not (costly or sc.priority < DEF_PRIORITY - 2):
+    if not sc.order or not sc.gfp & __GFP_IO or not (costly or sc.priority < DEF_PRIORITY - 2):
         return False
     if not reclaimed:
         return False
@@ -185,15 +185,16 @@ def should_continue_reclaim(m: Machine, pgdat: PgData, reclaimed: int, sc: ScanC
 def compaction_ready(m: Machine, zone: Zone, sc: ScanControl) -> bool:
     """Whether a zone serves a request of an order, or has enough free pages to compact for it."""
     suitable = compaction_suitable(m, zone, sc.order, 0, sc.reclaim_idx)
-    if suitable in (COMPACT_SUCCESS, COMPACT_SKIPPED) or not sc.gfp & _GFP_IO:
-        return suitable == COMPACT_SUCCESS and bool(sc.gfp & _GFP_IO)
+    if suitable in (COMPACT_SUCCESS, COMPACT_SKIPPED) or not sc.gfp & __GFP_IO:
+        return suitable == COMPACT_SUCCESS and bool(sc.gfp & __GFP_IO)
     mark = zone.high_wmark_pages() + compact_gap(sc.order)
     return zone.nr_free_pages > mark + zone.lowmem_reserve[sc.reclaim_idx]
 
 
 def _gfp_up_to(zone_idx: int) -> int:
     """The gfp bits of a request that may use zones up to an index."""
-    return (0x1, 0x4, 0x0, 0xA, 0xA)[zone_idx]
+    both = __GFP_HIGHMEM | __GFP_MOVABLE
+    return (__GFP_DMA, __GFP_DMA32, 0, both, both)[zone_idx]
 
 
 # -- direct reclaim -----------------------------------------------------------------------------
@@ -235,8 +236,6 @@ def try_to_free_pages(m: Machine, nid: int, order: int, gfp: int, nodes: int, cp
         lets node k give; cpu: on which the request runs.
     :return: pages reclaimed, at least 1 if the request should be tried again.
     """
-    from kmm.page_alloc import gfp_zone
-
     zones = zones_of(m, nid, gfp, nodes)
     throttle_direct_reclaim(m, zones, gfp)
     sc = ScanControl(SWAP_CLUSTER_MAX, gfp, gfp_zone(gfp), order, cpu, swappiness=swappiness(m))

@@ -226,6 +226,82 @@ def _keep_rest(pgdat: PgData, want: Mapping[str, int], have: Mapping[str, int]) 
             pgdat.zones[-1].vmstat[k] = n - have[k]
 
 
+# -- remote per-CPU lists -----------------------------------------------------------------
+
+# Seconds.  The worker looks at a CPU's lists every second, and finds at its third look that nothing
+# has changed.
+_UNTOUCHED, _AGAIN = 2.7, 3.0
+
+
+class PagesetWorker:
+    """Gives back what CPUs keep on their lists of other nodes' zones (refresh_cpu_vm_stats).
+
+    A CPU that has left such a list alone for some seconds gives a batch of it back, if it has
+    counted something of the zone meanwhile, as it does for pages of LRU lists.  Batches on their
+    way to and from the free lists are mostly larger than what it counts by itself.
+
+    :param m: the machine.
+    """
+
+    def __init__(self, m: Machine) -> None:
+        self.m = m
+        #: By zone and CPU: seconds since the list was changed.
+        self.idle: dict[tuple[int, int], float] = {}
+        self._counts: dict[tuple[int, int], int] = {}
+        self._stats: dict[int, tuple[int, ...]] = {}
+        self.look()
+        self.idle.clear()
+
+    def _lists(self) -> list[tuple[Zone, int, int]]:
+        """The lists that have pages: zone, CPU, pages."""
+        m, out = self.m, []
+        for zone in m.all_zones():
+            if not zone.populated or not zone.pcp_pages():
+                continue
+            for cpu in range(m.nr_cpus):
+                count = zone.pcp_state(cpu)[0]
+                if count and zone.nid != m.node_of_cpu(cpu):
+                    out.append((zone, cpu, count))
+        return out
+
+    def look(self, still: float = 0.0) -> None:
+        """Note which lists were changed: their time begins anew.
+
+        :param still: seconds that whoever changed them goes on.
+        """
+        stats = {zone.index: tuple(zone.stat()) for zone in self.m.all_zones() if zone.populated}
+        counts, idle = {}, {}
+        for zone, cpu, count in self._lists():
+            key = zone.index, cpu
+            counts[key] = count
+            counted = stats[zone.index] != self._stats.get(zone.index)
+            if counted and count != self._counts.get(key):
+                idle[key] = -still
+            elif key in self.idle:
+                idle[key] = self.idle[key]
+        self._counts, self.idle, self._stats = counts, idle, stats
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass in which no task uses these lists."""
+        # The worker comes by as often as vm.stat_interval says.
+        seconds /= max(1, self.m.vm.kept.get("stat_interval", 1))
+        for zone, cpu, count in self._lists():
+            key = zone.index, cpu
+            if key not in self.idle:
+                continue
+            idle = self.idle.pop(key) + seconds
+            while idle >= _UNTOUCHED and count:
+                drained = min(count, zone.pcp_state(cpu)[2])
+                zone.drain(cpu, drained)
+                count = zone.pcp_state(cpu)[0]
+                idle -= _AGAIN
+                if drained > zone.stat_threshold:
+                    break  # counted at once, so that the worker sees nothing new
+            else:
+                self.idle[key] = idle
+            self._counts[key] = count
+
+
 # -- debugfs: extfrag -------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kmm import _watermarks
+from kmm.gfp import __GFP_THISNODE, gfp_zone
 from kmm.mmzone import PgData, Zone
 from kmm.params import MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, ZONE_MOVABLE, ZONE_NAMES
 from kmm.trace import traced
@@ -18,8 +19,6 @@ def zones_of(m: Machine, nid: int, gfp: int, nodes: int) -> list[Zone]:
 
     :param nid: node whose zonelist is used; nodes: bit k lets node k give.
     """
-    from kmm.page_alloc import __GFP_THISNODE, gfp_zone
-
     pgdat, highest = m.nodes[nid], gfp_zone(gfp)
     zonelist = pgdat.nofallback if gfp & __GFP_THISNODE else pgdat.zonelist
     return [z for z in zonelist if z.zone_idx <= highest and nodes >> z.nid & 1]
