@@ -173,7 +173,7 @@ def test_a_failure_is_said_in_a_line_and_replayed(
 ) -> None:
     tampered(monkeypatch, tamper)
     path = tmp_path / "failed.json"
-    args = ("stress", "--seed", 3, "--size", "4G", "--operations", 200, "--every", 20, "-o", path)
+    args = ("stress", "--seed", 3, "--size", "4G", "--operations", 200, "--every", 1, "-o", path)
     out = kmm(*args)
     assert out.exit_code == 1
     (line,) = out.output.strip().split("\n")
