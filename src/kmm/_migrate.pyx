@@ -16,7 +16,7 @@ from kmm._swap cimport lru_add, lru_del, lru_make_room
 cdef enum:
     EBUSY = 16
     ENOMEM = 12
-    GROUP = 512                     # small pages that are given targets at once
+    NR_MAX_BATCHED_MIGRATION = 512  # base pages
 
 # What became of each entry of a list; params.py has the same numbers.
 cdef enum:
@@ -25,6 +25,22 @@ cdef enum:
     MIGRATE_AGAIN = 2               # held by somebody for the moment, or pinned
     MIGRATE_FAILED = 3
     MIGRATE_GONE = 4                # freed meanwhile
+
+# How long a migration may wait; params.py has the same numbers.
+cdef enum:
+    MIGRATE_ASYNC = 0
+    MIGRATE_SYNC_LIGHT = 1
+    MIGRATE_SYNC = 2
+
+# How pages are given targets, and how many of a list were tried in vain.
+cdef struct migrate_control_t:
+    uint32_t gfp
+    int nid
+    uint64_t nodes
+    int cpu
+    int mode
+    bint force
+    int64_t nr_left
 
 
 # -- which pages can move -----------------------------------------------------------------------
@@ -196,15 +212,14 @@ cdef void move_folio(mem_t *mem, const folio_t *folio, pfn_t to) noexcept nogil:
         lru_add(mem, other, to, user.kind, folio.huge, where)
 
 
-cdef inline bint movable_now(mem_t *mem, pfn_t pfn, folio_t *folio, uint8_t *status) noexcept nogil:
-    """Whether an entry of a list can be given a target; its status otherwise says why not."""
-    if not read_folio(mem, pfn, folio) or not folio.flags[0] & PF_ISOLATED:
-        status[0] = MIGRATE_GONE
-        return False
-    if folio.flags[0] & PF_PINNED:
-        status[0] = MIGRATE_AGAIN
-        return False
-    return True
+cdef inline bint is_isolated(mem_t *mem, pfn_t pfn, folio_t *folio) noexcept nogil:
+    """Whether an entry of a list is still somebody's, and isolated; it is read then."""
+    return read_folio(mem, pfn, folio) and folio.flags[0] & PF_ISOLATED
+
+
+cdef inline bint is_held(const folio_t *folio) noexcept nogil:
+    """Whether a page has references beyond its user's, or is being written."""
+    return folio.flags[0] & (PF_PINNED | PF_WRITEBACK) != 0
 
 
 cdef inline bint keeps_apart(const mem_t *mem, pfn_t pfn, uint64_t nodes) noexcept nogil:
@@ -214,119 +229,182 @@ cdef inline bint keeps_apart(const mem_t *mem, pfn_t pfn, uint64_t nodes) noexce
             or get_pageblock_migratetype(mem, pfn) == MIGRATE_ISOLATE)
 
 
-cdef int64_t migrate_small(mem_t *mem, const uint64_t *list, uint8_t *status, int64_t n,
-                           uint32_t gfp, int nid, uint64_t nodes, int cpu,
-                           uint64_t *to) noexcept nogil:
+cdef int64_t migrate_small(mem_t *mem, const migrate_control_t *mc, const uint64_t *list,
+                           uint8_t *status, int64_t n, uint64_t *to) noexcept nogil:
     """Move small pages, which come one after the other, as far as targets reach; entries done."""
-    cdef uint64_t pfns[GROUP]
-    cdef folio_t folios[GROUP]
+    cdef uint64_t pfns[NR_MAX_BATCHED_MIGRATION]
+    cdef folio_t folios[NR_MAX_BATCHED_MIGRATION]
     cdef int64_t k = 0, got, i, failed = 0
-    while k < n and k < GROUP:
-        if not movable_now(mem, list[k], &folios[k], &status[k]) or folios[k].huge:
+    while k < n and k < NR_MAX_BATCHED_MIGRATION and status[k] == MIGRATE_PENDING:
+        if not is_isolated(mem, list[k], &folios[k]) or is_held(&folios[k]) or folios[k].huge:
             break
         k += 1
         # The kernel frees each page before it looks for the next one's place.
-        if not keeps_apart(mem, list[k - 1], nodes):
+        if not keeps_apart(mem, list[k - 1], mc.nodes):
             break
-    if k == 0:
-        return 0
-    got = alloc_pages_bulk(mem, gfp, 0, nid, nodes, cpu, to, k)
+    got = alloc_pages_bulk(mem, mc.gfp, 0, mc.nid, mc.nodes, mc.cpu, to, k)
     for i in range(got):
         prefetch(&mem.pages[to[i]])
     for i in range(got):
         move_folio(mem, &folios[i], to[i])
         status[i] = MIGRATE_DONE
         pfns[i] = list[i]
-    free_pages_bulk(mem, pfns, got, 0, cpu, &failed)
+    free_pages_bulk(mem, pfns, got, 0, mc.cpu, &failed)
     mem.events[PGMIGRATE_SUCCESS] += got
     return got
 
 
-cdef bint migrate_huge(mem_t *mem, const folio_t *folio, uint32_t gfp, int nid, uint64_t nodes,
-                       int cpu, uint64_t *to) noexcept nogil:
+cdef inline int64_t alloc_target(mem_t *mem, const migrate_control_t *mc, bint huge) noexcept nogil:
+    """A page or a huge one to move to, if there is one at once (alloc_migration_target)."""
+    if huge:
+        return alloc_pages(mem, (mc.gfp & ~<uint32_t> GFP_BIT_RECLAIM) | GFP_TRANSHUGE,
+                           PAGEBLOCK_ORDER, mc.nid, mc.nodes, mc.cpu)
+    return alloc_pages(mem, mc.gfp, 0, mc.nid, mc.nodes, mc.cpu)
+
+
+cdef bint migrate_huge(mem_t *mem, const migrate_control_t *mc, const folio_t *folio,
+                       uint64_t *to) noexcept nogil:
     """Move a block of order 9 to one elsewhere; whether there was one."""
-    cdef int64_t target = alloc_pages(mem, (gfp & ~<uint32_t> GFP_BIT_RECLAIM) | GFP_TRANSHUGE,
-                                      PAGEBLOCK_ORDER, nid, nodes, cpu)
+    cdef int64_t target = alloc_target(mem, mc, True)
     if target < 0:
         return False
     move_folio(mem, folio, <pfn_t> target)
-    free_pages(mem, folio.pfn, PAGEBLOCK_ORDER, cpu)
+    free_pages(mem, folio.pfn, PAGEBLOCK_ORDER, mc.cpu)
     to[0] = <uint64_t> target
     mem.events[PGMIGRATE_SUCCESS] += PAGEBLOCK_PAGES
     mem.events[THP_MIGRATION_SUCCESS] += 1
     return True
 
 
-cdef int64_t migrate_list(mem_t *mem, const uint64_t *list, uint8_t *status, int64_t n,
-                          uint32_t gfp, int nid, uint64_t nodes, int cpu,
-                          uint64_t *to) noexcept nogil:
-    """Move pending entries of a list; the index where no target was to be had, or n."""
-    cdef int64_t i = 0, run, got
+cdef bint try_held(mem_t *mem, const migrate_control_t *mc, const folio_t *folio,
+                   uint8_t *status) noexcept nogil:
+    """Try a page that cannot be moved now: its target is had, and given back; whether it was."""
+    cdef int64_t target = alloc_target(mem, mc, folio.huge)
+    if target < 0:
+        return False
+    free_pages(mem, <pfn_t> target, PAGEBLOCK_ORDER if folio.huge else 0, mc.cpu)
+    status[0] = MIGRATE_AGAIN
+    # Who may not wait for a writeback does not try again either.
+    if folio.flags[0] & PF_WRITEBACK and mc.mode != MIGRATE_SYNC:
+        status[0] = MIGRATE_FAILED
+    return True
+
+
+cdef int64_t migrate_list(mem_t *mem, migrate_control_t *mc, const uint64_t *list,
+                          uint8_t *status, int64_t n, uint64_t *to) noexcept nogil:
+    """Try pending entries once each; where no target was to be had or it is to wait, or n."""
+    cdef int64_t i = 0, got
     cdef folio_t folio
     while i < n:
-        if status[i] != MIGRATE_PENDING or not movable_now(mem, list[i], &folio, &status[i]):
+        if status[i] != MIGRATE_PENDING:
+            i += 1
+            continue
+        if not is_isolated(mem, list[i], &folio):
+            # A page that was let go meanwhile need not move: that is as good.
+            status[i] = MIGRATE_GONE
+            mem.events[PGMIGRATE_SUCCESS] += 1
+            i += 1
+            continue
+        if is_held(&folio):
+            if mc.force and mc.mode == MIGRATE_SYNC and folio.flags[0] & PF_WRITEBACK:
+                return i
+            if not try_held(mem, mc, &folio, &status[i]):
+                return i
+            mc.nr_left += 1
             i += 1
             continue
         if folio.huge:
-            if not migrate_huge(mem, &folio, gfp, nid, nodes, cpu, &to[i]):
+            if not migrate_huge(mem, mc, &folio, &to[i]):
                 return i
             status[i] = MIGRATE_DONE
             i += 1
             continue
-        run = i + 1
-        while run < n and run - i < GROUP and status[run] == MIGRATE_PENDING:
-            run += 1
-        got = migrate_small(mem, &list[i], &status[i], run - i, gfp, nid, nodes, cpu, &to[i])
+        got = migrate_small(mem, mc, &list[i], &status[i], n - i, &to[i])
         if got == 0:
             return i
         i += got
     return n
 
 
-def migrate_pages_once(PageAllocator m, const uint64_t[::1] pfns, uint8_t[::1] status, int64_t at,
-                       uint32_t gfp, int nid, uint64_t nodes, int cpu, uint64_t[::1] to):
-    """Try to move the pending pages of a list, from one of them on, once each.
+cdef int64_t batch_end(const mem_t *mem, const uint64_t *list, int64_t i, int64_t n) noexcept nogil:
+    """Where the batch that begins at an entry ends: before the one that would be too much."""
+    cdef int64_t pages = 0
+    while i < n:
+        pages += PAGEBLOCK_PAGES if is_block_in_use(mem, list[i]) else 1
+        if pages > NR_MAX_BATCHED_MIGRATION:
+            break
+        i += 1
+    return i
 
-    :param pfns: isolated pages; status: a MIGRATE_* each; at: where to begin.
+
+cdef int set_up(migrate_control_t *mc, PageAllocator m, uint32_t gfp, int nid, uint64_t nodes,
+                int cpu, int mode, bint force, int64_t n) except -1:
+    mc.gfp, mc.nid, mc.nodes, mc.cpu = gfp, nid, nodes, cpu
+    mc.mode, mc.force, mc.nr_left = mode, force, 0
+    if lru_make_room(m.mem, nodes_of(m.mem), n):
+        raise MemoryError("migrate_pages: LRU lists")
+    return 0
+
+
+def migrate_batches(PageAllocator m, const uint64_t[::1] pfns, uint8_t[::1] status, int64_t at,
+                    uint32_t gfp, int nid, uint64_t nodes, int cpu, int mode, uint64_t[::1] to):
+    """Try the pages of a list once each, batch after batch, up to a batch that needs more.
+
+    :param pfns: isolated pages; status: a MIGRATE_* each; at: where the first batch begins.
     :param gfp: of the targets; nid, nodes: whose zonelist and which nodes may give them.
+    :param mode: MIGRATE_ASYNC, _SYNC_LIGHT or _SYNC.
     :param to: where the pages went.
-    :return: the index of the page that no target was to be had for, or the list's length.
+    :return: where that batch begins, where it ends, and the index of the page that no target was
+        to be had for, or the batch's end; three times the list's length if no batch needs more.
     """
     cdef mem_t *mem = m.mem
-    cdef int64_t n = pfns.shape[0], stopped
+    cdef int64_t n = pfns.shape[0], end = n, stopped = n
+    cdef migrate_control_t mc
     if status.shape[0] != n or to.shape[0] != n or not 0 <= at <= n:
-        raise ValueError("migrate_pages_once: arrays of different lengths")
-    if at == n:
-        return n
-    if lru_make_room(mem, nodes_of(mem), n - at):
-        raise MemoryError("migrate_pages_once: LRU lists")
+        raise ValueError("migrate_batches: arrays of different lengths")
+    set_up(&mc, m, gfp, nid, nodes, cpu, mode, False, n - at)
     with nogil:
-        stopped = at + migrate_list(mem, &pfns[at], &status[at], n - at, gfp, nid, nodes, cpu,
-                                    &to[at])
+        while at < n:
+            end = batch_end(mem, &pfns[0], at, n)
+            stopped = at + migrate_list(mem, &mc, &pfns[at], &status[at], end - at, &to[at])
+            if stopped < end or mc.nr_left:
+                break
+            at = end
+    return at, end, stopped
+
+
+def migrate_pages_once(PageAllocator m, const uint64_t[::1] pfns, uint8_t[::1] status, int64_t at,
+                       int64_t end, uint32_t gfp, int nid, uint64_t nodes, int cpu, int mode,
+                       bint force, uint64_t[::1] to):
+    """Try to move the pending pages of a batch, from one of them on, once each.
+
+    :param at, end: where to begin, and where the batch ends; the others as for migrate_batches.
+    :param force: whether to stop at a page whose writeback may be waited for.
+    :return: the index of that page or of one that no target was to be had for, or the end.
+    """
+    cdef int64_t n = pfns.shape[0], stopped
+    cdef migrate_control_t mc
+    if status.shape[0] != n or to.shape[0] != n or not 0 <= at <= end <= n:
+        raise ValueError("migrate_pages_once: arrays of different lengths")
+    if at == end:
+        return end
+    set_up(&mc, m, gfp, nid, nodes, cpu, mode, force, end - at)
+    with nogil:
+        stopped = at + migrate_list(m.mem, &mc, &pfns[at], &status[at], end - at, &to[at])
     return stopped
 
 
-def count_outcome(MemMap memmap, const uint64_t[::1] pfns, const uint8_t[::1] status,
-                  const uint64_t[::1] to):
-    """Count what became of a list: (base pages moved, huge ones moved, base pages left, huge ones
-    left, entries left)."""
+def count_moved(MemMap memmap, const uint8_t[::1] status, const uint64_t[::1] to):
+    """Count what left a list: (base pages moved or let go meanwhile, huge ones moved)."""
     cdef mem_t *mem = &memmap.mem
-    cdef int64_t i, moved = 0, huge = 0, failed = 0, huge_failed = 0, left = 0
-    cdef int order
-    for i in range(pfns.shape[0]):
-        order = 0
-        if status[i] == MIGRATE_DONE:
-            if is_block_in_use(mem, to[i]):
-                order = block_of(mem, to[i]).order
-                huge += 1
-            moved += <int64_t> 1 << order
-        elif status[i] != MIGRATE_GONE:
-            if is_block_in_use(mem, pfns[i]):
-                order = block_of(mem, pfns[i]).order
-                huge_failed += 1
-            failed += <int64_t> 1 << order
-            left += 1
-    return moved, huge, failed, huge_failed, left
+    cdef int64_t i, moved = 0, huge = 0
+    for i in range(status.shape[0]):
+        if status[i] == MIGRATE_DONE and is_block_in_use(mem, to[i]):
+            huge += 1
+            moved += <int64_t> 1 << block_of(mem, to[i]).order
+        elif status[i] == MIGRATE_DONE or status[i] == MIGRATE_GONE:
+            moved += 1
+    return moved, huge
 
 
 def migrate_to(PageAllocator m, pfn_t pfn, pfn_t to, int cpu, bint poison=False):

@@ -19,6 +19,7 @@ from kmm.gfp import __GFP_COMP, __GFP_HIGHMEM, __GFP_MOVABLE, __GFP_RETRY_MAYFAI
 from kmm.gup import GUP_PIN_COUNTING_BIAS, pins_of
 from kmm.migrate import MigrationTarget, alloc_migration_target, is_huge, migrate_pages
 from kmm.page_alloc import __free_pages
+from kmm.page_writeback import folio_wait_writeback
 from kmm.params import (
     PAGEBLOCK_NR_PAGES,
     PG_DIRTY,
@@ -65,15 +66,6 @@ def try_to_split_thp_page(m: Machine, pfn: int) -> bool:
     return True
 
 
-def _wait_on_page_writeback(m: Machine, pfn: int) -> None:
-    """Let time pass until a page is written, as far as anything is going to happen."""
-    while _page_ref.marks(m.memmap_engine, pfn) & PG_WRITEBACK:
-        when = m.clock.next_event()
-        if when is None:
-            return
-        m.clock.wait_until(when)
-
-
 def _owner(m: Machine, pfn: int) -> tuple[User | None, int]:
     number, index = page_owner(m.memmap_engine, pfn)
     return m.users_by_number.get(number), index
@@ -97,7 +89,7 @@ def handle_in_use(m: Machine, pfn: int) -> tuple[str, str]:
         marks = int(m.memmap["flags"][pfn])
         m.memmap_engine.set_page_flags(pfn, marks | PG_HWPOISON)
         return "unsplit thp", IGNORED
-    _wait_on_page_writeback(m, pfn)
+    folio_wait_writeback(m, pfn)
     user, index = _owner(m, pfn)
     if user is None:
         _page_ref.set_marks(m.memmap_engine, pfn, PG_HWPOISON)
@@ -142,7 +134,7 @@ def soft_offline_in_use_page(m: Machine, pfn: int) -> None:
     if not try_to_split_thp_page(m, pfn):
         m.printk(f"soft offline: {pfn:#x}: thp split failed")
         raise kernel_error(-errno.EBUSY, f"pfn {pfn:#x} is part of a huge page that is held")
-    _wait_on_page_writeback(m, pfn)
+    folio_wait_writeback(m, pfn)
     if _invalidate_inode_page(m, pfn):
         m.printk(f"soft_offline: {pfn:#x}: invalidated")
         return

@@ -50,7 +50,8 @@ from kmm.memory_block import (
     walk_memory_blocks,
 )
 from kmm.memory_failure import clear_hwpoisoned_pages, lose_hwpoison_marks
-from kmm.migrate import MigrationResult, do_migrate_range
+from kmm.migrate import MigrationResult
+from kmm.migrate_range import do_migrate_range
 from kmm.mmzone import MemoryGroup, PgData, Zone
 from kmm.node import (
     __register_one_node,

@@ -1,4 +1,4 @@
-"""Moving used pages from a range elsewhere (mm/migrate.c; do_migrate_range of memory_hotplug.c)."""
+"""Moving used pages from a range elsewhere (mm/migrate.c)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kmm import _hugetlb, _migrate, _page_ref
-from kmm.balloon_compaction import note_migrated
+from kmm import _migrate, _page_ref
 from kmm.errors import KernelError
 from kmm.gfp import (
     __GFP_COMP,
@@ -19,24 +18,26 @@ from kmm.gfp import (
     __GFP_RETRY_MAYFAIL,
     GFP_TRANSHUGE,
     GFP_USER,
-    gfp_zone,
 )
 from kmm.hugetlb_move import (
     HugetlbResult,
     mark_huge_pages,
     migrate_hugetlbs,
-    used_huge_page_across,
 )
 from kmm.page_alloc import __alloc_pages
+from kmm.page_writeback import folio_wait_writeback
 from kmm.params import (
-    MAX_ORDER,
     MIGRATE_AGAIN,
     MIGRATE_DONE,
+    MIGRATE_FAILED,
     MIGRATE_GONE,
-    MIGRATE_MOVABLE,
     MIGRATE_PENDING,
+    MIGRATE_SYNC,
     PAGEBLOCK_NR_PAGES,
     PAGEBLOCK_ORDER,
+    PG_ISOLATED,
+    PG_PINNED,
+    PG_WRITEBACK,
     USER_HUGETLB,
     ZONE_MOVABLE,
 )
@@ -45,11 +46,9 @@ from kmm.trace import note, traced
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
-#: So many pages move that their new records are worth huge pages of the host.
-MANY_PAGES = 1 << 13
-AHEAD = 1 << 20
-#: How often a page that somebody holds is tried within one call.
-MAX_PASSES = 10
+#: How often a page that somebody holds is tried within one batch, and from which pass on it may be
+#: waited for.
+MAX_PASSES, FORCE_FROM_PASS = 10, 3
 
 Pfns = npt.NDArray[np.uint64]
 
@@ -80,9 +79,15 @@ class MigrationResult:
     nr_thp_failed: int = 0
     nr_thp_split: int = 0
     code: int = 0  # -ENOMEM if it stopped for want of a target
+    failures: int = 0  # entries of the list that failed; the parts of a split one are not counted
     left: Pfns = field(default_factory=lambda: np.zeros(0, dtype=np.uint64))
     work: _List | None = None
     huge: HugetlbResult | None = None
+
+    @property
+    def ret(self) -> int:
+        """What migrate_pages returns: a negative errno, else the failures, 0 if nothing is left."""
+        return self.code or (self.failures if len(self.left) else 0)
 
     def moved(self) -> tuple[Pfns, Pfns]:
         """The pages that were moved, and where to; to be asked before the next migration."""
@@ -160,107 +165,173 @@ class Scratch:
 class _List:
     """A list of isolated pages on its way, and what became of each."""
 
-    def __init__(self, m: Machine, pfns: Pfns, target: MigrationTarget) -> None:
-        self.m, self.target = m, target
+    def __init__(
+        self, m: Machine, pfns: Pfns, target: MigrationTarget, mode: int = MIGRATE_SYNC
+    ) -> None:
+        self.m, self.target, self.mode = m, target, mode
         self.pfns = pfns
         # Large fresh arrays would cost the host more than the migration.
         self.status, self.to = m.scratch.arrays(len(pfns))
-        self.code = 0
-        self.splits = 0
+        self.result = MigrationResult(work=self)
+        self.left = [pfns[:0]]
 
-    def one_pass(self) -> None:
-        """Try each pending page once; stop for good when a small one has nowhere to go."""
-        at, t = 0, self.target
-        while self.code == 0:
-            at = _migrate.migrate_pages_once(
-                self.m, self.pfns, self.status, at, t.gfp, t.nid, t.nodes, self.m.this_cpu, self.to
+    def all_batches(self) -> None:
+        """Move batch after batch; the first page without a target ends it."""
+        at, t, m = 0, self.target, self.m
+        while at < len(self.pfns) and not self.result.code:
+            start, end, stopped = _migrate.migrate_batches(
+                m, self.pfns, self.status, at, t.gfp, t.nid, t.nodes, m.this_cpu, self.mode, self.to
             )
-            if at == len(self.pfns):
-                return
-            self._slowly(at)
+            at = end if start == end else self._passes(start, end, stopped)
+        if at < len(self.pfns):
+            self.left.append(self.pfns[at:])
 
-    def _slowly(self, at: int) -> None:
-        """Give one page a target that has to be waited for; a huge one without is split."""
-        pfn = int(self.pfns[at])
+    def _passes(self, start: int, end: int, at: int, *, parts: bool = False) -> int:
+        """Go on with a batch, from where its first pass stopped; where the next one begins.
+
+        :param parts: whether it is what a huge page was split into, which has failed already.
+        """
+        for nr in range(MAX_PASSES):
+            if nr or parts:
+                at = self._once(start, end, nr)
+            while at < end:
+                if self._slowly(at, nr):
+                    return self._passes(at, at + PAGEBLOCK_NR_PAGES, at, parts=True)
+                if self.result.code:
+                    break
+                at = self._once(at, end, nr)
+            again = self.status[start:end] == MIGRATE_AGAIN
+            if self.result.code or nr == MAX_PASSES - 1 or not again.any():
+                break
+            self.status[start:end][again] = MIGRATE_PENDING
+        self._note_failed(start, end, parts)
+        return end
+
+    def _once(self, at: int, end: int, nr: int) -> int:
+        """Go on with a pass from an entry of a batch; where it stopped."""
+        t, m, force = self.target, self.m, nr >= FORCE_FROM_PASS
+        where = (t.gfp, t.nid, t.nodes, m.this_cpu)
+        return _migrate.migrate_pages_once(
+            m, self.pfns, self.status, at, end, *where, self.mode, force, self.to
+        )
+
+    def _slowly(self, at: int, nr: int) -> bool:
+        """Give one page a target that has to be waited for, and wait for its writeback if it may.
+
+        :return: whether it was a huge page without target, whose parts have taken its place.
+        """
+        m, pfn = self.m, int(self.pfns[at])
+        huge = is_huge(m, pfn)
         try:
-            to = alloc_migration_target(self.m, pfn, self.target)
+            to = alloc_migration_target(m, pfn, self.target)
         except KernelError:  # whatever it failed with, there is no target
-            if self.m.user_of(pfn) is None:
-                self.status[at] = MIGRATE_GONE  # let go while this waited
-            elif is_huge(self.m, pfn):
+            if m.user_of(pfn) is None:
+                self._let_go(at)  # while this waited
+            elif huge and self._can_split(pfn):
                 self._split(at, pfn)
+                return True
             else:
-                self.code = -12
-            return
-        if _migrate.migrate_to(self.m, pfn, to, self.m.this_cpu):
+                self.result.code = -12
+            return False
+        if nr >= FORCE_FROM_PASS and self.mode == MIGRATE_SYNC:
+            folio_wait_writeback(m, pfn)
+        marks = _page_ref.marks(m.memmap_engine, pfn)
+        if marks & PG_ISOLATED and marks & (PG_PINNED | PG_WRITEBACK):
+            may_not_wait = marks & PG_WRITEBACK and self.mode != MIGRATE_SYNC
+            self.status[at] = MIGRATE_FAILED if may_not_wait else MIGRATE_AGAIN
+        elif _migrate.migrate_to(m, pfn, to, m.this_cpu):
             self.status[at], self.to[at] = MIGRATE_DONE, to
+            return False
         else:
-            # While this waited for memory, the page's user let it go.
-            self.m.free_pages(to, PAGEBLOCK_ORDER if is_huge(self.m, to) else 0)
-            self.status[at] = MIGRATE_GONE
+            self._let_go(at)
+        m.free_pages(to, PAGEBLOCK_ORDER if is_huge(m, to) else 0)
+        return False
+
+    def _let_go(self, at: int) -> None:
+        self.status[at] = MIGRATE_GONE
+        self.m.count_vm_event("pgmigrate_success")
+
+    def _can_split(self, pfn: int) -> bool:
+        if not _page_ref.marks(self.m.memmap_engine, pfn) & (PG_PINNED | PG_WRITEBACK):
+            return True
+        self.m.count_vm_event("thp_split_page_failed")
+        return False
 
     def _split(self, at: int, pfn: int) -> None:
-        """Let the parts of a huge page go on as pages of their own, behind the others."""
+        """Put the parts of a huge page, which is a batch of its own, in its place."""
         _migrate.split_isolated(self.m, pfn)
-        self.splits += 1
+        self.result.nr_thp_split += 1
+        self.result.nr_thp_failed += 1
+        self.result.failures += 1
         parts = np.arange(pfn, pfn + PAGEBLOCK_NR_PAGES, dtype=np.uint64)
-        self.pfns = np.concatenate([self.pfns[:at], self.pfns[at + 1 :], parts])
-        self.status = np.concatenate(
-            [self.status[:at], self.status[at + 1 :], np.zeros(len(parts), dtype=np.uint8)]
-        )
-        self.to = np.concatenate(
-            [self.to[:at], self.to[at + 1 :], np.zeros(len(parts), dtype=np.uint64)]
-        )
+        self.pfns = np.concatenate([self.pfns[:at], parts, self.pfns[at + 1 :]])
+        none = np.zeros(PAGEBLOCK_NR_PAGES, dtype=np.uint64)
+        self.to = np.concatenate([self.to[:at], none, self.to[at + 1 :]])
+        pending = none.astype(np.uint8)
+        self.status = np.concatenate([self.status[:at], pending, self.status[at + 1 :]])
+
+    def _note_failed(self, start: int, end: int, parts: bool) -> None:
+        """Count what a batch leaves behind: what was given up comes before what was tried again."""
+        pfns, status = self.pfns[start:end], self.status[start:end]
+        failed, again = status == MIGRATE_FAILED, status == MIGRATE_AGAIN
+        pending = status == MIGRATE_PENDING
+        self.left += [pfns[failed], pfns[again | pending]]
+        entries = int(np.count_nonzero(failed | again)) + (self.result.code != 0)
+        # A huge page is alone in its batch.
+        huge = entries == 1 and is_huge(self.m, int(pfns[0]))
+        self.result.nr_failed += PAGEBLOCK_NR_PAGES if huge else entries
+        self.result.nr_thp_failed += huge
+        self.result.failures += 0 if parts else entries
 
 
 @traced
-def migrate_pages(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationResult:
+def migrate_pages(
+    m: Machine, pfns: Pfns, target: MigrationTarget, mode: int = MIGRATE_SYNC
+) -> MigrationResult:
     """Move isolated pages, first to last; those that cannot be moved go back to their lists.
 
-    A page that somebody holds is tried ten times; one that has nowhere to go ends the call, but
-    a huge page is split first.
+    Huge pages of pools come first, then batches of at most 512 base pages.  A page that somebody
+    holds is tried ten times within its batch, one that is being written waited for from the fourth
+    time on.  One that has nowhere to go ends the call, but a huge page is split first.
 
     :param pfns: isolated pages, a uint64 array.
+    :param mode: MIGRATE_SYNC, else what is being written is not waited for and fails at once.
     :return: what became of them.
     """
     try:
-        return _migrate_pages(m, pfns, target)
+        return _migrate_pages(m, pfns, target, mode)
     except BaseException:
         # What is neither moved nor back on its list would be lost to everybody.
         _migrate.putback_movable_pages(m.memmap_engine, pfns)
         raise
 
 
-def _migrate_pages(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationResult:
+def _migrate_pages(m: Machine, pfns: Pfns, target: MigrationTarget, mode: int) -> MigrationResult:
     note(m, "alloc_migration_target", len(pfns))
     huge = mark_huge_pages(m, pfns)
     if not huge.any():
-        return _migrate_others(m, pfns, target)
+        return _migrate_others(m, pfns, target, mode)
     first = migrate_hugetlbs(m, pfns[huge], target.gfp, target.nid, target.nodemask)
     if first.code:
         result = MigrationResult(code=first.code, left=pfns[~huge])
         _migrate.putback_movable_pages(m.memmap_engine, result.left)
     else:
-        result = _migrate_others(m, pfns[~huge], target)
+        result = _migrate_others(m, pfns[~huge], target, mode)
     result.nr_succeeded += first.nr_succeeded
     result.nr_failed += first.nr_failed
+    result.failures += len(first.left)
     result.left = np.concatenate([first.left, result.left])
     result.huge = first
     return result
 
 
-def _migrate_others(m: Machine, pfns: Pfns, target: MigrationTarget) -> MigrationResult:
+def _migrate_others(m: Machine, pfns: Pfns, target: MigrationTarget, mode: int) -> MigrationResult:
     """Move what is no huge page of a pool."""
-    work = _List(m, pfns, target)
+    work = _List(m, pfns, target, mode)
     # To find room for a page others may have to be moved meanwhile.
     scratch, m.scratch = m.scratch, Scratch()
     try:
-        for _ in range(MAX_PASSES):
-            work.one_pass()
-            again = work.status == MIGRATE_AGAIN
-            if work.code or not again.any():
-                break
-            work.status[again] = MIGRATE_PENDING
+        work.all_batches()
         return _finish(m, work)
     except BaseException:
         _migrate.putback_movable_pages(m.memmap_engine, work.pfns)
@@ -270,79 +341,14 @@ def _migrate_others(m: Machine, pfns: Pfns, target: MigrationTarget) -> Migratio
 
 
 def _finish(m: Machine, work: _List) -> MigrationResult:
-    counts = _migrate.count_outcome(m.memmap_engine, work.pfns, work.status, work.to)
-    moved, huge, failed, huge_failed, nr_left = counts
-    result = MigrationResult(moved, failed, huge, huge_failed, work.splits, work.code)
-    if nr_left:
-        gone = (work.status == MIGRATE_DONE) | (work.status == MIGRATE_GONE)
-        result.left = work.pfns[~gone]
-        m.count_vm_event("pgmigrate_fail", failed)
-        m.count_vm_event("thp_migration_fail", huge_failed)
+    result = work.result
+    result.nr_succeeded, result.nr_thp_succeeded = _migrate.count_moved(
+        m.memmap_engine, work.status, work.to
+    )
+    m.count_vm_event("pgmigrate_fail", result.nr_failed)
+    m.count_vm_event("thp_migration_fail", result.nr_thp_failed)
+    m.count_vm_event("thp_migration_split", result.nr_thp_split)
+    result.left = np.concatenate(work.left)
+    if len(result.left):
         _migrate.putback_movable_pages(m.memmap_engine, result.left)
-    result.work = work
-    return result
-
-
-def _warn(m: Machine, line: str, pfn: int, reason: str) -> None:
-    """Log a line and the page it is about, if there were not too many just now."""
-    if m.migrate_ratelimit.allows(m.clock.now):
-        m.printk(line)
-        m.dump_page(pfn, reason)
-
-
-def _expect_targets(m: Machine, n: int, target: MigrationTarget) -> None:
-    """Make the host ready for the records of the pages that n others will probably move to."""
-    for zone in m.nodes[target.nid].zonelist:
-        if zone.zone_idx > gfp_zone(target.gfp) or not target.nodes >> zone.nid & 1:
-            continue
-        pfn = zone.free_head(MAX_ORDER - 1, MIGRATE_MOVABLE)
-        if pfn >= 0:
-            # A huge page of the host has records of more pages than one block's.
-            m.records.expect_pages(pfn, min(pfn + max(n, AHEAD), zone.zone_end_pfn))
-            return
-
-
-@traced
-def do_migrate_range(m: Machine, start_pfn: int, end_pfn: int) -> MigrationResult:
-    """Isolate what can move in a range, and move it elsewhere.
-
-    :param start_pfn: a page that can move; end_pfn: pfn behind the range.
-    :return: what became of the pages; the caller looks again for what is left.
-    """
-    out = m.scratch.pages(end_pfn - start_pfn)
-    refused = np.zeros(10, dtype=np.uint64)
-    n, bad = _migrate.isolate_range(m.memmap_engine, start_pfn, end_pfn, out, refused)
-    note(m, "isolate_lru_page", n - int(np.count_nonzero(mark_huge_pages(m, out[:n]))))
-    pfns = out[:n]
-    across = used_huge_page_across(m, start_pfn)
-    if across is not None and _hugetlb.isolate_hugetlb(m.memmap_engine, across):
-        pfns = np.concatenate([np.array([across], dtype=np.uint64), pfns])
-    refused = refused[: min(bad, len(refused))]
-    held = [int(p) for p in refused if _page_ref.is_orphan(m.memmap_engine, int(p))]
-    for pfn in refused:
-        if int(pfn) in held:
-            continue
-        _warn(m, f"failed to isolate pfn {int(pfn):x}", int(pfn), "isolation failed")
-    if not len(pfns):
-        return _warn_of_held(m, held, MigrationResult())
-    target = hot_remove_target(m, int(pfns[0]))
-    if n >= MANY_PAGES:
-        _expect_targets(m, n, target)
-    result = migrate_pages(m, pfns, target)
-    if m.balloons:
-        note_migrated(m, *result.moved())
-    code = result.code or len(result.left)
-    for pfn in result.left[:10]:
-        _warn(m, f"migrating pfn {int(pfn):x} failed ret:{code}", int(pfn), "migration failure")
-    return _warn_of_held(m, held, result)
-
-
-def _warn_of_held(m: Machine, held: list[int], result: MigrationResult) -> MigrationResult:
-    """Tell of pages without a user that are pinned, which stay as others that are held do."""
-    for pfn in held:
-        _warn(m, f"migrating pfn {pfn:x} failed ret:{len(held)}", pfn, "migration failure")
-    if held:
-        m.count_vm_event("pgmigrate_fail", len(held))
-        result.left = np.concatenate([result.left, np.array(held, dtype=np.uint64)])
-        result.nr_failed += len(held)
     return result

@@ -8,10 +8,10 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kmm import _filemap
+from kmm import _filemap, _page_ref
 from kmm.clock import SECOND
 from kmm.errors import ValidationError
-from kmm.params import USER_FILE
+from kmm.params import PG_WRITEBACK, USER_FILE
 from kmm.trace import note, traced
 from kmm.watermarks import global_dirty_limits
 
@@ -98,6 +98,15 @@ def sync(m: Machine) -> None:
     wb_writeback(m, nr_dirty(m))
     while _node_stat(m, _NR_WRITEBACK) > 0 and m.clock.next_event() is not None:
         m.clock.wait_until(m.clock.now + max(m.writeback_delay, 1))
+
+
+def folio_wait_writeback(m: Machine, pfn: int) -> None:
+    """Let time pass until a page is written, as far as anything is going to happen."""
+    while _page_ref.marks(m.memmap_engine, pfn) & PG_WRITEBACK:
+        when = m.clock.next_event()
+        if when is None:
+            return
+        m.clock.wait_until(when)
 
 
 @traced

@@ -73,6 +73,8 @@ SLOT_YOUNG, SLOT_HUGE, SLOT_PRESENT, SLOT_SWAPPED = 1 << 60, 1 << 61, 1 << 62, 1
 
 # What became of each page of a list that migrates (the engine's MIGRATE_*).
 MIGRATE_PENDING, MIGRATE_DONE, MIGRATE_AGAIN, MIGRATE_FAILED, MIGRATE_GONE = range(5)
+#: How long a migration may wait (include/linux/migrate_mode.h).
+MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, MIGRATE_SYNC = range(3)
 
 # Bits of /proc/kpageflags words that kmm shows; of an anonymous page MAPPEDTODISK says that it is
 # nobody else's.

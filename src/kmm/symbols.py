@@ -280,7 +280,7 @@ SYMBOLS: tuple[Symbol, ...] = (
         note="nothing to drain: pages are on their LRU lists at once, without per-CPU batches",
     ),
     *_rows(_HOTPLUG, "memory_hotplug", "scan_movable_pages", traceable=False),
-    Symbol("do_migrate_range", _HOTPLUG, "migrate", traceable=False),
+    Symbol("do_migrate_range", _HOTPLUG, "migrate_range", traceable=False),
     Symbol(
         "isolate_lru_page",
         "mm/vmscan.c",
@@ -294,8 +294,9 @@ SYMBOLS: tuple[Symbol, ...] = (
         "mm/migrate.c",
         "migrate",
         "adapted",
-        note="one list, not batches of 512; a page under writeback moves with its mark, as one "
-        "whose writeback was waited for: nothing waits on the backing store",
+        note="batches, passes and failure kinds are the kernel's, references are marks; a huge "
+        "page let go meanwhile counts as one page; compaction has its own round, in which a page "
+        "under writeback moves with its mark, as one whose writeback was waited for",
     ),
     Symbol("alloc_migration_target", "mm/migrate.c", "migrate"),
     Symbol("dissolve_free_huge_pages", "mm/hugetlb.c", "hugetlb_move"),
