@@ -11,9 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from kmm.data_files import load_data
 from kmm.errors import ConfigError, ImpossibleState, KernelError, ValidationError, printable
 from kmm.replay import replay as replay_recording
-from kmm.scenario import Outcome, Player, Scenario, check_scenario, load_data, load_scenario
+from kmm.scenario import Outcome, Player, Scenario, check_scenario, load_scenario
 from kmm.verify import Score, compare
 from kmm.views import call_tree, layers, show
 
@@ -22,6 +23,7 @@ try:
 except ImportError:  # pragma: no cover - depends on how kmm was installed
     sys.exit("kmm: the command line needs click; install kmm[cli]")
 
+from kmm.cli_import import import_
 from kmm.cli_stress import INTERRUPTED, stress
 from kmm.cli_why import why
 
@@ -211,6 +213,7 @@ def verify(recordings: tuple[str, ...], shown: int) -> None:
         raise SystemExit(1)
 
 
+main.add_command(import_)
 main.add_command(stress)
 main.add_command(why)
 

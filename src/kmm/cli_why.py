@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 
 import click
 
 from kmm.errors import ConfigError, KernelError, printable
+from kmm.import_machine import is_machine
 from kmm.offline_why import block_of, machine_of_files, machine_of_scenario, why_lines
 
 
@@ -18,7 +18,7 @@ from kmm.offline_why import block_of, machine_of_files, machine_of_scenario, why
     "--from",
     "source",
     type=click.Path(),
-    help="A directory with copies of /proc and /sys (/ is this machine), or a recording.",
+    help="What kmm import takes or has written (/ is this machine), or a recording.",
 )
 @click.option(
     "--steps",
@@ -49,7 +49,7 @@ def why(
         said = m.explain_offline(number)
     except KernelError as e:
         why_not = e.why.replace("block_id", "BLOCK", 1)
-        if source is None or not os.path.isdir(source):
+        if source is None or not is_machine(source):
             why_not += "; --steps says how many steps are played first, which may bring it"
         raise ConfigError(why_not) from None
     if as_json:
