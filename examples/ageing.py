@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmm import KernelError, Machine
+from kmm.data_files import load_data
 from kmm.memory_group import memory_group_register_dynamic
 from kmm.memory_hotplug import MHP_NID_IS_MGID, add_memory, add_memory_driver_managed
-from kmm.scenario import Player, check_scenario, load_data
+from kmm.scenario import Player, check_scenario
 
 SCENARIO = Path(__file__).with_name("ageing.toml")
 FIRST_ADDR = 4 << 30  # of what is hot-plugged

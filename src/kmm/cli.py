@@ -12,6 +12,7 @@ except ImportError:  # pragma: no cover - depends on how kmm was installed
 from kmm.cli_completion import completion
 from kmm.cli_export import export
 from kmm.cli_frame import Group
+from kmm.cli_import import import_
 from kmm.cli_run import demo, run
 from kmm.cli_stress import stress
 from kmm.cli_verify import replay, verify
@@ -28,7 +29,7 @@ def main() -> None:
     """
 
 
-for _command in (completion, demo, export, replay, run, stress, verify, why):
+for _command in (completion, demo, export, import_, replay, run, stress, verify, why):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option
+from kmm.data_files import load_data
 from kmm.errors import ConfigError
 from kmm.replay import replay as replay_recording
-from kmm.scenario import load_data
 from kmm.verify import Score, compare
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option
 from kmm.errors import ConfigError, KernelError
+from kmm.import_machine import is_machine
 from kmm.machine_source import chosen_machine, machine_options
 from kmm.offline_why import block_of, why_lines
 
@@ -43,7 +42,7 @@ def why(
         said = m.explain_offline(number)
     except KernelError as e:
         why_not = e.why.replace("block_id", "BLOCK", 1)
-        if source is None or not os.path.isdir(source):
+        if source is None or not is_machine(source):
             why_not += "; --steps says how many steps are played first, which may bring it"
         raise ConfigError(why_not) from None
     if as_json:

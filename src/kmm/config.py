@@ -51,6 +51,8 @@ _SPACE = " \t\n\v\f\r"
 # Bytes of a struct page without and with memory cgroups.
 STRUCT_PAGE_SIZES = (56, 64)
 MAX_CPUS = 8192
+# As many as the engine's node masks have bits.
+MAX_NODES = 64
 # 255 says in a SLIT that a node cannot be reached.
 MAX_DISTANCE = 254
 # The hole below 4 GiB, of 2 GiB in a large machine, takes its part of the addresses.
@@ -83,7 +85,7 @@ def _nodes(data: Mapping[str, Any], cpus: int, memory: int) -> tuple[NodeConfig,
     raw = data.get("nodes")
     if raw is None:
         return (NodeConfig(tuple(range(cpus)), memory),)
-    if not isinstance(raw, list | tuple) or not 1 <= len(raw) <= 64:
+    if not isinstance(raw, list | tuple) or not 1 <= len(raw) <= MAX_NODES:
         raise ConfigError(f"machine.nodes: {shown(raw)}; allowed: a list of 1 to 64 nodes")
     out = []
     for i, node in enumerate(raw):

@@ -133,7 +133,7 @@ def parse_block_counts(files: Mapping[str, str], zone: Zone) -> list[int] | None
     return [int(n) for n in match[1].split()] if match else None
 
 
-def _pieces(ranges: list[tuple[int, int]]) -> list[Piece]:
+def aligned_pieces(ranges: list[tuple[int, int]]) -> list[Piece]:
     """Cut ranges of pages into the largest aligned blocks."""
     out: list[Piece] = []
     for start, end in ranges:
@@ -167,7 +167,7 @@ def _pools(ranges: list[tuple[int, int]], used: int) -> tuple[Pool, Pool, int]:
     :param used: pages handed out since boot.
     :return: both pools, and how many pages of the first are not in use.
     """
-    pieces = _by_preference(_pieces(ranges))
+    pieces = _by_preference(aligned_pieces(ranges))
     count = size = 0
     while size < used and count < len(pieces):
         size += 1 << pieces[count][0]

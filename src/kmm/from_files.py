@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kmm import boot, freelists, mm_init
@@ -20,6 +19,7 @@ from kmm.config import MAX_DISTANCE, check_config, config_from_dict
 from kmm.errors import ConfigError, ValidationError, shown
 from kmm.firmware import pxm_to_node_map, ram_layout
 from kmm.hugetlb_init import hugetlb_init, load_pools
+from kmm.machine_files import collect
 from kmm.memory_block import MemoryBlock
 from kmm.memory_hotplug import update_pgdat_span
 from kmm.mmzone import Zone
@@ -80,43 +80,17 @@ MODULE = "/sys/module/memory_hotplug/parameters/"
 VM = "/proc/sys/vm/"
 _COUNTER_MAX = (1 << 63) - 1
 
-_TREE = (
-    "proc/iomem proc/zoneinfo proc/buddyinfo proc/pagetypeinfo proc/meminfo proc/vmstat "
-    "proc/cmdline proc/sys/vm/* sys/devices/system/memory/* "
-    "sys/devices/system/memory/memory*/state "
-    "sys/devices/system/memory/memory*/valid_zones sys/devices/system/memory/memory*/node* "
-    "sys/devices/system/node/* sys/devices/system/node/node*/cpulist "
-    "sys/devices/system/node/node*/distance sys/devices/system/node/node*/numastat "
-    "sys/module/memory_hotplug/parameters/* "
-    "sys/kernel/mm/transparent_hugepage/enabled sys/firmware/memmap/*/start "
-    "sys/firmware/memmap/*/end sys/firmware/memmap/*/type"
-).split()
-
 
 def read_tree(root: str | os.PathLike[str] = "/") -> dict[str, str]:
-    """Collect from a directory what Machine.from_files takes.
+    """Collect what Machine.from_files takes.
 
-    :param root: ``/`` for the machine that this runs on, or a directory with a saved copy of
-        its ``/proc`` and ``/sys``; links may be files there.
+    :param root: as machine_files.collect; links may be files there.
     :return: path to text; a link or directory has the text ``link``, and a file that exists but
         cannot be read, an empty one.
-    :raises ConfigError: if the directory has none of the files.
+    :raises ConfigError: as machine_files.collect.
     """
-    base = Path(root)
-    files: dict[str, str] = {}
-    for pattern in _TREE:
-        for path in sorted(base.glob(pattern)):
-            name = "/" + str(path.relative_to(base))
-            if path.is_symlink() or path.is_dir():
-                files[name] = "link"
-                continue
-            try:
-                files[name] = path.read_text(encoding="utf-8", errors="replace").rstrip("\n")
-            except OSError:
-                files[name] = ""
-    if not files:
-        raise ConfigError(f"{root}: no /proc and /sys files of a machine in it")
-    return files
+    found = collect(root)
+    return found.files | dict.fromkeys(found.unreadable, "")
 
 
 def config_from_files(
@@ -345,7 +319,9 @@ def _zone(m: Machine, saved: SavedMachine, key: ZoneKey, files: Mapping[str, str
         elif name in ZONE_STAT_ITEMS or name in NUMA_STAT_ITEMS:
             zone.vmstat[name] = number(name, 0, _COUNTER_MAX)
         elif name in NODE_STAT_ITEMS:
-            m.nodes[zone.nid].vmstat[name] = number(name, 0, _COUNTER_MAX)
+            # Kernels before 5.14 count some of them by zone.
+            vmstat = m.nodes[zone.nid].vmstat
+            vmstat[name] = vmstat.get(name, 0) + number(name, 0, _COUNTER_MAX)
     counts = freelists.parse_counts(files, zone) or [[0] * MAX_ORDER for _ in range(MIGRATE_TYPES)]
     blocks = freelists.parse_block_counts(files, zone)
     cached = pageset_counts(files["/proc/zoneinfo"], key)[: m.nr_cpus]

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from kmm.hugetlb import HState
     from kmm.memory import User
     from kmm.offline_explanation import Explanation
+    from kmm.saved_texts import SavedText
     from kmm.sparse import VmemAltmap
 
 
@@ -162,6 +163,8 @@ class Machine(PageAllocator):
         self.log: list[str] = []
         self.uevents: list[str] = []
         self.swallowed: list[tuple[str, KernelError]] = []
+        # Files that are shown in the words of the machine they were saved on, by path.
+        self.saved_texts: dict[str, SavedText] = {}
         self._prepare_parameters(config)
         self._prepare_records(config)
         self._prepare_devices(config)

@@ -17,7 +17,7 @@ _OPTIONS = (
         "--from",
         "source",
         type=click.Path(),
-        help="A directory with copies of /proc and /sys (/ is this machine), or a recording.",
+        help="What kmm import takes or has written (/ is this machine), or a recording.",
     ),
     click.option(
         "--steps",

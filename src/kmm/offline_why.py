@@ -6,12 +6,13 @@ import errno
 import os
 from pathlib import Path
 
+from kmm.data_files import load_data
 from kmm.errors import ConfigError, shown
-from kmm.from_files import read_tree
+from kmm.import_machine import is_machine, load_machine
 from kmm.machine import Machine
 from kmm.offline_explanation import Explanation, Obstacle
 from kmm.replay import boot_machine, check_recording, play_step
-from kmm.scenario import Player, load_data, load_scenario
+from kmm.scenario import Player, load_scenario
 
 
 def _how_many(steps: int | None, there: int, default: int) -> int:
@@ -37,15 +38,15 @@ def machine_of_scenario(path: str, steps: int | None = None) -> Machine:
 
 
 def machine_of_files(path: str, steps: int | None = None) -> Machine:
-    """Return the machine that a directory with copies of /proc and /sys shows, or a recording.
+    """Return the machine that files of a real one show, or a recording.
 
-    :param path: of the directory or the recording's file.
+    :param path: of the recording's file, or whatever import_machine.load_machine takes.
     :param steps: how many of the recording's steps are played, none if None.
     :raises ConfigError: naming the file and what is wrong in it.
     """
-    if os.path.isdir(path):
+    if is_machine(path):
         _how_many(steps, 0, 0)
-        return Machine.from_files(read_tree(path))
+        return load_machine(path)
     recording = load_data(path)
     check_recording(recording, path)
     n = _how_many(steps, len(recording["steps"]) - 1, 0)

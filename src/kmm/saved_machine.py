@@ -27,6 +27,18 @@ REQUIRED = ("/proc/iomem", "/proc/zoneinfo")
 # CONFIG_NODES_SHIFT of x86-64 goes up to 10.
 MAX_NUMNODES = 1024
 
+
+class Mismatch(ConfigError):
+    """A zone has another number of pages than its memory blocks hold."""
+
+    def __init__(self, zone: ZoneKey, present: int, have: int) -> None:
+        super().__init__(
+            f"/proc/zoneinfo: node {zone[0]} zone {zone[1]}: present {present}; /proc/iomem and "
+            f"the memory blocks make it {have}"
+        )
+        self.zone, self.present, self.have = zone, present, have
+
+
 Range = tuple[int, int]  # first pfn, pfn behind the last
 ZoneKey = tuple[int, str]  # node, zone name
 
@@ -213,15 +225,12 @@ def _check_zone(saved: SavedMachine, key: ZoneKey) -> None:
     parts = saved.ranges.get(key, [])
     present = zone_number(saved.zones, key, "present")
     have = sum(end - start for start, end in parts)
-    where = f"/proc/zoneinfo: node {key[0]} zone {key[1]}"
     if present != have:
-        raise ConfigError(
-            f"{where}: present {present}; /proc/iomem and the memory blocks make it {have}"
-        )
+        raise Mismatch(key, present, have)
     first = zone_number(saved.zones, key, "start_pfn")
     last = first + zone_number(saved.zones, key, "spanned")
     if parts and not first <= parts[0][0] < parts[-1][1] <= last:
         raise ConfigError(
-            f"{where}: start_pfn and spanned: {first} to {last}; its pages lie from {parts[0][0]} "
-            f"to {parts[-1][1]}"
+            f"/proc/zoneinfo: node {key[0]} zone {key[1]}: start_pfn and spanned: {first} to "
+            f"{last}; its pages lie from {parts[0][0]} to {parts[-1][1]}"
         )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kmm.data_files import load_data
 from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
+from kmm.import_machine import load_machine
 from kmm.load import play_loads
 from kmm.machine import Machine
 from kmm.params import MachineConfig
@@ -25,7 +23,6 @@ from kmm.workload import OPS as WORKLOAD_OPS
 from kmm.workload import Workload
 
 _KEYS = ("machine", "steps", "title")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +32,8 @@ class Scenario:
     title: str
     config: MachineConfig
     steps: tuple[dict[str, Any], ...]
+    #: What the machine is a twin of: anything that import_machine.load_machine takes.
+    source: str | None = None
 
 
 def check_scenario(data: Any, name: str) -> Scenario:
@@ -57,53 +56,30 @@ def check_scenario(data: Any, name: str) -> Scenario:
     title = data.get("title", name)
     if not isinstance(title, str):
         raise ConfigError(f"{name}: title: {shown(title)}; allowed: text")
+    machine = data.get("machine", {})
+    source = None
     try:
-        config = MachineConfig.from_dict(data.get("machine", {}))
+        if isinstance(machine, Mapping) and "from" in machine:
+            source = _source_of(machine, name)
+            config = load_machine(source).config
+        else:
+            config = MachineConfig.from_dict(machine)
     except ConfigError as e:
         raise ConfigError(f"{name}: {e}") from None
     checked = [check_step(s, f"{name}: step {i}") for i, s in enumerate(steps, 1)]
     check_together(checked, config, name)
-    return Scenario(title, config, tuple(checked))
+    return Scenario(title, config, tuple(checked), source)
 
 
-def load_data(path: str | os.PathLike[str]) -> Any:
-    """Read a TOML file (named ``.toml``, in whatever case) or a JSON file (all others).
-
-    :raises ConfigError: if it cannot be read or parsed, with the format and the place in it.
-    """
-    file = Path(path)
-    kind = "TOML" if file.suffix.lower() == ".toml" else "JSON"
-    try:
-        # Some editors begin a file with a byte order mark.
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
-        raise ConfigError(f"{file}: {reason}") from None
-    try:
-        if kind == "TOML":
-            data = tomllib.loads(text)
-        else:
-            data = json.loads(text, object_pairs_hook=_object)
-        if _SURROGATE.search(text):
-            json.dumps(data, ensure_ascii=False, default=str).encode("utf-8")
-    except RecursionError:
-        raise ConfigError(f"{file}: nested too deeply") from None
-    except ValueError as e:
-        # Beside mistakes of the format: numbers of thousands of digits, halves of characters.
-        raise ConfigError(f"{file}: read as {kind}: {e}") from None
-    return data
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of a JSON file, which may name each of its keys once."""
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"the key {shown(key)} is there twice in one object")
-            seen.add(key)
-    return out
+def _source_of(machine: Mapping[str, Any], name: str) -> str:
+    """Return the path that a machine is said to be the twin of; it counts from the scenario."""
+    for key in machine:
+        if key != "from":
+            raise ConfigError(f"machine.{key}: {shown(machine[key])}; allowed: none beside 'from'")
+    path = machine["from"]
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ConfigError(f"machine.from: {shown(path)}; allowed: the path of a machine.json")
+    return os.path.join(os.path.dirname(name), path)
 
 
 def load_scenario(path: str | os.PathLike[str]) -> Scenario:
@@ -131,7 +107,8 @@ class Player:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
-        self.m = Machine(scenario.config)
+        source = scenario.source
+        self.m = Machine(scenario.config) if source is None else load_machine(source)
         self.workload = Workload(self.m)
         self.held: dict[str, list[tuple[npt.NDArray[np.uint64], int]]] = {}
 

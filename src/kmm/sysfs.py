@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kmm import procfs, swapfile, sysfs_hugetlb, vm_sysctl, vmstat
@@ -113,8 +113,16 @@ def _at(m: Machine, path: str) -> Entry | None:
         if match:
             entry = maker(m, match)
             if entry is not None:
-                return entry
+                return _as_saved(m, path, entry) if path in m.saved_texts else entry
     return None
+
+
+def _as_saved(m: Machine, path: str, entry: Entry) -> Entry:
+    """Return a file of a saved machine that is shown in the words it was saved in."""
+    show, saved = entry.read, m.saved_texts[path]
+    if show is None:
+        return entry
+    return replace(entry, read=lambda m: saved.shown(show(m)))
 
 
 def _walk(m: Machine, path: str, follow_last: bool) -> Entry:
