@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 from kmm import (
     sysfs_acpi,
     sysfs_cpu,
+    sysfs_dax,
     sysfs_firmware,
     sysfs_hugetlb,
     sysfs_memory,
     sysfs_node,
 )
 from kmm.sysfs_entry import Entry, directory, link
-from kmm.sysfs_firmware import DIRECTORIES
+from kmm.sysfs_firmware import DIRECTORIES as FIRMWARE_DIRECTORIES
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -45,8 +46,11 @@ ENTRIES = (
     *sysfs_acpi.ENTRIES,
     *sysfs_firmware.ENTRIES,
     *sysfs_hugetlb.ENTRIES,
+    *sysfs_dax.ENTRIES,
     (rf"/sys/bus/({'|'.join(_BUSES)})/devices", _bus_dir),
     (rf"/sys/bus/({'|'.join(_BUSES)})/devices/(\w+)", _bus_device),
 )
+
+DIRECTORIES = {**FIRMWARE_DIRECTORIES, **sysfs_dax.DIRECTORIES}
 
 __all__ = ["DIRECTORIES", "ENTRIES"]
