@@ -22,6 +22,7 @@ try:
 except ImportError:  # pragma: no cover - depends on how kmm was installed
     sys.exit("kmm: the command line needs click; install kmm[cli]")
 
+from kmm.cli_mount import mount, shell_command
 from kmm.cli_stress import INTERRUPTED, stress
 from kmm.cli_why import why
 
@@ -211,6 +212,8 @@ def verify(recordings: tuple[str, ...], shown: int) -> None:
         raise SystemExit(1)
 
 
+main.add_command(mount)
+main.add_command(shell_command)
 main.add_command(stress)
 main.add_command(why)
 
