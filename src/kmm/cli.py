@@ -23,6 +23,7 @@ except ImportError:  # pragma: no cover - depends on how kmm was installed
     sys.exit("kmm: the command line needs click; install kmm[cli]")
 
 from kmm.cli_export import export
+from kmm.cli_mount import mount, shell_command
 from kmm.cli_stress import INTERRUPTED, stress
 from kmm.cli_why import why
 
@@ -213,6 +214,8 @@ def verify(recordings: tuple[str, ...], shown: int) -> None:
 
 
 main.add_command(export)
+main.add_command(mount)
+main.add_command(shell_command)
 main.add_command(stress)
 main.add_command(why)
 

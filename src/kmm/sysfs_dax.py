@@ -67,7 +67,7 @@ def _bus_device(m: Machine, match: re.Match[str]) -> Entry | None:
 
 def _driver(m: Machine, match: re.Match[str]) -> Entry | None:
     driver, name = m.dax_drivers.get(match[1]), match[2]
-    if driver is None or not _loaded(m):
+    if driver is None or not loaded(m):
         return None
     if name is None:
         bound = (d.name for d in m.dax_devices.values() if d.driver == driver.name)
@@ -173,6 +173,8 @@ def _mapping_file(m: Machine, match: re.Match[str]) -> Entry | None:
 
 
 def _char(m: Machine, match: re.Match[str]) -> Entry | None:
+    if not loaded(m):
+        return None
     if match[1] is None:
         return directory(f"{DAX_MAJOR}:{d.region}" for d in m.dax_devices.values())
     device = _device(m, match[1])
@@ -180,7 +182,7 @@ def _char(m: Machine, match: re.Match[str]) -> Entry | None:
 
 
 def _hmem_driver(m: Machine, match: re.Match[str]) -> Entry | None:
-    if not _loaded(m):
+    if not loaded(m):
         return None
     if match[1] is None:
         return directory(["module", *_regions(m)])
@@ -193,13 +195,13 @@ def _platform_device(m: Machine, match: re.Match[str]) -> Entry | None:
     return link(f"../../../devices/platform/{match[1]}") if match[1] in _regions(m) else None
 
 
-def _loaded(m: Machine) -> bool:
+def loaded(m: Machine) -> bool:
     """Whether udev has loaded the drivers, as it does for a device."""
     return bool(m.dax_devices)
 
 
 def _modules(m: Machine) -> dict[str, str]:
-    return _MODULES if _loaded(m) else {}
+    return _MODULES if loaded(m) else {}
 
 
 def _module(m: Machine, match: re.Match[str]) -> Entry | None:
@@ -222,8 +224,18 @@ def _module(m: Machine, match: re.Match[str]) -> Entry | None:
 _HMEM = rf"{PLATFORM}/hmem\.{NUMBER}"
 _DAX = rf"{_HMEM}/dax\1\.0"
 
+
+def _whole(path: str, *names: str) -> tuple[str, Callable[[Machine, re.Match[str]], Entry | None]]:
+    """A directory that is there with the devices only."""
+    return path, lambda m, _: directory(names or _regions(m)) if loaded(m) else None
+
+
 ENTRIES = (
-    (PLATFORM, lambda m, _: directory(_regions(m))),
+    _whole(PLATFORM),
+    _whole("/sys/bus/platform", "devices", "drivers"),
+    _whole("/sys/bus/platform/drivers", "hmem"),
+    _whole("/sys/bus/platform/devices"),
+    _whole("/sys/dev", "char"),
     (rf"{_HMEM}(?:/(\w+))?", _hmem_file),
     (rf"{_HMEM}/dax_region(?:/(\w+))?", _region_file),
     (rf"{_DAX}(?:/(\w+))?", _device_file),
@@ -232,18 +244,12 @@ ENTRIES = (
     (rf"{BUS}/devices", _names),
     (rf"{BUS}/devices/([\w.]+)", _bus_device),
     (rf"{BUS}/drivers/(\w+)(?:/([\w.]+))?", _driver),
-    (r"/sys/bus/platform/devices", lambda m, _: directory(_regions(m))),
     (r"/sys/bus/platform/devices/([\w.]+)", _platform_device),
     (r"/sys/bus/platform/drivers/hmem(?:/([\w.]+))?", _hmem_driver),
     (rf"/sys/dev/char(?:/{DAX_MAJOR}:{NUMBER})?", _char),
-    (r"/sys/bus/platform/drivers", lambda m, _: directory(["hmem"] * _loaded(m))),
-    (rf"{BUS}/drivers", lambda m, _: directory(m.dax_drivers if _loaded(m) else ())),
+    (rf"{BUS}/drivers", lambda m, _: directory(m.dax_drivers if loaded(m) else ())),
     (r"/sys/module", lambda m, _: directory(["memory_hotplug", *_modules(m)])),
     (r"/sys/module/(\w+)(?:/(\w+)(?:/([\w:]+))?)?", _module),
 )
 
-DIRECTORIES: dict[str, tuple[str, ...]] = {
-    BUS: ("devices", "drivers"),
-    "/sys/bus/platform": ("devices", "drivers"),
-    "/sys/dev": ("char",),
-}
+DIRECTORIES: dict[str, tuple[str, ...]] = {BUS: ("devices", "drivers")}

@@ -15,6 +15,7 @@ from kmm import (
     sysfs_memory,
     sysfs_node,
 )
+from kmm.sysfs_dax import loaded
 from kmm.sysfs_entry import Entry, directory, link
 from kmm.sysfs_firmware import DIRECTORIES as FIRMWARE_DIRECTORIES
 
@@ -39,7 +40,15 @@ def _bus_device(m: Machine, match: re.Match[str]) -> Entry | None:
     return link(f"../../../devices/system/{bus}/{name}") if there else None
 
 
+def _top(path: str, names: str, more: str) -> tuple[str, Callable[..., Entry]]:
+    """A directory with some more names where there are dax devices."""
+    return path, lambda m, _: directory(f"{names} {more}".split() if loaded(m) else names.split())
+
+
 ENTRIES = (
+    _top("/sys", "bus devices firmware kernel module", "dev"),
+    _top("/sys/devices", "LNXSYSTM:00 system", "platform"),
+    _top("/sys/bus", "acpi cpu dax memory node", "platform"),
     *sysfs_memory.ENTRIES,
     *sysfs_node.ENTRIES,
     *sysfs_cpu.ENTRIES,

@@ -129,11 +129,8 @@ ENTRIES = (
 )
 
 DIRECTORIES: dict[str, tuple[str, ...]] = {
-    "/sys": ("bus", "dev", "devices", "firmware", "kernel", "module"),
-    "/sys/devices": ("LNXSYSTM:00", "platform", "system"),
     "/sys/devices/LNXSYSTM:00": ("LNXSYBUS:00",),
     "/sys/devices/system": ("container", "cpu", "memory", "node"),
-    "/sys/bus": ("acpi", "cpu", "dax", "memory", "node", "platform"),
     "/sys/bus/acpi": ("devices",),
     "/sys/bus/cpu": ("devices",),
     "/sys/bus/memory": ("devices",),
