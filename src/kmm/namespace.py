@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from kmm.control import CONTROL
+from kmm.dax_bus import DAX_MAJOR
 from kmm.mount import MountError, check_fuse, end, start
 from kmm.scenario import Player
 
@@ -97,6 +98,7 @@ def shell(player: Player, played: int, command: Sequence[str], outside: str, whe
     pid = start(where, player, played)
     try:
         covered = _cover(where)
+        _make_nodes(player)
         _check_covered(where, covered)
         return _run(command, where, pid)
     finally:
@@ -139,15 +141,32 @@ def _cover(where: str) -> list[str]:
     return covered
 
 
-def _build(path: str) -> None:
-    """Make a directory in /sys, whose parents nobody else can make one in.
+def _make_nodes(player: Player) -> None:
+    """Give /dev the nodes of the machine's dax devices, as the kernel would; none can be opened.
 
-    The lowest parent that exists is covered with a directory in memory that has all of its
-    entries, each bound from the one below.
+    Root of a user namespace may not make any.
     """
+    devices = player.m.dax_devices.values()
+    if not devices:
+        return
+    _rebuild("/dev")
+    for device in devices:
+        with contextlib.suppress(PermissionError):
+            number = os.makedev(DAX_MAJOR, device.region)
+            os.mknod(f"/dev/{device.name}", stat.S_IFCHR | 0o600, number)
+
+
+def _build(path: str) -> None:
+    """Make a directory in /sys, whose parents nobody else can make one in."""
     parent = os.path.dirname(path)
     if not os.path.isdir(parent):
         _build(parent)
+    _rebuild(parent)
+    os.mkdir(path)
+
+
+def _rebuild(parent: str) -> None:
+    """Cover a directory with one in memory that has all its entries, bound from the one below."""
     below = os.open(parent, os.O_PATH | os.O_DIRECTORY)
     old = f"/proc/self/fd/{below}"
     names = os.listdir(old)
@@ -163,7 +182,6 @@ def _build(path: str) -> None:
         else:
             Path(here).touch()
         _mount(there, here, None, _MS_BIND | _MS_REC)
-    os.mkdir(path)
     os.close(below)
 
 
