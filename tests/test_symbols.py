@@ -178,7 +178,12 @@ def chains() -> list[list[object]]:
             while True:
                 m.alloc_pages(10, GFP_KERNEL | 0x4000)
 
+    def changes_drivers(m: Machine) -> None:
+        for file in ("device_dax/unbind", "kmem/new_id", "kmem/unbind"):
+            m.write(f"/sys/bus/dax/drivers/{file}", "dax0.0")
+
     play(comes_and_goes)
+    play(changes_drivers, nodes=[{"memory": "1G", "soft_reserved": "128M"}])
     play(runs_short)
     play(comes_and_goes, cmdline="memhp_default_state=offline memory_hotplug.memmap_on_memory=1")
     play(by_callers)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from kmm.arch_x86_64 import probe_memory_block_size
 from kmm.config import parse_cmdline
+from kmm.dax_bus import SOFT_RESERVED, hmem_init
 from kmm.errors import ConfigError, KernelError
-from kmm.firmware import device_memory, ram_layout
+from kmm.firmware import device_memory, ram_layout, soft_reserved
 from kmm.hugetlb_init import hugetlb_init
 from kmm.mm_init import (
     ZoneLayout,
@@ -58,7 +59,10 @@ def boot(m: Machine) -> None:
     m.iomem_resource = parse_iomem(iomem_text(m, low, high))
     for start, end, kind in e820(low, high):
         m.firmware_map_add(start, end, kind)
-    m.numa_meminfo = numa_meminfo(m, low, high)
+    special = [(start, end, m.pxm_to_node[pxm]) for start, end, pxm in soft_reserved(m.config)]
+    for start, end, _ in special:
+        m.firmware_map_add(start, end - 1, SOFT_RESERVED)
+    m.numa_meminfo = numa_meminfo(m, low, high) + special
     apply_cmdline(m)
     end = 4 * GiB + high if high else low
     m.block_size = m.config.block_size or probe_memory_block_size(end, m.config.hypervisor)
@@ -76,6 +80,7 @@ def boot(m: Machine) -> None:
     register_boot_notifiers(m)
     hugetlb_init(m)
     swapon_at_boot(m)
+    hmem_init(m, special)
 
 
 def e820(low: int, high: int) -> list[tuple[int, int, str]]:
@@ -134,6 +139,7 @@ def iomem_text(m: Machine, low: int, high: int) -> str:
     ]
     if high:
         rows.append((0, 4 * GiB, 4 * GiB + high - 1, "System RAM"))
+    rows += [(0, start, end - 1, SOFT_RESERVED) for start, end, _ in soft_reserved(m.config)]
     base, length = device_memory(m.config)
     window = max(base + length, 4 * GiB)
     # A machine with more than a terabyte covers what QEMU else keeps for HyperTransport.

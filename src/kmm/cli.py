@@ -13,6 +13,7 @@ from kmm.cli_completion import completion
 from kmm.cli_export import export
 from kmm.cli_frame import Group
 from kmm.cli_import import import_
+from kmm.cli_mount import mount, shell_command
 from kmm.cli_run import demo, run
 from kmm.cli_stress import stress
 from kmm.cli_verify import replay, verify
@@ -29,7 +30,19 @@ def main() -> None:
     """
 
 
-for _command in (completion, demo, export, import_, replay, run, stress, verify, why):
+for _command in (
+    completion,
+    demo,
+    export,
+    import_,
+    mount,
+    replay,
+    run,
+    shell_command,
+    stress,
+    verify,
+    why,
+):
     main.add_command(_command)
 
 if __name__ == "__main__":

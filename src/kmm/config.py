@@ -45,6 +45,7 @@ _KEYS = {
     "machine",
 }
 
+_NODE_KEYS = ("cpus", "memory", "soft_reserved")
 
 # Space, as far as it is ASCII, for the kernel's isspace().
 _SPACE = " \t\n\v\f\r"
@@ -90,15 +91,15 @@ def _nodes(data: Mapping[str, Any], cpus: int, memory: int) -> tuple[NodeConfig,
     out = []
     for i, node in enumerate(raw):
         where = f"machine.nodes[{i}]"
-        if not isinstance(node, Mapping) or set(node) - {"cpus", "memory"}:
+        if not isinstance(node, Mapping) or set(node) - set(_NODE_KEYS):
             raise ConfigError(
-                f"{where}: {shown(node)}; allowed: an object with 'cpus' and 'memory'"
+                f"{where}: {shown(node)}; allowed: an object with {', '.join(_NODE_KEYS)}"
             )
         cpus_of_node = _cpu_list(node.get("cpus", ""), f"{where}.cpus")
         size = parse_size(node.get("memory", 0), f"{where}.memory")
         if size % PMD_SIZE:
             raise ConfigError(f"{where}.memory: {shown(size)}; allowed: multiples of 2 MiB")
-        out.append(NodeConfig(cpus_of_node, size))
+        out.append(NodeConfig(cpus_of_node, size, _soft_reserved(node, where)))
     _check_cpus(out, cpus)
     total = sum(n.memory for n in out)
     if total != memory:
@@ -107,6 +108,15 @@ def _nodes(data: Mapping[str, Any], cpus: int, memory: int) -> tuple[NodeConfig,
             f"allowed: machine.memory, {memory}"
         )
     return tuple(out)
+
+
+def _soft_reserved(node: Mapping[str, Any], where: str) -> int:
+    size = parse_size(node.get("soft_reserved", 0), f"{where}.soft_reserved")
+    if size % PMD_SIZE or size > PHYSMEM_END:
+        raise ConfigError(
+            f"{where}.soft_reserved: {shown(size)}; allowed: multiples of 2 MiB below 64T"
+        )
+    return size
 
 
 def _cpu_list(value: Any, where: str) -> tuple[int, ...]:
@@ -130,7 +140,7 @@ def _check_cpus(nodes: list[NodeConfig], cpus: int) -> None:
             seen.add(cpu)
     if missing := set(range(cpus)) - seen:
         # As QEMU does: a CPU that no node names belongs to the first.
-        nodes[0] = NodeConfig(tuple(sorted({*nodes[0].cpus, *missing})), nodes[0].memory)
+        nodes[0] = replace(nodes[0], cpus=tuple(sorted({*nodes[0].cpus, *missing})))
 
 
 def _distances(data: Mapping[str, Any], nr: int) -> tuple[tuple[int, ...], ...]:
@@ -285,7 +295,7 @@ def check_config(config: Any) -> MachineConfig:
         isinstance(node, NodeConfig) and not isinstance(node.memory, str) for node in config.nodes
     ):
         raise ConfigError(f"machine.nodes: {shown(config.nodes)}; allowed: a tuple of NodeConfig")
-    data["nodes"] = [{"cpus": node.cpus, "memory": node.memory} for node in config.nodes]
+    data["nodes"] = [{key: getattr(node, key) for key in _NODE_KEYS} for node in config.nodes]
     if config.srat != "numbered":
         data["srat"] = config.srat
     zones = config.zones

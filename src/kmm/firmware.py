@@ -85,10 +85,23 @@ def ram_layout(config: MachineConfig) -> tuple[int, int]:
     return config.memory, 0
 
 
+def soft_reserved(config: MachineConfig) -> list[tuple[int, int, int]]:
+    """Return (start, end, domain) of the special-purpose memory, bytes: it follows the RAM."""
+    at = 4 * GiB + ram_layout(config)[1]
+    out = []
+    for pxm, node in enumerate(config.nodes):
+        if node.soft_reserved:
+            at = -(-at // GiB) * GiB
+            out.append((at, at + node.soft_reserved, pxm))
+            at += node.soft_reserved
+    return out
+
+
 def device_memory(config: MachineConfig) -> tuple[int, int]:
     """Return start and length in bytes of the address range for DIMMs."""
-    above = ram_layout(config)[1]
-    base = -(-(4 * GiB + above) // GiB) * GiB
+    special = soft_reserved(config)
+    end = special[-1][1] if special else 4 * GiB + ram_layout(config)[1]
+    base = -(-end // GiB) * GiB
     return base, config.maxmem - config.memory + config.slots * GiB
 
 
@@ -104,7 +117,7 @@ def pxm_to_node_map(config: MachineConfig) -> dict[int, int]:
     order: list[int] = []
     by_cpu = {cpu: pxm for pxm, node in enumerate(config.nodes) for cpu in node.cpus}
     order.extend(by_cpu[cpu] for cpu in sorted(by_cpu))
-    order.extend(pxm for pxm, node in enumerate(config.nodes) if node.memory)
+    order.extend(pxm for pxm, node in enumerate(config.nodes) if node.memory or node.soft_reserved)
     if config.maxmem > config.memory:
         order.append(len(config.nodes) - 1)
     if config.srat == "full":

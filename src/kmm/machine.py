@@ -26,6 +26,7 @@ from kmm.clock import SECOND, Clock, Ratelimit
 from kmm.compaction import Kcompactd, try_to_compact_pages, watch_fragmentation
 from kmm.config import check_config
 from kmm.contig_alloc import alloc_contig_pages, alloc_contig_range, free_contig_range
+from kmm.dax_bus import DaxDriver, DevDax, dax_drivers
 from kmm.debug import dump_page
 from kmm.errors import (
     FirmwareRefused,
@@ -264,6 +265,8 @@ class Machine(PageAllocator):
             AcpiDevice(f"PNP0C80:{slot:02x}") for slot in range(config.slots)
         ]
         self.acpi_containers: dict[str, AcpiDevice] = {}
+        self.dax_devices: dict[str, DevDax] = {}
+        self.dax_drivers: dict[str, DaxDriver] = dax_drivers()
         self.sysfs_values: dict[str, str] = {}
         self._prepare_users()
 

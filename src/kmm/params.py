@@ -166,10 +166,14 @@ def format_list(numbers: Sequence[int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """One proximity domain of the firmware: its CPUs and the bytes of RAM it has at boot."""
+    """One proximity domain of the firmware: its CPUs and the bytes of RAM it has at boot.
+
+    ``soft_reserved`` bytes more are special-purpose memory, which the kernel leaves to the dax bus.
+    """
 
     cpus: tuple[int, ...] = ()
     memory: int = 0
+    soft_reserved: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,10 +93,14 @@ def load_scenario(path: str | os.PathLike[str]) -> Scenario:
 
 @dataclass(slots=True)
 class Outcome:
-    """What one step did: an error or none, and what became visible."""
+    """What one step did: an error or none, and what became visible.
+
+    ``errno`` is the error's, EBUSY if firmware refused.
+    """
 
     text: str
     error: str = ""
+    errno: int = 0
     log: list[str] = field(default_factory=list)
     uevents: list[str] = field(default_factory=list)
     output: str = ""
@@ -103,12 +108,17 @@ class Outcome:
 
 
 class Player:
-    """Plays the steps of a scenario on one machine."""
+    """Plays the steps of a scenario on one machine.
 
-    def __init__(self, scenario: Scenario) -> None:
+    :param m: the machine; None for a new one as the scenario describes it.
+    """
+
+    def __init__(self, scenario: Scenario, m: Machine | None = None) -> None:
         self.scenario = scenario
-        source = scenario.source
-        self.m = Machine(scenario.config) if source is None else load_machine(source)
+        if m is None:
+            source = scenario.source
+            m = Machine(scenario.config) if source is None else load_machine(source)
+        self.m = m
         self.workload = Workload(self.m)
         self.held: dict[str, list[tuple[npt.NDArray[np.uint64], int]]] = {}
 
@@ -123,6 +133,7 @@ class Player:
             out.output = self._act(step)
         except (KernelError, FirmwareRefused) as e:
             out.error = str(e)
+            out.errno = (e.errno if isinstance(e, KernelError) else None) or errno.EBUSY
         finally:
             m.kprobes = ordered
         out.log, out.uevents = m.log[log:], m.uevents[uevents:]

@@ -235,6 +235,8 @@ def dump(m: Machine) -> dict[str, Any]:
         "firmware_map": {"entries": dict(m.firmware_map), "next": m.firmware_map_next},
         "acpi": {d.name: _device(d) for d in devices},
         "dimms": _dimms(m),
+        "dax": {d.name: (d.driver, d.mgid) for d in m.dax_devices.values()},
+        "dax ids": {d.name: set(d.ids) for d in m.dax_drivers.values()},
         "blocks": {b.block_id: _block(b) for b in m.memory_blocks.values()},
         "groups": {g.mgid: _group(g) for g in m.memory_groups.values()},
         "nodes": {p.node_id: _node(m, p) for p in m.nodes.values()},

@@ -42,6 +42,12 @@ SYMBOLS: tuple[Symbol, ...] = (
         note="inlined; the older drawing gives its loop over ranges a name of its own",
     ),
     *_rows(
+        "drivers/dax/kmem.c",
+        "dax_kmem",
+        "dev_dax_kmem_probe dev_dax_kmem_remove",
+        traceable=False,
+    ),
+    *_rows(
         "drivers/acpi/scan.c",
         "acpi_scan",
         "acpi_generic_hotplug_event acpi_scan_hot_remove acpi_scan_try_to_offline acpi_bus_trim",

@@ -9,6 +9,7 @@ import errno
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kmm import procfs, swapfile, sysfs_hugetlb, vm_sysctl, vmstat
@@ -104,17 +105,22 @@ _FIXED: dict[str, tuple[str, ...]] = {
 MAXSYMLINKS, NAME_MAX, PATH_MAX = 40, 255, 4096
 
 
-def _at(m: Machine, path: str) -> Entry | None:
-    """Return what is at a path that has no link inside."""
+def entry_at(m: Machine, path: str) -> Entry | None:
+    """Return what is at an absolute path without links, ``.`` or ``..`` inside; None if nothing."""
     if path in _FIXED:
         return directory(_FIXED[path])
-    for pattern, maker in _ENTRIES:
-        match = pattern.fullmatch(path)
-        if match:
-            entry = maker(m, match)
-            if entry is not None:
-                return _as_saved(m, path, entry) if path in m.saved_texts else entry
+    for maker, match in _makers(path):
+        entry = maker(m, match)
+        if entry is not None:
+            return _as_saved(m, path, entry) if path in m.saved_texts else entry
     return None
+
+
+@lru_cache(maxsize=4096)
+def _makers(path: str) -> list[tuple[Maker, re.Match[str]]]:
+    """Return who may know of a path, whatever the machine."""
+    found = ((maker, pattern.fullmatch(path)) for pattern, maker in _ENTRIES)
+    return [(maker, match) for maker, match in found if match]
 
 
 def _as_saved(m: Machine, path: str, entry: Entry) -> Entry:
@@ -147,9 +153,9 @@ def _walk(m: Machine, path: str, follow_last: bool) -> Entry:
             raise kernel_error(-errno.ENAMETOOLONG, path)
         if name == "..":
             here = here.rpartition("/")[0]
-            entry = _at(m, here or "/") or entry
+            entry = entry_at(m, here or "/") or entry
             continue
-        found = _at(m, f"{here}/{name}")
+        found = entry_at(m, f"{here}/{name}")
         if found is None:
             raise kernel_error(-errno.ENOENT, path)
         if found.link is not None and (todo or follow_last):
@@ -245,7 +251,7 @@ def entries(m: Machine, top: str = "/") -> Iterator[tuple[str, Entry]]:
     base = top.rstrip("/")
     for name in listdir(m, top):
         path = f"{base}/{name}"
-        entry = _at(m, path)
+        entry = entry_at(m, path)
         if entry is None:
             raise ImpossibleState(f"entries: {path} is listed but not there")
         yield path, entry

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 from kmm import (
     sysfs_acpi,
     sysfs_cpu,
+    sysfs_dax,
     sysfs_firmware,
     sysfs_hugetlb,
     sysfs_memory,
     sysfs_node,
 )
+from kmm.sysfs_dax import loaded
 from kmm.sysfs_entry import Entry, directory, link
-from kmm.sysfs_firmware import DIRECTORIES
+from kmm.sysfs_firmware import DIRECTORIES as FIRMWARE_DIRECTORIES
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -38,15 +40,26 @@ def _bus_device(m: Machine, match: re.Match[str]) -> Entry | None:
     return link(f"../../../devices/system/{bus}/{name}") if there else None
 
 
+def _top(path: str, names: str, more: str) -> tuple[str, Callable[..., Entry]]:
+    """A directory with some more names where there are dax devices."""
+    return path, lambda m, _: directory(f"{names} {more}".split() if loaded(m) else names.split())
+
+
 ENTRIES = (
+    _top("/sys", "bus devices firmware kernel module", "dev"),
+    _top("/sys/devices", "LNXSYSTM:00 system", "platform"),
+    _top("/sys/bus", "acpi cpu dax memory node", "platform"),
     *sysfs_memory.ENTRIES,
     *sysfs_node.ENTRIES,
     *sysfs_cpu.ENTRIES,
     *sysfs_acpi.ENTRIES,
     *sysfs_firmware.ENTRIES,
     *sysfs_hugetlb.ENTRIES,
+    *sysfs_dax.ENTRIES,
     (rf"/sys/bus/({'|'.join(_BUSES)})/devices", _bus_dir),
     (rf"/sys/bus/({'|'.join(_BUSES)})/devices/(\w+)", _bus_device),
 )
+
+DIRECTORIES = {**FIRMWARE_DIRECTORIES, **sysfs_dax.DIRECTORIES}
 
 __all__ = ["DIRECTORIES", "ENTRIES"]

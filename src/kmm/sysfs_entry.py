@@ -115,7 +115,9 @@ def kstrtoull(text: str, bits: int = 64) -> int:
 _ROOTS = ("/devices/system/memory", "/devices/system/node")
 
 
-def synthetic_uevent(m: Machine, devpath: str, subsystem: str, text: str) -> None:
+def synthetic_uevent(
+    m: Machine, devpath: str, subsystem: str, text: str, heard: bool = True
+) -> None:
     """Send the uevent that was written to a device's ``uevent`` file.
 
     :raises InvalidArgument: for a word that is no action, with the kernel's log lines.
@@ -126,7 +128,7 @@ def synthetic_uevent(m: Machine, devpath: str, subsystem: str, text: str) -> Non
         name = devpath.rsplit("/", 1)[1]
         m.printk(f"{subsystem} {name}: uevent: failed to send synthetic uevent: -22")
         raise kernel_error(-errno.EINVAL, f"uevent: {action!r}; allowed: {', '.join(_ACTIONS)}")
-    if devpath not in _ROOTS:
+    if heard and devpath not in _ROOTS:
         m.uevent(action, devpath, subsystem)
 
 

@@ -129,16 +129,12 @@ ENTRIES = (
 )
 
 DIRECTORIES: dict[str, tuple[str, ...]] = {
-    "/sys": ("bus", "devices", "firmware", "kernel", "module"),
-    "/sys/devices": ("LNXSYSTM:00", "system"),
     "/sys/devices/LNXSYSTM:00": ("LNXSYBUS:00",),
     "/sys/devices/system": ("container", "cpu", "memory", "node"),
-    "/sys/bus": ("acpi", "cpu", "memory", "node"),
     "/sys/bus/acpi": ("devices",),
     "/sys/bus/cpu": ("devices",),
     "/sys/bus/memory": ("devices",),
     "/sys/bus/node": ("devices",),
-    "/sys/module": ("memory_hotplug",),
     "/sys/module/memory_hotplug": ("parameters",),
     MODULE: ("auto_movable_numa_aware", "auto_movable_ratio", "memmap_on_memory", "online_policy"),
     "/sys/firmware": ("acpi", "memmap"),

@@ -10,6 +10,7 @@ from kmm import procfs
 from kmm.compaction import compact_node
 from kmm.node import node_states_text
 from kmm.params import format_list
+from kmm.sysfs_cpu import cpumap
 from kmm.sysfs_entry import (
     NUMBER,
     POWER,
@@ -43,23 +44,13 @@ def _distance(m: Machine, nid: int) -> str:
     return " ".join(str(m.node_distance(nid, n)) for n in sorted(m.n_online)) + "\n"
 
 
-def _cpumap(m: Machine, nid: int) -> str:
-    mask = sum(1 << cpu for cpu in m.cpus_of_node(nid))
-    width = m.nr_cpus
-    words = []
-    while width > 0:
-        words.append(f"{mask & 0xFFFFFFFF:0{-(-min(width, 32) // 4)}x}")
-        mask, width = mask >> 32, width - 32
-    return ",".join(reversed(words)) + "\n"
-
-
 def _node_file(m: Machine, match: re.Match[str]) -> Entry | None:
     nid, name = int(match[1]), match[2]
     if nid not in m.node_devices:
         return None
     shows = {
         "cpulist": lambda m: format_list(m.cpus_of_node(nid)) + "\n",
-        "cpumap": lambda m: _cpumap(m, nid),
+        "cpumap": lambda m: cpumap(m.cpus_of_node(nid), m.nr_cpus),
         "distance": lambda m: _distance(m, nid),
         "meminfo": lambda m: procfs.node_meminfo(m, nid),
         "numastat": lambda m: node_numastat(m, m.nodes[nid]),

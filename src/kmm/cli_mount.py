@@ -1,0 +1,81 @@
+"""``kmm mount`` and ``kmm shell``: programs read and write a machine's files."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from kmm.errors import printable
+from kmm.machine_source import machine_options
+from kmm.mount import MountError, player_of_files, serve, start
+from kmm.namespace import run_inside, shell
+
+
+def _refused(error: MountError) -> click.ClickException:
+    return click.ClickException(printable(str(error)))
+
+
+@click.command()
+@click.argument("directory", type=click.Path())
+@machine_options
+@click.option(
+    "--background", is_flag=True, help="Return once it answers, and print the server's process id."
+)
+def mount(
+    directory: str, scenario: str | None, source: str | None, steps: int | None, background: bool
+) -> None:
+    """Serve a machine's /proc and /sys below DIRECTORY until it is unmounted, or Ctrl-C.
+
+    Its directory .kmm plugs and unplugs DIMMs, plays the scenario's next steps, tells the kernel
+    log and uevents.  Exits with 1 if it cannot be mounted.
+
+    \b
+    Example: kmm mount --scenario examples/first_dimm.toml --steps 2 --background /mnt
+    """
+    player, played = player_of_files(scenario, source, steps)
+    try:
+        if background:
+            click.echo(start(directory, player, played, orphan=True))
+            return
+        serve(
+            directory,
+            player,
+            played,
+            lambda: click.echo(f"{printable(directory)}: mounted; umount or Ctrl-C ends it"),
+        )
+    except MountError as e:
+        raise _refused(e) from None
+
+
+@click.command("shell", context_settings={"ignore_unknown_options": True})
+@machine_options
+@click.option("--outside", hidden=True)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def shell_command(
+    scenario: str | None,
+    source: str | None,
+    steps: int | None,
+    outside: str | None,
+    command: tuple[str, ...],
+) -> None:
+    """Run COMMAND where a machine's files lie over this host's /proc and /sys.
+
+    Only COMMAND and what it starts see them, with KMM=1 in the environment, and in KMM_DIR a
+    directory with all of the machine's files and .kmm.  The status is COMMAND's, or 1 if it was
+    not started because it could have reached the host's.
+
+    \b
+    Example: kmm shell --scenario examples/first_dimm.toml -- lsmem
+    """
+    try:
+        if outside is None:
+            given = {"--scenario": scenario, "--from": source, "--steps": steps}
+            options = [f"{name}={value}" for name, value in given.items() if value is not None]
+            status = run_inside([*options, "--", *command])
+        else:
+            player, played = player_of_files(scenario, source, steps)
+            status = shell(player, played, command, outside, os.environ["KMM_DIR"])
+    except MountError as e:
+        raise _refused(e) from None
+    raise SystemExit(status)

@@ -1,0 +1,275 @@
+"""A machine's files as a file system has them: attributes, open files, stores (fs/kernfs).
+
+Nothing here knows how the files reach a program.  Whoever looks at the machine or changes it
+holds ``Tree.changed``, and what waits for news of it waits on that.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import Condition
+from typing import TYPE_CHECKING
+
+from kmm.errors import ImpossibleState, KernelError, kernel_error
+from kmm.params import PAGE_SIZE
+from kmm.sysfs import entry_at
+from kmm.sysfs_acpi import acpi_path
+from kmm.sysfs_entry import Entry
+
+if TYPE_CHECKING:
+    from kmm.machine import Machine
+
+#: What kmalloc does not give, and so what a sysctl does not take (fs/proc/proc_sysctl.c).
+KMALLOC_MAX_SIZE = 4 << 20
+#: Lines of the kernel log, uevents and the like that are kept.
+LINES_KEPT = 1 << 14
+
+DIRECTORY = stat.S_IFDIR | 0o755
+LINK = stat.S_IFLNK | 0o777
+
+
+@dataclass(frozen=True, slots=True)
+class Attr:
+    """Kind with permission bits (st_mode), and the size in bytes."""
+
+    mode: int
+    size: int
+
+
+def attr_of(entry: Entry) -> Attr:
+    """Return what stat(2) tells of an entry; sysfs calls every file a page long, proc empty."""
+    if entry.link is not None:
+        return Attr(LINK, 0)
+    if entry.names is not None:
+        return Attr(DIRECTORY, 0)
+    return Attr(stat.S_IFREG | entry.mode, 0 if entry.proc else PAGE_SIZE)
+
+
+class Lines:
+    """The latest lines of a list that grows, each with a number that it keeps.
+
+    :param lines: the list, of which the oldest are dropped.
+    """
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+        self.dropped = 0
+
+    @property
+    def end(self) -> int:
+        """The number of the line that comes next."""
+        return self.dropped + len(self.lines)
+
+    def after(self, number: int) -> list[str]:
+        """Return the lines that are still there from a number on."""
+        return self.lines[max(0, number - self.dropped) :]
+
+    def trim(self) -> None:
+        """Drop the oldest lines if there are too many."""
+        if len(self.lines) > 2 * LINES_KEPT:
+            more = len(self.lines) - LINES_KEPT
+            del self.lines[:more]
+            self.dropped += more
+
+
+class Tree:
+    """The files of a machine.
+
+    :param m: the machine; it belongs to the tree from now on.
+    """
+
+    def __init__(self, m: Machine) -> None:
+        self.m = m
+        self.changed = Condition()
+        self.changes = 0
+        self.log, self.uevents = Lines(m.log), Lines(m.uevents)
+        self._seen = self.uevents.end
+        self._firmware_map = set(m.firmware_map)
+        self._physical_nodes = self._count_physical_nodes()
+
+    def _count_physical_nodes(self) -> dict[str, int]:
+        """Return the directory of each memory device that has links to blocks, and how many."""
+        return {
+            f"/sys/devices/{acpi_path(self.m, device.name)}": 1
+            + max(device.physical_nodes.values())
+            for device in self.m.acpi_devices
+            if device.physical_nodes
+        }
+
+    def entry(self, path: str) -> Entry:
+        """Return what is at a path without links inside.
+
+        :raises NoSuchFile: if nothing is.
+        """
+        found = entry_at(self.m, path)
+        # Every device has the same files for its power, so these alone do not ask for the device.
+        if found is not None and "/power/" in path and entry_at(self.m, os.path.dirname(path)):
+            return found
+        if found is None or "/power/" in path:
+            raise kernel_error(-errno.ENOENT, path)
+        return found
+
+    def attr(self, path: str) -> Attr:
+        """Return what stat(2) tells of a path; no text is made for that.
+
+        :raises NoSuchFile: if nothing is there.
+        """
+        with self.changed:
+            return attr_of(self.entry(path))
+
+    def listdir(self, path: str) -> list[tuple[str, int]]:
+        """Return the names in a directory and the kind of each (the S_IFMT bits of st_mode).
+
+        What differs in its number alone is of one kind, so thousands of blocks are looked up once.
+
+        :raises NoSuchFile, NotADirectory: if it is none.
+        """
+        with self.changed:
+            entry = self.entry(path)
+            if entry.names is None:
+                raise kernel_error(-errno.ENOTDIR, path)
+            kinds: dict[str, int] = {}
+            out = []
+            for name in entry.names:
+                alike = name.rstrip("0123456789")
+                if alike not in kinds:
+                    found = entry_at(self.m, f"{path.rstrip('/')}/{name}")
+                    kinds[alike] = stat.S_IFMT(attr_of(found).mode) if found else stat.S_IFREG
+                out.append((name, kinds[alike]))
+            return out
+
+    def readlink(self, path: str) -> str:
+        """Return a link's target.
+
+        :raises NoSuchFile: if nothing is there; InvalidArgument: if it is no link.
+        """
+        with self.changed:
+            entry = self.entry(path)
+        if entry.link is None:
+            raise kernel_error(-errno.EINVAL, f"{path} is no link")
+        return entry.link
+
+    def open(self, path: str, flags: int) -> OpenFile:
+        """Open a file; ``flags`` as open(2) has them.
+
+        :raises AccessDenied: if the file cannot be read or written at all, whoever asks, as sysfs
+            and sysctls (fs/kernfs/file.c, fs/proc/proc_sysctl.c); other files of /proc leave that
+            to the call that tries.
+        :raises NoSuchFile, IsADirectory: if it is none.
+        """
+        with self.changed:
+            entry = self.entry(path)
+        if entry.names is not None:
+            raise kernel_error(-errno.EISDIR, path)
+        access = flags & os.O_ACCMODE
+        if not entry.proc or path.startswith("/proc/sys/"):
+            if access != os.O_WRONLY and (entry.read is None or not entry.mode & 0o444):
+                raise kernel_error(-errno.EACCES, f"{path} is write-only")
+            if access != os.O_RDONLY and (entry.write is None or not entry.mode & 0o222):
+                raise kernel_error(-errno.EACCES, f"{path} is read-only")
+        return OpenFile(self, path, entry)
+
+    def happened(self) -> None:
+        """Tell whoever waits that the machine has changed; called with ``changed`` held."""
+        self.changes += 1
+        for lines in (self.log, self.uevents):
+            lines.trim()
+        for more in (self.m.ost_events, self.m.swallowed):
+            del more[: max(0, len(more) - LINES_KEPT)]
+        self.changed.notify_all()
+
+    def vanished(self) -> Iterator[str]:
+        """Yield the paths that have gone since this was last asked, and links to them.
+
+        A file system that lets its host keep names has to take these back.
+        """
+        with self.changed:
+            lines = self.uevents.after(self._seen)
+            self._seen = self.uevents.end
+            gone = self._firmware_map - self.m.firmware_map.keys()
+            self._firmware_map = set(self.m.firmware_map)
+            nodes = list(self.m.node_devices)
+            links = self._physical_nodes
+            if lines:
+                self._physical_nodes = self._count_physical_nodes()
+        for path, count in links.items():
+            if count > self._physical_nodes.get(path, 0):
+                yield from (f"{path}/physical_node{number or ''}" for number in range(count))
+        yield from (f"/sys/firmware/memmap/{number}" for number in gone)
+        for action, devpath, subsystem in (line.split(" ") for line in lines):
+            if action in ("remove", "offline"):
+                name = devpath.rpartition("/")[2]
+                yield "/sys" + devpath
+                yield f"/sys/bus/{subsystem}/devices/{name}"
+                if subsystem == "memory":
+                    yield from (f"/sys/devices/system/node/node{n}/{name}" for n in nodes)
+
+
+class OpenFile:
+    """An open file of the tree: its text as of the latest read from its start."""
+
+    __slots__ = ("changes", "entry", "path", "text", "tree")
+
+    def __init__(self, tree: Tree, path: str, entry: Entry) -> None:
+        self.tree, self.path, self.entry = tree, path, entry
+        self.changes = tree.changes
+        self.text: bytes | None = None
+
+    def _entry(self) -> Entry:
+        if self.changes != self.tree.changes:
+            try:
+                self.entry = self.tree.entry(self.path)
+            except KernelError:
+                # What was opened is gone (kernfs_get_active).
+                raise kernel_error(-errno.ENODEV, f"{self.path} is gone") from None
+            self.changes = self.tree.changes
+        return self.entry
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Return at most ``size`` bytes from ``offset`` on; the text is made at its start.
+
+        :raises NoSuchDevice: if the file is gone; others: as the file.
+        """
+        if offset == 0 or self.text is None:
+            with self.tree.changed:
+                entry = self._entry()
+                if entry.read is None:
+                    raise kernel_error(-errno.EINVAL, f"{self.path} is write-only")
+                self.text = entry.read(self.tree.m).encode()
+        return self.text[offset : offset + size]
+
+    def write(self, data: bytes, offset: int) -> int:
+        """Store what one write(2) brings.
+
+        sysfs takes a page at a time wherever it is written to, and its parsers stop at a NUL;
+        a sysctl looks at the first page of a write at the file's start, and ignores others.
+
+        :return: how many bytes were taken.
+        :raises KernelError: the errno that the writer gets.
+        """
+        with self.tree.changed:
+            entry = self._entry()
+            if entry.write is None:
+                raise kernel_error(-errno.EINVAL, f"{self.path} is read-only")
+            if not entry.proc:
+                data = data[:PAGE_SIZE]
+            elif len(data) >= KMALLOC_MAX_SIZE:
+                raise kernel_error(-errno.ENOMEM, f"{len(data)} bytes; allowed: less than 4 MiB")
+            elif offset and entry.mode & 0o222:
+                return len(data)
+            text = data[: PAGE_SIZE - entry.proc].partition(b"\0")[0].decode("latin-1")
+            try:
+                entry.write(self.tree.m, text)
+            except ImpossibleState as e:
+                self.tree.m.printk(f"kernel BUG: {e}")
+                raise kernel_error(-errno.EIO, str(e)) from None
+            finally:
+                self.tree.happened()
+            return len(data)
+
+    def close(self) -> None:
+        """Nothing to do: the file holds nothing."""

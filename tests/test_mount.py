@@ -1,0 +1,322 @@
+"""A mounted machine as programs see it, and how mounting fails and ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kmm import Machine
+from kmm import mount as mount_module
+from kmm.mount import Mounted, MountError, mounted, mounts, player_of, start
+from kmm.mount import check_fuse as check
+from kmm.mount import end as unmount_and_wait
+from tests.conftest import RECORDINGS, two_nodes
+from tests.fuse import MACHINE, needs_fuse, sh
+from tests.hammer import hammer
+
+pytestmark = needs_fuse
+MEMORY, NODE = "/sys/devices/system/memory", "/sys/devices/system/node"
+EXAMPLE = Path(__file__).parent.parent / "examples" / "first_dimm.toml"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Mounted]:
+    """A machine that tests leave as they found it: a DIMM of four blocks, offline."""
+    with mounted(MACHINE) as k:
+        k.plug("d", 1, 1 << 32, 512 << 20)
+        yield k
+        k.validate()
+
+
+def refusal(call: object, *args: object) -> int:
+    with pytest.raises(OSError) as e:
+        call(*args)  # type: ignore[operator]
+    return e.value.errno or 0
+
+
+def test_modes_sizes_and_links(shared: Mounted) -> None:
+    state = shared.file(f"{MEMORY}/memory32/state")
+    assert stat.S_IMODE(state.stat().st_mode) == 0o644
+    assert state.stat().st_size == 4096
+    assert shared.file("/proc/zoneinfo").stat().st_size == 0
+    assert os.readlink(shared.file(f"{MEMORY}/memory32/node1")) == "../../node/node1"
+    assert shared.file(f"{MEMORY}/memory32/node1/meminfo").read_text().startswith("Node 1")
+    assert sh(f"find {shared.path} -xdev -type l ! -exec test -e {{}} ';' -print").stdout == ""
+    assert os.statvfs(shared.path).f_namemax == 255
+
+
+def test_every_text_is_the_machines(shared: Mounted) -> None:
+    m = two_nodes()
+    m.plug("d", 1, 1 << 32, 512 << 20)
+    for path in ("/proc/iomem", "/proc/zoneinfo", f"{NODE}/node0/meminfo", f"{MEMORY}/probe"):
+        if path.endswith("probe"):
+            assert refusal(shared.read, path) == errno.EACCES
+        else:
+            assert shared.read(path) == m.read(path)
+
+
+def test_writes_act_and_hand_the_errno_back(shared: Mounted) -> None:
+    state = f"{MEMORY}/memory32/state"
+    shared.write(state, "online_movable")
+    assert shared.read(state) == "online\n"
+    assert refusal(shared.write, state, "online") == errno.EINVAL
+    shared.step(op="alloc", id="x", count=10, gfp="GFP_HIGHUSER_MOVABLE", node=1)
+    shared.write(f"{MEMORY}/memory33/state", "online_kernel")
+    shared.step(op="alloc", id="y", count=100, node=1)
+    assert refusal(shared.write, f"{MEMORY}/memory33/state", "offline") == errno.EBUSY
+    assert refusal(shared.write, f"{MEMORY}/probe", "0x100000000") == errno.EEXIST
+    assert refusal(shared.write, "/proc/meminfo", "1") == errno.EIO
+    assert refusal(shared.write, f"{MEMORY}/block_size_bytes", "1") == errno.EACCES
+    assert refusal(os.mkdir, shared.file(f"{MEMORY}/new")) == errno.EPERM
+    assert refusal(shared.file(f"{MEMORY}/new").write_text, "x") == errno.EACCES
+    assert refusal(os.unlink, shared.file(state)) == errno.EPERM
+    shared.step(op="free", id="x")
+    shared.step(op="free", id="y")
+    shared.write(f"{MEMORY}/memory32/state", "offline")
+    shared.write(f"{MEMORY}/memory33/state", "offline")
+
+
+def test_a_shell_script_onlines_and_reacts_to_errors(shared: Mounted) -> None:
+    script = f"""
+        cd {shared.path}{MEMORY}
+        for b in memory3[2-5]; do echo online_movable > $b/state || exit 1; done
+        cat memory3[2-5]/state
+        echo nonsense > memory32/state || echo "rc $?"
+        for b in memory3[2-5]; do echo 0 > $b/online; done
+        cat memory3[2-5]/state
+    """
+    out = sh(script)
+    assert out.stdout.split() == ["online"] * 4 + ["rc", "1"] + ["offline"] * 4
+    assert "write error: Invalid argument" in out.stderr
+
+
+def test_directories_come_and_go_with_blocks_and_nodes(shared: Mounted) -> None:
+    block, node = shared.file(f"{MEMORY}/memory48"), shared.file(f"{NODE}/node1/memory48")
+    for _ in range(3):
+        assert not block.exists()
+        shared.plug("e", 1, 48 << 27, 128 << 20)
+        assert (block / "state").read_text() == "offline\n"
+        assert (block / "power/control").exists()
+        assert node.is_symlink()
+        held = os.open(block / "state", os.O_RDONLY)
+        shared.unplug("e")
+        for path in (block, block / "state", block / "power/control", node):
+            assert not os.path.lexists(path), path
+        assert "memory48" not in os.listdir(block.parent)
+        assert refusal(os.read, held, 10) == errno.ENODEV
+        os.close(held)
+
+
+def test_a_read_is_of_one_moment_however_it_is_cut(shared: Mounted) -> None:
+    fd = os.open(shared.file("/proc/zoneinfo"), os.O_RDONLY)
+    first = os.read(fd, 100)
+    shared.write(f"{MEMORY}/memory32/state", "online_movable")
+    rest = b""
+    while part := os.read(fd, 100):
+        rest += part
+    again = os.pread(fd, 1 << 20, 0)
+    shared.write(f"{MEMORY}/memory32/state", "offline")
+    assert first + rest != again
+    assert first + rest == shared.read("/proc/zoneinfo").encode()
+    os.close(fd)
+
+
+def test_uevents_stream_to_several_readers_and_the_mount_answers_meanwhile(
+    shared: Mounted,
+) -> None:
+    pipe = shared.path / ".kmm" / "uevents_pipe"
+    cats = [subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) for _ in range(4)]
+    shared.plug("f", 1, 64 << 27, 128 << 20)
+    for cat in cats:
+        assert cat.stdout is not None
+        while b"memory64" not in cat.stdout.readline():
+            pass
+    shared.unplug("f")
+    for cat in cats:
+        assert cat.stdout is not None
+        while cat.stdout.readline() != b"remove /devices/system/memory/memory64 memory\n":
+            pass
+        cat.send_signal(signal.SIGINT)
+        assert cat.wait(10) == -signal.SIGINT
+        cat.stdout.close()
+    shared.status()
+
+
+def test_a_second_mount_on_the_same_place_is_refused(shared: Mounted) -> None:
+    with pytest.raises(MountError, match="a machine is mounted there already"):
+        start(str(shared.path), player_of())
+    out = kmm("mount", str(shared.path))
+    assert out.returncode == 1
+    assert out.stderr.count("\n") == 1
+    assert "mounted there already" in out.stderr
+
+
+def kmm(*args: str, **more: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kmm", *args]
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        command, capture_output=True, text=True, timeout=60, check=False, **more
+    )
+
+
+def test_no_such_directory_no_directory_no_fuse_no_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for path, why in (
+        (tmp_path / "none", "No such file or directory"),
+        (file, "not a directory"),
+    ):
+        out = kmm("mount", str(path), "--background")
+        assert out.returncode == 1, path
+        assert out.stderr.count("\n") == 1
+        assert why in out.stderr
+    monkeypatch.setattr(mount_module, "FUSE_DEVICE", str(tmp_path / "fuse"))
+    with pytest.raises(MountError, match="this host has no FUSE"):
+        check()
+    if os.geteuid() == 0:
+        drop = f"""
+import os, kmm.mount
+kmm.mount.FUSE_DEVICE = {str(file)!r}
+os.chmod(kmm.mount.FUSE_DEVICE, 0)
+os.setuid(65534)
+try:
+    kmm.mount.check_fuse()
+except kmm.mount.MountError as e:
+    print(e)
+"""
+        tmp_path.chmod(0o755)
+        for above in list(tmp_path.parents)[:3]:
+            above.chmod(0o755)
+        out = subprocess.run(
+            [sys.executable, "-c", drop], capture_output=True, text=True, check=False
+        )
+        assert "Permission denied; its group, or root, may use it" in out.stdout, out.stderr
+
+
+def test_mistakes_in_what_is_mounted_are_usage_errors(tmp_path: Path) -> None:
+    for args in (
+        ["--scenario", "none.toml"],
+        ["--from", str(tmp_path)],
+        ["--steps", "3"],
+        ["--scenario", str(EXAMPLE), "--from", "/"],
+        ["--scenario", str(EXAMPLE), "--steps", "999"],
+    ):
+        out = kmm("mount", str(tmp_path), *args)
+        assert out.returncode == 2, out
+        assert "Traceback" not in out.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, None])
+def test_ctrl_c_and_unmounting_leave_nothing_behind(
+    tmp_path: Path, number: signal.Signals | None
+) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-m", "kmm", "mount", str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == f"{tmp_path}: mounted; umount or Ctrl-C ends it\n"
+    cat = subprocess.Popen(
+        ["cat", tmp_path / ".kmm" / "kmsg_pipe"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    if number is None:
+        cat.kill()
+        cat.wait(10)
+        mount_module.unmount(str(tmp_path))
+    else:
+        assert cat.stdout is not None
+        cat.stdout.readline()
+        server.send_signal(number)
+    assert server.wait(20) == 0
+    cat.communicate(timeout=10)
+    server.stdout.close()
+    assert str(tmp_path) not in mounts()
+    assert os.listdir(tmp_path) == []
+
+
+def test_background_returns_when_the_mount_answers(tmp_path: Path) -> None:
+    out = kmm("mount", "--scenario", str(EXAMPLE), "--steps", "2", "--background", str(tmp_path))
+    assert out.returncode == 0, out.stderr
+    k = Mounted(tmp_path, int(out.stdout))
+    try:
+        assert k.status()["pid"] == k.pid
+        assert k.status()["played"] == 2
+        k.control("next", "1")
+        assert k.status()["played"] == 3
+    finally:
+        os.kill(k.pid, signal.SIGTERM)
+    for _ in range(200):
+        if str(tmp_path) not in mounts():
+            break
+        time.sleep(0.05)
+    assert str(tmp_path) not in mounts()
+
+
+def test_from_copies_of_files(tmp_path: Path) -> None:
+    at, copy = tmp_path / "at", tmp_path / "copy"
+    at.mkdir()
+    copy.mkdir()
+    names = ("iomem", "buddyinfo", "meminfo", "zoneinfo")
+    with mounted(two_nodes()) as k:
+        # What is only written cannot be copied.
+        sh(f"cp -r {k.path}/proc {k.path}/sys {copy}")
+        texts = {name: k.read(f"/proc/{name}") for name in names}
+    out = kmm("mount", "--from", str(copy), "--background", str(at))
+    assert out.returncode == 0, out.stderr
+    k = Mounted(at, int(out.stdout))
+    try:
+        assert {name: k.read(f"/proc/{name}") for name in names} == texts
+        k.validate()
+    finally:
+        mount_module.unmount(str(k.path))
+
+
+def test_a_recording_can_be_mounted() -> None:
+    player, played = mount_module.player_of_files(None, str(RECORDINGS / "veto.json"), 1)
+    assert played == 0
+    with mounted(player) as k:
+        assert k.read("/proc/buddyinfo") == player.m.read("/proc/buddyinfo")
+
+
+def test_a_killed_server_leaves_errors_and_a_hint(tmp_path: Path) -> None:
+    pid = start(str(tmp_path), player_of(Machine()))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    try:
+        assert refusal(os.listdir, tmp_path) == errno.ENOTCONN
+        with pytest.raises(MountError, match="a mount whose server has died"):
+            start(str(tmp_path), player_of())
+    finally:
+        unmount_and_wait(str(tmp_path), pid)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_server_ends_with_the_tests_that_started_it(tmp_path: Path) -> None:
+    script = f"""
+import os
+from kmm.mount import player_of, start
+print(start({str(tmp_path)!r}, player_of()), flush=True)
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE)
+    for _ in range(200):
+        if str(tmp_path) not in mounts():
+            break
+        time.sleep(0.05)
+    assert str(tmp_path) not in mounts()
+
+
+def test_eight_processes_read_and_write_at_random() -> None:
+    """``python -m tests.hammer --seconds 3600`` does the same for an hour."""
+    said = hammer(seconds=5, processes=8, seed=1)
+    assert said.operations > 500
+    assert said.refused > 0
