@@ -22,7 +22,7 @@ from kmm.import_report import Report, report_on_files
 from kmm.machine import Machine
 from kmm.machine_files import Collected, collect
 from kmm.machine_repairs import check_page_size, prepare
-from kmm.saved_machine import REQUIRED, Mismatch
+from kmm.saved_machine import MEMORY, REQUIRED, Mismatch
 from kmm.saved_texts import SavedText
 from kmm.sysfs import lookup
 
@@ -107,7 +107,6 @@ def build(collected: Collected) -> Twin:
                 raise
     else:
         raise ConfigError(f"more than {MAX_REPAIRS} of its files do not fit")
-    m.validate()
     m.saved_texts, hidden = _saved_texts(m, collected.files)
     report = report_on_files(collected, repairs)
     report.hidden = hidden
@@ -144,6 +143,8 @@ def _saved_texts(m: Machine, files: Mapping[str, str]) -> tuple[dict[str, SavedT
     for path, saved in files.items():
         if saved == "link" or not saved.strip() or path == _READ_ACTS:
             continue
+        if path.startswith(MEMORY) and path.endswith("/state"):
+            continue  # shows what it was built from, and there may be very many
         entry = lookup(m, path)
         if entry is None or entry.read is None:
             hidden.append(path)

@@ -157,6 +157,7 @@ def _needless(pattern: str, files: Mapping[str, str]) -> bool:
     """Whether a file that is missing tells nothing more than others did."""
     if pattern == "/proc/buddyinfo":
         return bool(files.get("/proc/pagetypeinfo"))
-    # The kernel has them only with memory hot-plug, or with more than one node.
-    one_node = not any(re.match(_NODE + "node[1-9]", path) for path in files)
-    return one_node and pattern in (_NODE + "node*/distance", _NODE + "node*/numastat")
+    if pattern not in (_NODE + "node*/distance", _NODE + "node*/numastat"):
+        return False
+    # With one node they tell nothing.
+    return not any(re.match(_NODE + "node[1-9]", path) for path in files)
