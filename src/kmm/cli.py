@@ -13,6 +13,7 @@ from kmm.cli_completion import completion
 from kmm.cli_frame import Group
 from kmm.cli_run import demo, run
 from kmm.cli_stress import stress
+from kmm.cli_trace import trace
 from kmm.cli_verify import replay, verify
 from kmm.cli_why import why
 
@@ -27,7 +28,7 @@ def main() -> None:
     """
 
 
-for _command in (completion, demo, replay, run, stress, verify, why):
+for _command in (completion, demo, replay, run, stress, trace, verify, why):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def _print_outcome(number: int, out: Outcome, trace: bool, names: str) -> None:
         click.echo(call_tree(out.calls, names))
 
 
-def play_step(player: Player, number: int, step: Mapping[str, Any], trace: bool) -> Outcome:
+def play_step(player: Player, number: int, step: Mapping[str, Any], trace: bool | str) -> Outcome:
     """Play a step; whatever goes wrong beyond a refusal is one line that names it.
 
     :raises click.ClickException: with the step's number and what failed.
