@@ -11,6 +11,7 @@ except ImportError:  # pragma: no cover - depends on how kmm was installed
 
 from kmm.cli_completion import completion
 from kmm.cli_frame import Group
+from kmm.cli_report import report
 from kmm.cli_run import demo, run
 from kmm.cli_stress import stress
 from kmm.cli_trace import trace
@@ -28,7 +29,7 @@ def main() -> None:
     """
 
 
-for _command in (completion, demo, replay, run, stress, trace, verify, why):
+for _command in (completion, demo, replay, report, run, stress, trace, verify, why):
     main.add_command(_command)
 
 if __name__ == "__main__":

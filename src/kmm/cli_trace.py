@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option
+from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, write_text
 from kmm.cli_run import play_step
-from kmm.errors import ConfigError
 from kmm.scenario import Player, Scenario, describe, load_scenario
 from kmm.trace_export import write_chrome, write_ftrace, write_graph
 from kmm.trace_graph import TraceClock, TracedStep
@@ -78,10 +76,7 @@ def trace(
     if out is None:
         click.echo(text.getvalue(), nl=False)
         return
-    try:
-        Path(out).write_text(text.getvalue(), encoding="utf-8", errors="backslashreplace")
-    except OSError as e:
-        raise ConfigError(f"{out}: {e.strerror}") from None
+    write_text(out, text.getvalue())
     calls = sum(span.times for step in steps for span in step.spans)
     end = steps[-1].end if steps else 0
     if as_json:

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from kmm.acpi_memhotplug import AcpiDevice
 from kmm.errors import KernelError
@@ -194,11 +194,12 @@ def spans(
         start: ns at which the first begins.
     """
     notes = timeline.notes if timeline is not None else {}
+    nothing = _Note()
     out: list[Span] = []
     waited: list[int] = []
     for row, (depth, name, times) in enumerate(calls):
-        note = notes.get(row, _Note())
-        span = Span(int(str(depth)), str(name), int(str(times)), pages=note.pages)
+        note = notes.get(row, nothing)
+        span = Span(cast(int, depth), cast(str, name), cast(int, times), pages=note.pages)
         span.subjects, span.error = note.subjects, note.error
         out.append(span)
         waited.append(note.waited)
