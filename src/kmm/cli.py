@@ -14,8 +14,10 @@ from kmm.cli_export import export
 from kmm.cli_frame import Group
 from kmm.cli_import import import_
 from kmm.cli_mount import mount, shell_command
+from kmm.cli_report import report
 from kmm.cli_run import demo, run
 from kmm.cli_stress import stress
+from kmm.cli_trace import trace
 from kmm.cli_verify import replay, verify
 from kmm.cli_why import why
 
@@ -37,9 +39,11 @@ for _command in (
     import_,
     mount,
     replay,
+    report,
     run,
     shell_command,
     stress,
+    trace,
     verify,
     why,
 ):

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
@@ -38,6 +39,17 @@ def echo(text: str) -> None:
 def echo_json(data: object) -> None:
     """Print a value as JSON."""
     click.echo(json.dumps(data, indent=1))
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file.
+
+    :raises ConfigError: if it cannot be written.
+    """
+    try:
+        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as e:
+        raise ConfigError(f"{path}: {e.strerror}") from None
 
 
 def fail(error: Exception | str) -> click.ClickException:

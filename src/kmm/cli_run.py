@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -9,8 +10,17 @@ from typing import Any
 
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, fail, interruptible, json_option
+from kmm.cli_frame import (
+    Watch,
+    echo,
+    echo_json,
+    fail,
+    interruptible,
+    json_option,
+    write_text,
+)
 from kmm.errors import ConfigError, ImpossibleState, ValidationError
+from kmm.report_data import RunRecorder
 from kmm.scenario import Outcome, Player, Scenario, check_scenario, describe, load_scenario
 from kmm.views import call_tree, layers, show
 
@@ -22,6 +32,15 @@ _NAMES = click.option(
     show_default=True,
     help="Vocabulary of the call chains: older kernels' names, or 6.1's.",
 )
+_SAVE = click.option(
+    "--save", type=click.Path(dir_okay=False), help="Also write the run there, for kmm report."
+)
+
+
+def demo_scenario() -> Scenario:
+    """Return the scenario that ``kmm demo`` plays."""
+    text = files("kmm").joinpath("scenarios/demo.toml").read_text(encoding="utf-8")
+    return check_scenario(tomllib.loads(text), "demo.toml")
 
 
 def _print_outcome(number: int, out: Outcome, trace: bool, names: str) -> None:
@@ -37,7 +56,7 @@ def _print_outcome(number: int, out: Outcome, trace: bool, names: str) -> None:
         click.echo(call_tree(out.calls, names))
 
 
-def play_step(player: Player, number: int, step: Mapping[str, Any], trace: bool) -> Outcome:
+def play_step(player: Player, number: int, step: Mapping[str, Any], trace: bool | str) -> Outcome:
     """Play a step; whatever goes wrong beyond a refusal is one line that names it.
 
     :raises click.ClickException: with the step's number and what failed.
@@ -65,11 +84,39 @@ def _as_dict(out: Outcome) -> dict[str, Any]:
     }
 
 
+def play_for_report(watch: Watch, scenario: Scenario) -> dict[str, Any]:
+    """Play a scenario and return what a report shows of it (see report_data)."""
+    player = Player(scenario)
+    recorder = RunRecorder(player.m, scenario.title, len(scenario.steps))
+    with watch.bar(len(scenario.steps), "step") as done:
+        for number, step in enumerate(scenario.steps, 1):
+            done(number - 1, describe(step))
+            recorder.step(number, play_step(player, number, step, "timed"))
+        done(len(scenario.steps), "the final recount")
+        player.m.validate()
+    return recorder.data
+
+
+def save_run(path: str, run: Mapping[str, Any]) -> None:
+    """Write a run for ``kmm report``.
+
+    :raises ConfigError: if it cannot be written.
+    """
+    write_text(path, json.dumps(run, separators=(",", ":")) + "\n")
+
+
 def _play(
-    watch: Watch, scenario: Scenario, trace: bool, names: str, quiet: bool, as_json: bool
+    watch: Watch,
+    scenario: Scenario,
+    trace: bool,
+    names: str,
+    quiet: bool,
+    as_json: bool,
+    save: str | None,
 ) -> None:
     talks = not quiet and not as_json
     player = Player(scenario)
+    recorder = RunRecorder(player.m, scenario.title, len(scenario.steps)) if save else None
     before = now = layers(player.m)
     if talks:
         echo(scenario.title)
@@ -78,7 +125,9 @@ def _play(
         for number, step in enumerate(scenario.steps, 1):
             done(number - 1, describe(step))
             before = now
-            out = play_step(player, number, step, trace)
+            out = play_step(player, number, step, "timed" if recorder else trace)
+            if recorder:
+                recorder.step(number, out)
             now = layers(player.m)
             if as_json:
                 played.append(_as_dict(out))
@@ -86,6 +135,8 @@ def _play(
                 _print_outcome(number, out, trace or bool(step.get("trace")), names)
         done(len(scenario.steps), "the final recount")
         player.m.validate()
+    if save and recorder:
+        save_run(save, recorder.data)
     if as_json:
         echo_json({"title": scenario.title, "steps": played, "machine": dict(now)})
         return
@@ -100,8 +151,17 @@ def _play(
 @_NAMES
 @click.option("--quiet", is_flag=True, help="Print the final view only.")
 @json_option
+@_SAVE
 @interruptible
-def run(watch: Watch, scenario: str, trace: bool, names: str, quiet: bool, as_json: bool) -> None:
+def run(
+    watch: Watch,
+    scenario: str,
+    trace: bool,
+    names: str,
+    quiet: bool,
+    as_json: bool,
+    save: str | None,
+) -> None:
     """Play SCENARIO (TOML or JSON) and show what became of the memory.
 
     \b
@@ -109,20 +169,19 @@ def run(watch: Watch, scenario: str, trace: bool, names: str, quiet: bool, as_js
     """
     if trace and quiet:
         raise click.UsageError("--trace with --quiet; allowed: one of them")
-    _play(watch, load_scenario(scenario), trace, names, quiet, as_json)
+    _play(watch, load_scenario(scenario), trace, names, quiet, as_json, save)
 
 
 @click.command()
 @_TRACE
 @_NAMES
 @json_option
+@_SAVE
 @interruptible
-def demo(watch: Watch, trace: bool, names: str, as_json: bool) -> None:
+def demo(watch: Watch, trace: bool, names: str, as_json: bool, save: str | None) -> None:
     """Show a DIMM that arrives, is used, and leaves.
 
     \b
     Example: kmm demo --trace
     """
-    text = files("kmm").joinpath("scenarios/demo.toml").read_text(encoding="utf-8")
-    scenario = check_scenario(tomllib.loads(text), "demo.toml")
-    _play(watch, scenario, trace, names, False, as_json)
+    _play(watch, demo_scenario(), trace, names, False, as_json, save)

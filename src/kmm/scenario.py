@@ -20,6 +20,7 @@ from kmm.params import MachineConfig
 from kmm.procfs import kpageflags
 from kmm.scenario_check import check_together
 from kmm.schema import GFP_WORDS, SCHEMA, check_step
+from kmm.trace_graph import Timeline
 from kmm.workload import OPS as WORKLOAD_OPS
 from kmm.workload import Workload
 
@@ -105,6 +106,7 @@ class Outcome:
     uevents: list[str] = field(default_factory=list)
     output: str = ""
     calls: list[list[object]] = field(default_factory=list)
+    timeline: Timeline | None = None
 
 
 class Player:
@@ -122,13 +124,18 @@ class Player:
         self.workload = Workload(self.m)
         self.held: dict[str, list[tuple[npt.NDArray[np.uint64], int]]] = {}
 
-    def play(self, step: Mapping[str, Any], trace: bool = False) -> Outcome:
-        """Play one checked step; a refusal becomes the outcome's error."""
+    def play(self, step: Mapping[str, Any], trace: bool | str = False) -> Outcome:
+        """Play one checked step; a refusal becomes the outcome's error.
+
+        :param trace: whether its calls are recorded; ``timed`` for what durations are made of too.
+        """
         m = self.m
         log, uevents = len(m.log), len(m.uevents)
         ordered = m.kprobes
         probes = m.trace() if trace or step.get("trace") else None
         out = Outcome(describe(step))
+        if probes is not None and trace == "timed":
+            probes.watcher = out.timeline = Timeline(m)
         try:
             out.output = self._act(step)
         except (KernelError, FirmwareRefused) as e:
@@ -136,6 +143,8 @@ class Player:
             out.errno = (e.errno if isinstance(e, KernelError) else None) or errno.EBUSY
         finally:
             m.kprobes = ordered
+            if out.timeline is not None:
+                out.timeline.finish()
         out.log, out.uevents = m.log[log:], m.uevents[uevents:]
         out.calls = probes.calls if probes is not None else []
         return out

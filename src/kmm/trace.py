@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 from kmm.errors import check_number, kernel_error
 
@@ -23,6 +23,18 @@ R = TypeVar("R")
 FALLIBLE: set[str] = set()
 
 
+class Watcher(Protocol):
+    """Wants to know more of a recorded call than its name (trace_graph.Timeline)."""
+
+    def begin(
+        self, row: int, fn: Callable[..., object], args: tuple[object, ...], kw: dict[str, object]
+    ) -> object:
+        """A function is entered; its row is the last of ``calls`` now."""
+
+    def end(self, mark: object, failed: BaseException | None) -> None:
+        """It returns, or fails; the mark is what begin returned."""
+
+
 class Kprobes:
     """The recorder and the orders to fail of one machine.
 
@@ -33,6 +45,7 @@ class Kprobes:
         self.recording = recording
         self.calls: list[list[object]] = []
         self.depth = 0
+        self.watcher: Watcher | None = None
         self._faults: dict[str, list[int]] = {} if before is None else before._faults
 
     def enter(self, name: str, times: int = 1) -> None:
@@ -83,11 +96,31 @@ def traced(fn: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Mac
         probes.enter(name)
         probes.depth += 1
         try:
+            if probes.watcher is not None:
+                return _watched(probes, probes.watcher, fn, (m, *args), kwargs)
             return fn(m, *args, **kwargs)
         finally:
             probes.depth -= 1
 
     return call
+
+
+def _watched(
+    probes: Kprobes,
+    watcher: Watcher,
+    fn: Callable[..., R],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> R:
+    """Call a function that a watcher wants to see begin and end."""
+    mark = watcher.begin(len(probes.calls) - 1, fn, args, kwargs)
+    try:
+        out = fn(*args, **kwargs)
+    except BaseException as e:
+        watcher.end(mark, e)
+        raise
+    watcher.end(mark, None)
+    return out
 
 
 def fallible(fn: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Machine, P], R]:

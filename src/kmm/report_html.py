@@ -1,0 +1,54 @@
+"""A run as one self-contained HTML page: data, style, script and charting library inside."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from kmm.errors import ConfigError
+
+#: Page files of the package, in kmm/report.
+_PARTS = ("page.html", "page.css", "page.js")
+
+
+def charting_library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script, which vl-convert carries.
+
+    :raises ConfigError: if vl-convert is not installed.
+    """
+    try:
+        import vl_convert
+    except ImportError:
+        raise ConfigError("a report needs vl-convert-python; install kmm[report]") from None
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+def in_script(text: str) -> str:
+    """Return JSON such that nothing in it ends or opens a script element."""
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def report_html(run: Mapping[str, Any], library: str | None = None) -> str:
+    """Return a report of a run as an HTML page, which loads nothing from anywhere.
+
+    :param run: see report_data; library: the charting library's script, the one of vl-convert if
+        None.
+    :raises ConfigError: if there is no charting library.
+    """
+    script = charting_library() if library is None else library
+    page, style, code = (
+        files("kmm").joinpath("report", part).read_text(encoding="utf-8") for part in _PARTS
+    )
+    return Template(page).substitute(
+        title=html.escape(run["title"]),
+        style=style,
+        run=in_script(json.dumps(run, separators=(",", ":"))),
+        library=script.replace("</script", "<\\/script"),
+        script=code,
+    )
