@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from kmm import procfs, swapfile, sysfs_hugetlb, vm_sysctl, vmstat
 from kmm.errors import ImpossibleState, KernelError, NoSuchFile, kernel_error
+from kmm.params import PAGE_SIZE
 from kmm.sysfs_devices import DIRECTORIES as DEVICE_DIRECTORIES
 from kmm.sysfs_devices import ENTRIES as DEVICE_ENTRIES
-from kmm.sysfs_entry import Entry, directory
+from kmm.sysfs_entry import Entry, directory, stored_text
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -207,7 +208,10 @@ def write(m: Machine, path: str, value: str) -> None:
         raise kernel_error(-errno.EISDIR, path)
     if entry.write is None or (not entry.mode & 0o200 and not entry.proc):
         raise kernel_error(-errno.EACCES, f"{path} is read-only")
-    entry.write(m, value + "\n")
+    data = f"{value}\n".encode()
+    # sysfs takes a page at a time, and the writer comes back with the rest; a sysctl sees one.
+    for at in range(0, 1 if entry.proc else len(data), PAGE_SIZE):
+        entry.write(m, stored_text(entry, data[at : at + PAGE_SIZE]))
 
 
 def listdir(m: Machine, path: str) -> list[str]:
