@@ -85,6 +85,16 @@ _ENTRIES: tuple[tuple[re.Pattern[str], Maker], ...] = tuple(
     )
 )
 
+
+def _literal_prefix(pattern: str) -> str:
+    """Return what every path that a pattern matches begins with."""
+    match = re.match(r"\(?([\w/:-]*)(?![?*+{])", pattern)
+    return match[1] if match else ""
+
+
+# Comparing the beginning of a path is cheaper than matching it.
+_PREFIXES = tuple(_literal_prefix(pattern.pattern) for pattern, _ in _ENTRIES)
+
 _FIXED: dict[str, tuple[str, ...]] = {
     "/": ("proc", "sys"),
     "/proc": (*sorted(_PROC), "sys"),
@@ -119,7 +129,8 @@ def entry_at(m: Machine, path: str) -> Entry | None:
 @lru_cache(maxsize=4096)
 def _makers(path: str) -> list[tuple[Maker, re.Match[str]]]:
     """Return who may know of a path, whatever the machine."""
-    found = ((maker, pattern.fullmatch(path)) for pattern, maker in _ENTRIES)
+    near = (e for e, prefix in zip(_ENTRIES, _PREFIXES, strict=True) if path.startswith(prefix))
+    found = ((maker, pattern.fullmatch(path)) for pattern, maker in near)
     return [(maker, match) for maker, match in found if match]
 
 
