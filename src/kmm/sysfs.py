@@ -92,7 +92,8 @@ def _literal_prefix(pattern: str) -> str:
     return match[1] if match else ""
 
 
-# Comparing the beginning of a path is cheaper than matching it.
+# Most patterns need not be tried, as the beginning of a path tells.
+_HEAD = len("/sys/devices/system/memory")
 _PREFIXES = tuple(_literal_prefix(pattern.pattern) for pattern, _ in _ENTRIES)
 
 _FIXED: dict[str, tuple[str, ...]] = {
@@ -129,9 +130,15 @@ def entry_at(m: Machine, path: str) -> Entry | None:
 @lru_cache(maxsize=4096)
 def _makers(path: str) -> list[tuple[Maker, re.Match[str]]]:
     """Return who may know of a path, whatever the machine."""
-    near = (e for e, prefix in zip(_ENTRIES, _PREFIXES, strict=True) if path.startswith(prefix))
-    found = ((maker, pattern.fullmatch(path)) for pattern, maker in near)
+    found = [(maker, pattern.fullmatch(path)) for pattern, maker in _near(path[:_HEAD])]
     return [(maker, match) for maker, match in found if match]
+
+
+@lru_cache(maxsize=256)
+def _near(head: str) -> list[tuple[re.Pattern[str], Maker]]:
+    """Return the entries whose paths may begin like this."""
+    both = zip(_ENTRIES, _PREFIXES, strict=True)
+    return [entry for entry, prefix in both if head.startswith(prefix[:_HEAD])]
 
 
 def _walk(m: Machine, path: str, follow_last: bool) -> Entry:
