@@ -86,6 +86,17 @@ _ENTRIES: tuple[tuple[re.Pattern[str], Maker], ...] = tuple(
     )
 )
 
+
+def _literal_prefix(pattern: str) -> str:
+    """Return what every path that a pattern matches begins with."""
+    match = re.match(r"\(?([\w/:-]*)(?![?*+{])", pattern)
+    return match[1] if match else ""
+
+
+# Most patterns need not be tried, as the beginning of a path tells.
+_HEAD = len("/sys/devices/system/memory")
+_PREFIXES = tuple(_literal_prefix(pattern.pattern) for pattern, _ in _ENTRIES)
+
 _FIXED: dict[str, tuple[str, ...]] = {
     "/": ("proc", "sys"),
     "/proc": (*sorted(_PROC), "sys"),
@@ -120,8 +131,15 @@ def entry_at(m: Machine, path: str) -> Entry | None:
 @lru_cache(maxsize=4096)
 def _makers(path: str) -> list[tuple[Maker, re.Match[str]]]:
     """Return who may know of a path, whatever the machine."""
-    found = ((maker, pattern.fullmatch(path)) for pattern, maker in _ENTRIES)
+    found = [(maker, pattern.fullmatch(path)) for pattern, maker in _near(path[:_HEAD])]
     return [(maker, match) for maker, match in found if match]
+
+
+@lru_cache(maxsize=256)
+def _near(head: str) -> list[tuple[re.Pattern[str], Maker]]:
+    """Return the entries whose paths may begin like this."""
+    both = zip(_ENTRIES, _PREFIXES, strict=True)
+    return [entry for entry, prefix in both if head.startswith(prefix[:_HEAD])]
 
 
 def _walk(m: Machine, path: str, follow_last: bool) -> Entry:
