@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from kmm.mount import FUSE_DEVICE
+from tests.fuse import why_not
+
 #: Set where every program has to be there, so that no test is skipped without a word.
 REQUIRED = "KMM_PROGRAMS"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -38,6 +41,14 @@ def missing(what: str) -> None:
     if os.environ.get(REQUIRED):
         pytest.fail(f"{what}, and {REQUIRED} is set")
     pytest.skip(what)
+
+
+def need_fuse() -> None:
+    """Skip the test where the host has no FUSE; fail it where only a library is missing."""
+    if not os.path.exists(FUSE_DEVICE):
+        pytest.skip(f"{FUSE_DEVICE} is not there")
+    if reason := why_not():
+        missing(reason)
 
 
 def environment(**more: str) -> dict[str, str]:

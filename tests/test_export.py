@@ -18,7 +18,7 @@ from kmm.machine import Machine
 from kmm.params import GiB, MachineConfig, MiB
 from kmm.sysfs import entries
 
-SCENARIO = "examples/first_dimm.toml"
+SCENARIO = str(Path(__file__).parent.parent / "examples" / "first_dimm.toml")
 # What read_tree and from_files carry over, whole.
 SAME = ("iomem", "zoneinfo", "buddyinfo", "pagetypeinfo", "meminfo", "cmdline")
 

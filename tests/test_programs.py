@@ -15,7 +15,7 @@ import pytest
 from kmm import Machine
 from kmm.export import export_tree
 from kmm.params import GiB, MachineConfig, MiB
-from tests.programs import environment, over, program, run
+from tests.programs import environment, missing, over, program, run
 
 MEMORY, NODE = "/sys/devices/system/memory", "/sys/devices/system/node"
 DISTANCES = [[10, 21], [21, 10]]
@@ -258,7 +258,10 @@ def test_find_and_grep_and_a_library(machine: Machine, tree: Path) -> None:
     states = run([program("grep"), "-rl", "--include=state", "^offline$", f"{tree}{MEMORY}"]).stdout
     assert len(states.split()) == 6
     assert run([program("find"), str(tree), "-xtype", "l"]).stdout == ""
-    psutil = pytest.importorskip("psutil")
+    try:
+        import psutil
+    except ImportError:
+        missing("psutil is not installed")
     before, psutil.PROCFS_PATH = psutil.PROCFS_PATH, f"{tree}/proc"
     try:
         memory = psutil.virtual_memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from kmm.params import GiB, MiB
-from tests.fuse import why_not
-from tests.programs import REQUIRED, SHADOWED, environment, missing, program
+from tests.programs import REQUIRED, SHADOWED, environment, missing, need_fuse, program
 from tests.test_programs import DISTANCES
 
 MEMORY = "/sys/devices/system/memory"
@@ -35,8 +35,7 @@ def inside(tmp_path: Path):
     def run(
         script: str, *steps: dict[str, object], nodes: list[dict[str, object]] | None = None
     ) -> tuple[str, set[int], int]:
-        if reason := why_not():
-            missing(reason)
+        need_fuse()
         machine = {"memory": "2G", "maxmem": "16G", "cpus": 4, "nodes": nodes or NODES}
         if nodes is None:
             machine["distances"] = DISTANCES
@@ -50,7 +49,7 @@ def inside(tmp_path: Path):
             exit $status"""
         command = ["bash", "-c", f"exec 2>&1\n{shadows}\n{script}\n{end}"]
         kmm = [sys.executable, "-m", "kmm", "shell", "--scenario", str(file), "--", *command]
-        paths = {"PYTHONPATH": str(Path(__file__).parent.parent / "src")}
+        paths = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
         done = subprocess.run(
             kmm, capture_output=True, text=True, timeout=120, env=environment(**paths)
         )

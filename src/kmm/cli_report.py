@@ -9,9 +9,10 @@ import click
 
 from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, write_text
 from kmm.cli_run import demo_scenario, play_for_report
+from kmm.data_files import load_data
 from kmm.report_data import check_run
 from kmm.report_html import charting_library, report_html
-from kmm.scenario import check_scenario, load_data
+from kmm.scenario import check_scenario
 
 
 def _run_of(watch: Watch, path: str) -> dict[str, Any]:

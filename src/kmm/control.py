@@ -241,12 +241,12 @@ class ControlOpenFile:
                 self.control.tree.happened()
         return len(data)
 
-    def close(self) -> None:
-        """Nothing to do: the file holds nothing."""
-
 
 class Pipe:
     """Lines from the oldest that is kept on, which a reader waits for; each opener has all of them.
+
+    ``interrupted`` is asked now and then during a wait, and what is not 0 is the errno to return
+    with; ``waiting`` is entered before a wait and left after it.
 
     :param nonblock: whether a read returns EAGAIN where it would wait.
     """
@@ -255,18 +255,12 @@ class Pipe:
         self.control, self.lines, self.nonblock = control, lines, nonblock
         self.number = 0
         self.rest = b""
+        self.interrupted: Callable[[], int] = lambda: 0
+        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def read(
-        self,
-        size: int,
-        offset: int,
-        interrupted: Callable[[], int] = lambda: 0,
-        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> bytes:
+    def read(self, size: int, offset: int) -> bytes:
         """Return what has come, at most ``size`` bytes; wait for it if nothing has.
 
-        :param interrupted: asked now and then; what is not 0 is the errno to return with.
-        :param waiting: entered before a wait, left after it.
         :raises KernelError: EAGAIN if nobody is to wait, or too many do.
         """
         changed = self.control.tree.changed
@@ -276,9 +270,9 @@ class Pipe:
                     raise kernel_error(-errno.EAGAIN, "nothing has come")
                 self.control.waiting += 1
                 try:
-                    with waiting():
+                    with self.waiting():
                         while not self._take():
-                            if code := interrupted():
+                            if code := self.interrupted():
                                 raise kernel_error(-code, "interrupted")
                             changed.wait(_PATIENCE)
                 finally:
@@ -297,9 +291,6 @@ class Pipe:
         :raises InvalidArgument: always.
         """
         raise kernel_error(-errno.EINVAL, "read-only")
-
-    def close(self) -> None:
-        """Nothing to do: the pipe holds nothing."""
 
 
 def _text(lines: Lines) -> str:

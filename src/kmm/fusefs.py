@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import itertools
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from threading import Lock, Thread
 from typing import Any
 
+from kmm import _fusefs
 from kmm.control import CONTROL, Control, ControlOpenFile, Pipe
 from kmm.errors import KernelError, kernel_error
 from kmm.params import PAGE_SIZE
@@ -61,10 +61,8 @@ class TreeOperations(mfusepy.Operations):  # type: ignore[misc]
 
     def __init__(self, tree: Tree, control: Control, ready: Callable[[], None]) -> None:
         self.tree, self.control, self.ready = tree, control, ready
-        self.files: dict[int, OpenFile | ControlOpenFile | Pipe] = {}
-        self.numbers = itertools.count(1)
-        self.born = time.time_ns()
-        self.owner = {"st_uid": os.getuid(), "st_gid": os.getgid()}
+        self.born = int(time.time())
+        self.owner = os.getuid(), os.getgid()
         self.lib = _declare(mfusepy._libfuse)
         self.fuse: Any = None
         self.session: Any = None
@@ -123,60 +121,43 @@ class TreeOperations(mfusepy.Operations):  # type: ignore[misc]
         libc.free.argtypes = [ctypes.c_void_p]
         libc.free(request.mem)
 
-    # -- names ------------------------------------------------------------------------
+    # -- what _fusefs asks for ----------------------------------------------------------
+
+    def attr(self, path: str) -> Attr:
+        """stat(2)."""
+        return (self.control if path.startswith(CONTROL) else self.tree).attr(path)
+
+    def listing(self, path: str) -> list[tuple[str, int]]:
+        """The names in a directory, with their kinds; of directories and links the whole mode."""
+        names = (self.control if path.startswith(CONTROL) else self.tree).listdir(path)
+        own = [(CONTROL[1:], DIRECTORY)] if path == "/" else []
+        return [(".", DIRECTORY), ("..", DIRECTORY), *own, *names]
+
+    def open_file(self, path: str, flags: int) -> tuple[OpenFile | ControlOpenFile | Pipe, bool]:
+        """open(2); whether the file is a pipe."""
+        if not path.startswith(CONTROL):
+            return self.tree.open(path, flags), False
+        file = self.control.open(path, flags)
+        if isinstance(file, Pipe):
+            file.interrupted, file.waiting = self._interrupted, self._others_serve
+            return file, True
+        return file, False
+
+    # -- what mfusepy asks for ----------------------------------------------------------
 
     def getattr(self, path: str, fh: Any = None) -> dict[str, int]:
-        """stat(2)."""
-        of_control = path.startswith(CONTROL)
-        attr: Attr = (self.control if of_control else self.tree).attr(path)
-        return {
-            "st_mode": attr.mode,
-            "st_size": attr.size,
-            "st_nlink": 1,  # of directories, which nobody has counted
-            "st_atime": self.born,
-            "st_mtime": self.born,
-            "st_ctime": self.born,
-            **self.owner,
-        }
+        """Asked for by _fusefs, as open, read, release and readdir are."""
+        raise kernel_error(-errno.ENOSYS, path)
+
+    open = read = release = readdir = getattr
 
     def readlink(self, path: str) -> str:
         """readlink(2)."""
         return self.tree.readlink(path)
 
-    def opendir(self, path: str) -> int:
-        """Nothing to keep: a listing is handed over whole."""
-        return 0
-
-    def readdir(self, path: str, fh: int) -> Iterator[tuple[str, int, int]]:
-        """The names in a directory, with their kinds."""
-        of_control = path.startswith(CONTROL)
-        names = (self.control if of_control else self.tree).listdir(path)
-        if path == "/":
-            names = [*names, (CONTROL[1:], DIRECTORY)]
-        yield from ((name, kind, 0) for name, kind in ((".", DIRECTORY), ("..", DIRECTORY), *names))
-
     def statfs(self, path: str) -> dict[str, int]:
         """statvfs(3): nothing is free, as in sysfs."""
         return {"f_bsize": PAGE_SIZE, "f_frsize": PAGE_SIZE, "f_namemax": NAME_MAX}
-
-    # -- files ------------------------------------------------------------------------
-
-    def open(self, path: str, fi: Any) -> int:
-        """open(2): nothing that is read may be kept, so everything is direct_io."""
-        of_control = path.startswith(CONTROL)
-        file = (self.control if of_control else self.tree).open(path, fi.flags)
-        fi.fh = next(self.numbers)
-        self.files[fi.fh] = file
-        fi.direct_io = 1
-        fi.nonseekable = isinstance(file, Pipe)
-        return 0
-
-    def read(self, path: str, size: int, offset: int, fi: Any) -> bytes:
-        """read(2)."""
-        file = self.files[fi.fh]
-        if isinstance(file, Pipe):
-            return file.read(size, offset, self._interrupted, self._others_serve)
-        return file.read(size, offset)
 
     def _interrupted(self) -> int:
         if self.lib.fuse_session_exited(self.session):
@@ -186,7 +167,8 @@ class TreeOperations(mfusepy.Operations):  # type: ignore[misc]
     def write(self, path: str, data: bytes, offset: int, fi: Any) -> int:
         """write(2): one store."""
         try:
-            return self.files[fi.fh].write(data, offset)
+            written: int = _fusefs.file_of(fi.fh).write(data, offset)
+            return written
         except KernelError:
             raise
         except Exception:
@@ -199,13 +181,6 @@ class TreeOperations(mfusepy.Operations):  # type: ignore[misc]
     def _forget_names(self) -> None:
         for path in self.tree.vanished():
             self.lib.fuse_invalidate_path(self.fuse, path.encode())
-
-    def release(self, path: str, fi: Any) -> int:
-        """The last close(2)."""
-        file = self.files.pop(fi.fh, None)
-        if file is not None:
-            file.close()
-        return 0
 
     # -- what files of sysfs and proc let pass, or refuse -------------------------------
 
@@ -260,24 +235,53 @@ class TreeOperations(mfusepy.Operations):  # type: ignore[misc]
         raise kernel_error(-errno.EPERM, target)
 
 
-def run(mountpoint: str, operations: Any, **options: Any) -> None:
+def _info(**bits: int) -> bytes:
+    """Return the fuse_file_info of an open file with these bits set."""
+    info = mfusepy.fuse_file_info()
+    for name, value in bits.items():
+        setattr(info, name, value)
+    return bytes(info)
+
+
+def run(mountpoint: str, operations: TreeOperations, **options: Any) -> None:
     """Mount operations and serve them until they are unmounted or a signal comes.
 
     :raises RuntimeError: with libfuse's number, if it could not or if a signal ended it.
     """
-    mfusepy.FUSE(
+    # Nothing that is read may be kept by the host, so every file is direct_io.
+    addresses = _fusefs.install(
         operations,
-        mountpoint,
-        foreground=True,
-        raw_fi=True,
-        fsname="kmm",
-        subtype="kmm",
-        default_permissions=True,
-        nosuid=True,
-        nodev=True,
-        entry_timeout=KEEP_NAMES,
-        attr_timeout=KEEP_NAMES,
-        nothreads=True,
-        **({"allow_other": True} if os.getuid() == 0 else {}),
-        **options,
+        mfusepy.fuse_file_info.fh.offset,
+        _info(direct_io=1),
+        _info(direct_io=1, nonseekable=1),
     )
+    types = {name: kind for name, kind, *_ in mfusepy.fuse_operations._fields_}
+    main = mfusepy.fuse_main_real
+
+    def main_real(argc: int, argv: Any, table: Any, size: int, data: Any) -> int:
+        for name, address in addresses.items():
+            setattr(table.contents, name, types[name](address))
+        result: int = main(argc, argv, table, size, data)
+        return result
+
+    # mfusepy hands its table of callbacks to this function alone.
+    mfusepy.fuse_main_real = main_real
+    try:
+        mfusepy.FUSE(
+            operations,
+            mountpoint,
+            foreground=True,
+            raw_fi=True,
+            nothreads=True,
+            fsname="kmm",
+            subtype="kmm",
+            default_permissions=True,
+            nosuid=True,
+            nodev=True,
+            entry_timeout=KEEP_NAMES,
+            attr_timeout=KEEP_NAMES,
+            **({"allow_other": True} if os.getuid() == 0 else {}),
+            **options,
+        )
+    finally:
+        mfusepy.fuse_main_real = main

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import json
 import os
 import signal
@@ -164,6 +165,7 @@ def serve(
             ready()
 
         tree = Tree(player.m)
+        gc.freeze()  # a machine is large, and what a request makes goes by itself
         try:
             run(path, TreeOperations(tree, Control(tree, player, played), answers))
         except RuntimeError:

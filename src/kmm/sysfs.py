@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from kmm import procfs, swapfile, sysfs_hugetlb, vm_sysctl, vmstat
 from kmm.errors import ImpossibleState, KernelError, NoSuchFile, kernel_error
+from kmm.params import PAGE_SIZE
 from kmm.sysfs_devices import DIRECTORIES as DEVICE_DIRECTORIES
 from kmm.sysfs_devices import ENTRIES as DEVICE_ENTRIES
-from kmm.sysfs_entry import Entry, directory
+from kmm.sysfs_entry import Entry, directory, stored_text
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -85,6 +86,17 @@ _ENTRIES: tuple[tuple[re.Pattern[str], Maker], ...] = tuple(
     )
 )
 
+
+def _literal_prefix(pattern: str) -> str:
+    """Return what every path that a pattern matches begins with."""
+    match = re.match(r"\(?([\w/:-]*)(?![?*+{])", pattern)
+    return match[1] if match else ""
+
+
+# Most patterns need not be tried, as the beginning of a path tells.
+_HEAD = len("/sys/devices/system/memory")
+_PREFIXES = tuple(_literal_prefix(pattern.pattern) for pattern, _ in _ENTRIES)
+
 _FIXED: dict[str, tuple[str, ...]] = {
     "/": ("proc", "sys"),
     "/proc": (*sorted(_PROC), "sys"),
@@ -119,7 +131,7 @@ def entry_at(m: Machine, path: str) -> Entry | None:
 @lru_cache(maxsize=4096)
 def _makers(path: str) -> list[tuple[Maker, re.Match[str]]]:
     """Return who may know of a path, whatever the machine."""
-    found = ((maker, pattern.fullmatch(path)) for pattern, maker in _ENTRIES)
+    found = [(maker, pattern.fullmatch(path)) for pattern, maker in _near(path[:_HEAD])]
     return [(maker, match) for maker, match in found if match]
 
 
@@ -129,6 +141,13 @@ def _as_saved(m: Machine, path: str, entry: Entry) -> Entry:
     if show is None:
         return entry
     return replace(entry, read=lambda m: saved.shown(show(m)))
+
+
+@lru_cache(maxsize=256)
+def _near(head: str) -> list[tuple[re.Pattern[str], Maker]]:
+    """Return the entries whose paths may begin like this."""
+    both = zip(_ENTRIES, _PREFIXES, strict=True)
+    return [entry for entry, prefix in both if head.startswith(prefix[:_HEAD])]
 
 
 def _walk(m: Machine, path: str, follow_last: bool) -> Entry:
@@ -215,7 +234,10 @@ def write(m: Machine, path: str, value: str) -> None:
         raise kernel_error(-errno.EISDIR, path)
     if entry.write is None or (not entry.mode & 0o200 and not entry.proc):
         raise kernel_error(-errno.EACCES, f"{path} is read-only")
-    entry.write(m, value + "\n")
+    data = f"{value}\n".encode()
+    # sysfs takes a page at a time, and the writer comes back with the rest; a sysctl sees one.
+    for at in range(0, 1 if entry.proc else len(data), PAGE_SIZE):
+        entry.write(m, stored_text(entry, data[at : at + PAGE_SIZE]))
 
 
 def listdir(m: Machine, path: str) -> list[str]:

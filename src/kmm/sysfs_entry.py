@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kmm.errors import kernel_error
+from kmm.params import PAGE_SIZE
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -76,6 +77,14 @@ def word(text: str) -> str:
     return text[:-1] if text.endswith("\n") else text
 
 
+def stored_text(entry: Entry, data: bytes) -> str:
+    """Return what a store sees of one write(2): its first page, and nothing behind a NUL.
+
+    A sysctl sees a byte less.
+    """
+    return data[: PAGE_SIZE - entry.proc].partition(b"\0")[0].decode("latin-1")
+
+
 def kstrtobool(text: str) -> bool:
     """Parse a boolean as the kernel does.
 
@@ -111,6 +120,10 @@ def kstrtoull(text: str, bits: int = 64) -> int:
     return value
 
 
+# What may follow an action: a UUID, then words that are given values.
+_SYNTH_ARGUMENTS = re.compile(
+    r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}( [0-9a-zA-Z]+=[0-9a-zA-Z]+)*", re.ASCII
+)
 # Directories of a bus, which is not a device of one: what is sent for them reaches nobody.
 _ROOTS = ("/devices/system/memory", "/devices/system/node")
 
@@ -122,11 +135,17 @@ def synthetic_uevent(
 
     :raises InvalidArgument: for a word that is no action, with the kernel's log lines.
     """
-    action = (word(text).split() or [""])[0]
+    action, more, arguments = word(text).partition(" ")
+    wrong = ""
     if action not in _ACTIONS:
-        m.printk(f"synth uevent: {devpath}: unknown uevent action string")
-        name = devpath.rsplit("/", 1)[1]
-        m.printk(f"{subsystem} {name}: uevent: failed to send synthetic uevent: -22")
+        wrong = "unknown uevent action string"
+    elif more and not _SYNTH_ARGUMENTS.fullmatch(arguments):
+        wrong = "incorrect uevent action arguments"
+    if wrong:
+        m.printk(f"synth uevent: {devpath}: {wrong}")
+        if devpath.startswith("/devices/"):
+            name = devpath.rsplit("/", 1)[1]
+            m.printk(f"{subsystem} {name}: uevent: failed to send synthetic uevent: -22")
         raise kernel_error(-errno.EINVAL, f"uevent: {action!r}; allowed: {', '.join(_ACTIONS)}")
     if heard and devpath not in _ROOTS:
         m.uevent(action, devpath, subsystem)

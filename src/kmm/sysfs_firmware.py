@@ -75,10 +75,10 @@ def _memmap_dir(m: Machine, match: re.Match[str]) -> Entry | None:
 
 
 def _acpi_enabled_store(m: Machine, text: str) -> None:
-    number = kstrtoull(text)
-    if number > 1:
-        raise kernel_error(-errno.EINVAL, f"enabled: {number}; allowed: 0, 1")
-    m.acpi_memory_enabled = bool(number)
+    match = re.fullmatch(r"\+?0*([01])\n?", text)
+    if not match:
+        raise kernel_error(-errno.EINVAL, f"enabled: {word(text)!r}; allowed: 0, 1")
+    m.acpi_memory_enabled = match[1] == "1"
 
 
 def _inject_file(m: Machine, match: re.Match[str]) -> Entry | None:

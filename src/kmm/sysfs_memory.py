@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kmm.acpi_memhotplug import acpi_get_node
 from kmm.arch_x86_64 import memory_add_physaddr_to_nid
-from kmm.errors import kernel_error
+from kmm.errors import KernelError, kernel_error
 from kmm.memory_block import (
     MMOP_ONLINE,
     MMOP_ONLINE_KERNEL,
@@ -91,6 +91,14 @@ def _auto_online_store(m: Machine, text: str) -> None:
     m.mhp_default_online_type = ONLINE_TYPES.index(word(text))
 
 
+def _address(text: str) -> int:
+    """Return the number of a page's address; what is wrong with it is EINVAL, whatever it is."""
+    try:
+        return kstrtoull(text)
+    except KernelError as e:
+        raise kernel_error(-errno.EINVAL, e.why) from None
+
+
 def _memory_file(m: Machine, match: re.Match[str]) -> Entry | None:
     name = match[1]
     if name == "block_size_bytes":
@@ -102,9 +110,9 @@ def _memory_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if name == "probe" and m.config.probe:
         return Entry(0o200, write=probe_store)
     if name == "soft_offline_page" and m.config.memory_failure:
-        return Entry(0o200, write=lambda m, t: soft_offline_page_store(m, kstrtoull(t)))
+        return Entry(0o200, write=lambda m, t: soft_offline_page_store(m, _address(t)))
     if name == "hard_offline_page" and m.config.memory_failure:
-        return Entry(0o200, write=lambda m, t: hard_offline_page_store(m, kstrtoull(t)))
+        return Entry(0o200, write=lambda m, t: hard_offline_page_store(m, _address(t)))
     if name == "uevent":
         return Entry(
             0o644,

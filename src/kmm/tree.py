@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,8 +27,14 @@ if TYPE_CHECKING:
 #: What kmalloc does not give, and so what a sysctl does not take (fs/proc/proc_sysctl.c).
 KMALLOC_MAX_SIZE = 4 << 20
 #: Lines of the kernel log, uevents and the like that are kept.
-LINES_KEPT = 1 << 14
+LINES_KEPT = 1 << 12
 
+#: What every block has, with or without nodes and firmware.
+_OF_BLOCK = re.compile(
+    "/sys/devices/system/memory/memory([1-9][0-9]{0,8}|0)"
+    "(|/(?:online|phys_device|phys_index|removable|state|uevent|valid_zones))"
+)
+_NUMBERS = re.compile("[0-9]+")
 DIRECTORY = stat.S_IFDIR | 0o755
 LINK = stat.S_IFLNK | 0o777
 
@@ -87,6 +94,8 @@ class Tree:
         self.changed = Condition()
         self.changes = 0
         self.log, self.uevents = Lines(m.log), Lines(m.uevents)
+        self._of_blocks: dict[str, Attr] = {}
+        self._kinds: dict[str, dict[str, int]] = {}
         self._seen = self.uevents.end
         self._firmware_map = set(m.firmware_map)
         self._physical_nodes = self._count_physical_nodes()
@@ -119,12 +128,19 @@ class Tree:
         :raises NoSuchFile: if nothing is there.
         """
         with self.changed:
-            return attr_of(self.entry(path))
+            # Programs ask for thousands of blocks, whose files have the same attributes in all.
+            match = _OF_BLOCK.fullmatch(path)
+            if match is None or int(match[1]) not in self.m.memory_blocks:
+                return attr_of(self.entry(path))
+            attr = self._of_blocks.get(match[2])
+            if attr is None:
+                attr = self._of_blocks[match[2]] = attr_of(self.entry(path))
+            return attr
 
     def listdir(self, path: str) -> list[tuple[str, int]]:
-        """Return the names in a directory and the kind of each (the S_IFMT bits of st_mode).
+        """Return the names in a directory and the kind of each (of files, without permissions).
 
-        What differs in its number alone is of one kind, so thousands of blocks are looked up once.
+        What differs in numbers alone is of one kind, so thousands of blocks are looked up once.
 
         :raises NoSuchFile, NotADirectory: if it is none.
         """
@@ -132,15 +148,20 @@ class Tree:
             entry = self.entry(path)
             if entry.names is None:
                 raise kernel_error(-errno.ENOTDIR, path)
-            kinds: dict[str, int] = {}
+            shape = _NUMBERS.sub("#", path)
+            kinds = self._kinds.setdefault(shape, {})
             out = []
             for name in entry.names:
                 alike = name.rstrip("0123456789")
                 if alike not in kinds:
-                    found = entry_at(self.m, f"{path.rstrip('/')}/{name}")
-                    kinds[alike] = stat.S_IFMT(attr_of(found).mode) if found else stat.S_IFREG
+                    kinds[alike] = self._kind(f"{path.rstrip('/')}/{name}")
                 out.append((name, kinds[alike]))
             return out
+
+    def _kind(self, path: str) -> int:
+        """Return the kind of an entry; of links and directories, with the mode they all have."""
+        mode = attr_of(self.entry(path)).mode
+        return stat.S_IFREG if stat.S_ISREG(mode) else mode
 
     def readlink(self, path: str) -> str:
         """Return a link's target.
@@ -270,6 +291,3 @@ class OpenFile:
             finally:
                 self.tree.happened()
             return len(data)
-
-    def close(self) -> None:
-        """Nothing to do: the file holds nothing."""
