@@ -75,10 +75,10 @@ def test_an_ejection_that_fails_tells_the_writer(control: Control) -> None:
         ("step", '{"op": "fly"}'),
         ("step", "[" * 100000),
         ("next", "many"),
-        ("fail", "online_pages"),
-        ("fail", "online_pages EWHAT"),
-        ("fail", "printk EBUSY"),
-        ("fail", "online_pages EBUSY 0"),
+        ("fail", "fail online_pages"),
+        ("fail", "fail online_pages EWHAT"),
+        ("fail", "fail printk EBUSY"),
+        ("fail", "fail online_pages EBUSY 0"),
     ],
 )
 def test_what_is_not_understood_is_einval_and_said(control: Control, name: str, text: str) -> None:
@@ -106,8 +106,8 @@ def test_the_steps_of_a_scenario_are_played_when_asked_for() -> None:
 
 def test_a_failure_is_ordered_and_comes_once(control: Control) -> None:
     write(control, "plug", "a 1 0x100000000 256M")
-    write(control, "fail", "online_pages ENOMEM 2")
-    assert read(control, "fail") == "online_pages\n"
+    write(control, "fail", "fail online_pages ENOMEM 2")
+    assert read(control, "fail") == "fail online_pages\n"
     write(control, "step", json.dumps({"op": "write", "path": STATE, "value": "online_movable"}))
     other = {"op": "write", "path": STATE.replace("32", "33"), "value": "online_movable"}
     assert refusal(control, "step", json.dumps(other)) == errno.ENOMEM

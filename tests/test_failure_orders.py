@@ -50,7 +50,9 @@ def test_a_notifier_refuses_one_block_or_all(m: Machine) -> None:
     assert offline(m, 35, "online") is None
     orders.order("veto MEM_GOING_OFFLINE EIO")
     assert [offline(m, block) for block in (32, 33, 35)] == [errno.EIO] * 3
+    assert orders.pending() == ["veto MEM_GOING_ONLINE ENOMEM 34", "veto MEM_GOING_OFFLINE EIO"]
     orders.order("forget")
+    assert orders.pending() == []
     assert offline(m, 32) is None
     m.validate()
 

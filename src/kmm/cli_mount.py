@@ -9,7 +9,7 @@ import click
 from kmm.errors import printable
 from kmm.machine_source import machine_options
 from kmm.mount import MountError, player_of_files, serve, start
-from kmm.namespace import run_inside, shell
+from kmm.namespace import run_inside, shell, shell_over
 
 
 def _refused(error: MountError) -> click.ClickException:
@@ -50,12 +50,14 @@ def mount(
 
 @click.command("shell", context_settings={"ignore_unknown_options": True})
 @machine_options
+@click.option("--mounted", type=click.Path(file_okay=False), help="A machine mounted there.")
 @click.option("--outside", hidden=True)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def shell_command(
     scenario: str | None,
     source: str | None,
     steps: int | None,
+    mounted: str | None,
     outside: str | None,
     command: tuple[str, ...],
 ) -> None:
@@ -68,11 +70,16 @@ def shell_command(
     \b
     Example: kmm shell --scenario examples/first_dimm.toml -- lsmem
     """
+    given: dict[str, object] = {"--scenario": scenario, "--from": source, "--steps": steps}
+    if mounted is not None and any(value is not None for value in given.values()):
+        raise click.UsageError("--mounted stands alone; allowed: one machine")
     try:
         if outside is None:
-            given = {"--scenario": scenario, "--from": source, "--steps": steps}
+            given["--mounted"] = mounted
             options = [f"{name}={value}" for name, value in given.items() if value is not None]
             status = run_inside([*options, "--", *command])
+        elif mounted is not None:
+            status = shell_over(mounted, command, outside)
         else:
             player, played = player_of_files(scenario, source, steps)
             status = shell(player, played, command, outside, os.environ["KMM_DIR"])

@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from kmm.errors import ConfigError, KernelError, ValidationError, kernel_error
+from kmm.failure_orders import FailureOrders
 from kmm.scenario import Outcome, Player, describe
 from kmm.schema import check_step
-from kmm.trace import Kprobes
 from kmm.tree import DIRECTORY, Attr, Lines, Tree
 
 CONTROL = "/.kmm"
@@ -53,8 +53,9 @@ class Control:
         self.tree, self.player, self.played = tree, player, played
         self.waiting = 0
         self.outcomes: list[Outcome] = []
+        self.orders = FailureOrders(player.m)
         self.files = {
-            "fail": ControlFile(self._pending, self._fail),
+            "fail": ControlFile(self._pending, self.orders.order),
             "kmsg": ControlFile(lambda: _text(tree.log)),
             "kmsg_pipe": ControlFile(pipe=tree.log),
             "next": ControlFile(self._coming, self._next),
@@ -111,11 +112,9 @@ class Control:
     # -- what the files do ------------------------------------------------------------
 
     def _play(self, steps: list[dict[str, object]]) -> None:
-        m, self.outcomes = self.player.m, []
+        self.outcomes = []
         for step in steps:
-            probes = m.kprobes
             out = self.player.play(step)
-            m.kprobes = probes
             self.outcomes.append(out)
             if out.errno:
                 raise kernel_error(-out.errno, out.error)
@@ -160,22 +159,8 @@ class Control:
         at = self.played + 1
         return "".join(f"step {i}: {describe(step)}\n" for i, step in enumerate(steps, at))
 
-    def _fail(self, text: str) -> None:
-        """Order a kernel function to fail: ``FUNCTION ERRNO [NTH CALL]``."""
-        m, words = self.player.m, text.split()
-        if not 2 <= len(words) <= 3 or not words[-1].isascii():
-            raise ConfigError(f"fail: {text!r}; allowed: FUNCTION ERRNO [NTH]")
-        code = getattr(errno, words[1], None) if words[1][:1] == "E" else None
-        nth = words[2] if len(words) == 3 else "1"
-        if not isinstance(code, int) or not nth.isdigit() or len(nth) > 9:
-            raise ConfigError(f"fail: {text!r}; allowed: FUNCTION ERRNO [NTH], as EBUSY and 1")
-        probes = m.kprobes or Kprobes()
-        probes.fail(words[0], code, int(nth))
-        m.kprobes = probes
-
     def _pending(self) -> str:
-        probes = self.player.m.kprobes
-        return "".join(f"{name}\n" for name in (probes.pending() if probes else []))
+        return "".join(f"{line}\n" for line in self.orders.pending())
 
     def _outcome(self) -> str:
         lines = []

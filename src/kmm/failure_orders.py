@@ -86,6 +86,15 @@ class FailureOrders:
         if self.m.kprobes is not None:
             self.m.kprobes.forget()
 
+    def pending(self) -> list[str]:
+        """Return what is ordered and has not come to pass, in words."""
+        vetoes = [
+            f"veto {event} {errno.errorcode[-code]}" + ("" if block is None else f" {block}")
+            for (event, block), code in self._vetoes.items()
+        ]
+        probes = self.m.kprobes
+        return vetoes + [f"fail {name}" for name in (probes.pending() if probes else [])]
+
     def order(self, line: str) -> None:
         """Take an order in words.
 

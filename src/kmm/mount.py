@@ -312,12 +312,12 @@ class Mounted:
         """
         self.control("step", json.dumps(step))
 
-    def fail(self, function: str, code: int, nth: int = 1) -> None:
-        """Order a kernel function to fail at its nth call (see Kprobes.fail).
+    def order(self, line: str) -> None:
+        """Order a failure, such as ``busy 33`` (see kmm.failure_orders).
 
-        :raises OSError: EINVAL for a function that cannot.
+        :raises OSError: EINVAL for what is no order; ``outcome()`` says why.
         """
-        self.control("fail", f"{function} {errno.errorcode[code]} {nth}")
+        self.control("fail", line)
 
     def outcome(self) -> str:
         """Return what the last step, plug or unplug did."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kmm.control import CONTROL
 from kmm.dax_bus import DAX_MAJOR
-from kmm.mount import MountError, check_fuse, end, start
+from kmm.mount import MountError, check_fuse, end, mounts, start
 from kmm.scenario import Player
 
 #: What has to lie over the host's, and what does where the machine has it.  Every link below one of
@@ -92,18 +92,39 @@ def shell(player: Player, played: int, command: Sequence[str], outside: str, whe
         where: a directory to mount the machine on.
     :raises MountError: if the command could reach the host's files, or could not be started.
     """
-    if os.readlink("/proc/self/ns/mnt") == outside:
-        raise MountError("kmm shell: this is no mount namespace of its own; nothing was started")
-    _check_private()
+    _check_namespace(outside)
     pid = start(where, player, played)
     try:
-        covered = _cover(where)
-        _make_nodes(player)
-        _check_covered(where, covered)
-        return _run(command, where, pid)
+        return _shell_over(where, command)
     finally:
         # Mounts end with the namespace; what runs on in it is left with errors.
         end(where, pid)
+
+
+def shell_over(where: str, command: Sequence[str], outside: str) -> int:
+    """Run a command where the files of a machine that is mounted already lie over the host's.
+
+    :param where: the directory that it is mounted on; outside: the mount namespace that this must
+        not be.
+    :raises MountError: if the command could reach the host's files, or could not be started.
+    """
+    _check_namespace(outside)
+    if mounts().get(os.path.realpath(where)) != "fuse.kmm":
+        raise MountError(f"{where}: no machine is mounted there")
+    return _shell_over(os.path.realpath(where), command)
+
+
+def _shell_over(where: str, command: Sequence[str]) -> int:
+    covered = _cover(where)
+    _make_nodes(where)
+    _check_covered(where, covered)
+    return _run(command, where)
+
+
+def _check_namespace(outside: str) -> None:
+    if os.readlink("/proc/self/ns/mnt") == outside:
+        raise MountError("kmm shell: this is no mount namespace of its own; nothing was started")
+    _check_private()
 
 
 def _check_private() -> None:
@@ -141,19 +162,20 @@ def _cover(where: str) -> list[str]:
     return covered
 
 
-def _make_nodes(player: Player) -> None:
+def _make_nodes(where: str) -> None:
     """Give /dev the nodes of the machine's dax devices, as the kernel would; none can be opened.
 
     Root of a user namespace may not make any.
     """
-    devices = player.m.dax_devices.values()
-    if not devices:
+    devices = f"{where}/sys/bus/dax/devices"
+    names = os.listdir(devices) if os.path.isdir(devices) else []
+    if not names:
         return
     _rebuild("/dev")
-    for device in devices:
+    for name in names:
         with contextlib.suppress(PermissionError):
-            number = os.makedev(DAX_MAJOR, device.region)
-            os.mknod(f"/dev/{device.name}", stat.S_IFCHR | 0o600, number)
+            number = os.makedev(DAX_MAJOR, int(name.removeprefix("dax").partition(".")[0]))
+            os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o600, number)
 
 
 def _build(path: str) -> None:
@@ -196,7 +218,7 @@ def _check_covered(where: str, covered: Sequence[str]) -> None:
             raise MountError(f"{path}: would still be this host's; nothing was started")
 
 
-def _run(command: Sequence[str], where: str, pid: int) -> int:
+def _run(command: Sequence[str], where: str) -> int:
     def before() -> None:
         ctypes.CDLL(None).prctl(_PR_CAPBSET_DROP, _CAP_SYS_ADMIN, 0, 0, 0)
 
@@ -207,7 +229,7 @@ def _run(command: Sequence[str], where: str, pid: int) -> int:
         raise MountError(f"{command[0]}: {e.strerror}") from None
     with _passing_signals_on(child):
         status = _status(child.wait())
-    if os.waitpid(pid, os.WNOHANG)[0] or not os.path.exists(where + CONTROL):
+    if not _answers(where):
         print(
             "kmm shell: the machine's server has ended while the command ran; its files answered "
             "'Transport endpoint is not connected' from then on",
@@ -215,6 +237,15 @@ def _run(command: Sequence[str], where: str, pid: int) -> int:
         )
         return status or 1
     return status
+
+
+def _answers(where: str) -> bool:
+    """Whether a machine's server lives; names and modes may be the host's memory of it."""
+    try:
+        Path(f"{where}{CONTROL}/status").read_bytes()
+    except OSError:
+        return False
+    return True
 
 
 def _status(code: int) -> int:
