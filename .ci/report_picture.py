@@ -25,7 +25,7 @@ with tempfile.TemporaryDirectory() as work:
     with browser() as b:
         b.scheme("light")
         b.size(1280, 1000)
-        b.open(report)
+        print(f"the report of kmm demo opened in {b.open(report):.2f} s")
         b.run(
             f"{{const s = document.getElementById('slider'); s.value = {STEP};"
             "s.dispatchEvent(new Event('input')); scrollTo(0, 0);}"
