@@ -1,6 +1,7 @@
 """Fixtures for test suites of programs that read and write /sys and /proc.
 
-Installed with kmm, found by pytest.  Nothing of kmm is imported before a fixture asks for it.
+Installed with kmm, found by pytest.  It stands beside the package, so that a run that does not use
+it imports nothing of kmm.
 """
 
 from __future__ import annotations
