@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from kmm import KernelError, Machine, _migrate, _page_ref
 from kmm._memory import page_owner
 from kmm.clock import SECOND
+from kmm.gfp import __GFP_RECLAIM
 from kmm.memory import User
 from kmm.mempolicy import new_policy
 from kmm.migrate import MigrationResult, MigrationTarget, is_huge, migrate_pages
-from kmm.page_alloc import __GFP_RECLAIM, __alloc_pages
+from kmm.page_alloc import __alloc_pages
 from kmm.page_writeback import wb_writeback
 from kmm.params import (
     MIGRATE_ASYNC,

@@ -92,7 +92,7 @@ BLOCK = "/sys/devices/system/memory/memory3/state"
 
 def test_it(kmm_mount, kmm_run):
     kmm_mount.order("busy 3")
-    out = kmm_run(["sh", "-c", f"echo offline > {BLOCK}"])
+    out = kmm_run(["bash", "-c", f"echo offline > {BLOCK}"])
     assert out.returncode != 0 and "busy" in out.stderr.lower()
     kmm_mount.order("forget")
     assert kmm_run(["sh", "-c", f"echo offline > {BLOCK} && cat {BLOCK}"]).stdout == "offline\n"

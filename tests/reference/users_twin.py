@@ -247,26 +247,32 @@ class TwinUsers:
 
     def migrate(self, pfns: list[int], gfp: int, nid: int, nodes: set[int], cpu: int) -> list[int]:
         """Move isolated pages; those that are left, which are on their lists again."""
-        at, left = 0, []
-        while at < len(pfns):
-            pfn = pfns[at]
-            if "pinned" in self.pages[pfn].marks:
-                left.append(pfn)
-                at += 1
-            elif self.pages[pfn].huge:
-                to = self._attempt(9, gfp & ~RECLAIM | TRANSHUGE, nid, cpu, nodes)
-                assert to is not None
-                self._move(pfn, to)
-                self.allocator.free_pages(pfn, cpu)
-                at += 1
-            else:
-                to = self._attempt(0, gfp, nid, cpu, nodes)
-                assert to is not None
-                self._move(pfn, to)
-                self._free([pfn], cpu)
-                at += 1
+        left, rest = [], list(pfns)
+        while rest:
+            batch = [rest.pop(0)]
+            while rest and sum(1 << self.pages[p].order for p in (*batch, rest[0])) <= 512:
+                batch.append(rest.pop(0))
+            for _ in range(10):
+                batch = [p for p in batch if not self._migrate_one(p, gfp, nid, nodes, cpu)]
+            left += batch
         self.putback(left)
         return left
+
+    def _migrate_one(self, pfn: int, gfp: int, nid: int, nodes: set[int], cpu: int) -> bool:
+        """Whether a page moved; the target of one that is held is given back each time."""
+        huge = self.pages[pfn].huge
+        wanted = gfp & ~RECLAIM | TRANSHUGE if huge else gfp
+        to = self._attempt(9 if huge else 0, wanted, nid, cpu, nodes)
+        assert to is not None
+        if "pinned" in self.pages[pfn].marks:
+            self.allocator.free_pages(to, cpu)
+            return False
+        self._move(pfn, to)
+        if huge:
+            self.allocator.free_pages(pfn, cpu)
+        else:
+            self._free([pfn], cpu)
+        return True
 
     def counters(self, nid: int) -> Counter[str]:
         """What a node counts, added up from the pages there are."""
