@@ -20,6 +20,7 @@ from kmm.gfp import GFP_KERNEL
 from kmm.memory import KINDS
 from kmm.schema import GFP_WORDS, LOAD_FIELDS, SCHEMA
 from tests.docs_code import DOCS, agrees, blocks, commands
+from tests.fuse import needs_fuse
 
 TEXT = (DOCS / "scenarios.md").read_text(encoding="utf-8")
 FILES = re.findall(r"^```(toml|json)\n(.*?)^```", TEXT, re.M | re.S)
@@ -81,7 +82,8 @@ def test_it_names_every_field_of_users_and_loads() -> None:
     }
 
 
-PAGES = [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
+TESTED = DOCS / "howto" / "test-a-program.md"
+PAGES = [DOCS / "tutorial.md", *sorted(set((DOCS / "howto").glob("*.md")) - {TESTED})]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -117,3 +119,26 @@ def test_a_page_that_shows_something_else_is_noticed() -> None:
     assert agrees("one\n...\nfour\n", "one \ntwo\nthree\nfour\n")
     assert not agrees("one\nfour\n", "one\ntwo\nfour\n")
     assert not agrees("", "one\n")
+
+
+@needs_fuse
+def test_the_program_of_a_page_passes_its_tests(tmp_path: Path) -> None:
+    names = []
+    for block in blocks(TESTED):
+        name = re.match(r'"""(\w+)\.py', block.text)
+        assert name is not None
+        names.append(name[1])
+        (tmp_path / f"{name[1]}.py").write_text(block.text)
+    assert names == ["shrink", "test_shrink", "test_add"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_kmm"]
+    src = os.pathsep.join([str(DOCS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"PYTHONPATH": src, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    out = subprocess.run(
+        [*command, "--kmm-need-mount"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "3 passed" in out.stdout, out.stdout
