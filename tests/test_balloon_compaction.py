@@ -234,3 +234,32 @@ def test_a_driver_may_refuse_to_move_its_pages_and_still_give_them_back() -> Non
     held = Balloon(m, "held", 5, movable=False)
     with pytest.raises(KernelError, match="'held': movable: False; allowed: True"):
         held.refuse()
+
+
+@pytest.mark.parametrize("virtio_mem", [False, True])
+def test_pages_of_a_driver_come_and_go_through_it_alone(virtio_mem: bool) -> None:
+    m = machine()
+    made: Balloon
+    if virtio_mem:
+        device = made = VirtioMem(m, "balloon", 1024)
+        device.fake_offline(PFN, 512)
+    else:
+        made = balloon_on_node_1(m)
+        made.inflate(300)
+    had = made.nr_pages
+    total, managed = mem_total(m), m.nodes[1].zone(3).managed_pages
+    for misuse, name in (
+        (lambda: made.user.release(0, 1), "release"),
+        (lambda: made.user.shrink(1), "release"),
+        (made.user.close, "release"),
+        (lambda: made.user.grow(1), "fault"),
+    ):
+        with pytest.raises(KernelError, match=f"{name}: 'balloon'; allowed: users that no"):
+            misuse()
+        assert (made.nr_pages, mem_total(m)) == (had, total)
+        assert m.nodes[1].zone(3).managed_pages == managed
+        m.validate()
+    made.close()
+    assert "balloon" not in m.users
+    assert mem_total(m) == total + had
+    m.validate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from kmm import KernelError, Machine, _migrate, _page_ref
 from kmm._memory import page_owner
 from kmm.clock import SECOND
-from kmm.gfp import __GFP_RECLAIM
+from kmm.gfp import __GFP_MEMALLOC, __GFP_RECLAIM, __GFP_THISNODE
 from kmm.memory import User
 from kmm.mempolicy import new_policy
 from kmm.migrate import MigrationResult, MigrationTarget, is_huge, migrate_pages
@@ -46,12 +47,12 @@ def machine() -> Machine:
     return m
 
 
-def user(m: Machine, name: str, kind: str, pages: int, thp: str = "never") -> User:
-    return User(m, name, kind, pages, policy=new_policy(m, "bind", [1]), thp=thp)
+def user(m: Machine, name: str, kind: str, pages: int, **more: Any) -> User:
+    return User(m, name, kind, pages, policy=new_policy(m, "bind", [1]), **more)
 
 
 def anon(m: Machine, pages: int, name: str = "hog", thp: str = "never") -> User:
-    made = user(m, name, "anon", pages, thp)
+    made = user(m, name, "anon", pages, thp=thp)
     made.grow(pages)
     return made
 
@@ -256,6 +257,37 @@ def test_a_held_huge_page_without_target_cannot_be_split() -> None:
     }
     assert is_huge(m, int(hog.pfns()[0]))
     m.unpin(pin)
+    m.validate()
+
+
+def test_a_huge_page_without_huge_target_goes_in_parts() -> None:
+    m = machine()
+    hog = user(m, "hog", "anon", 512, thp="always", tokens=True)
+    hog.grow(512)
+    written = np.arange(7000, 7512)
+    hog.write_tokens(0, written)
+    start = int(hog.pfns()[0])
+    assert is_huge(m, start)
+    filler = fill_node_0(m)
+    # Of each two neighbours one page stays, and what is kept free of order 9 goes.
+    for at in np.flatnonzero(filler.pfns() & 1)[:40_000].tolist():
+        filler.release(at, 1)
+    large = m.alloc_pages_bulk(1000, 9, __GFP_MEMALLOC | __GFP_THISNODE, 0)
+    was = events(m)
+    result = migrate_pages(m, isolate(m), TARGET)
+    assert (result.nr_succeeded, len(result.left)) == (512, 0)
+    assert (result.nr_thp_split, result.nr_thp_failed, result.nr_thp_succeeded) == (1, 1, 0)
+    assert {name: n - was.get(name, 0) for name, n in events(m).items()} == {
+        "pgmigrate_success": 512,
+        "thp_migration_fail": 1,
+        "thp_migration_split": 1,
+        "thp_split_page": 1,
+    }
+    assert (hog.pfns() < START).all()
+    assert not any(is_huge(m, int(pfn)) for pfn in hog.pfns())
+    assert hog.read_tokens(0, 512).tolist() == written.tolist()
+    assert result.moved()[0].tolist() == list(range(start, start + 512))
+    m.free_pages_bulk(large, 9)
     m.validate()
 
 

@@ -68,6 +68,7 @@ def test_entries_are_those_of_all_lists_and_no_page_lacks_one(aged: Machine) -> 
         for lru in range(NR_LRU_LISTS):
             at, nr_live = live_entries(aged, pages, nid, lru)
             assert recount.lru_entries(nid, lru) == (len(at), nr_live)
+            assert recount.lru_entries(nid, lru) == (0, nr_live)  # a second entry of a page
             total += len(at)
     assert total > 10_000
     _, missing, _ = recount.pages()

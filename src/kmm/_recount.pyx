@@ -243,7 +243,8 @@ cdef uint64_t LRU_PFN = (<uint64_t> 1 << 34) - 1  # of an entry, its tag is abov
 
 
 cdef int64_t count_entries(const mem_t *mem, int nid, int which, uint64_t *seen) noexcept nogil:
-    """Count the entries of a list that are what their page's record says, and mark the pages."""
+    """Count the entries of a list that are what their page's record says, one a page, and mark
+    the pages."""
     cdef const lru_list_t *lst = &mem.nodes[nid].lru[which]
     cdef uint64_t at, entry
     cdef int64_t n = 0
@@ -255,7 +256,8 @@ cdef int64_t count_entries(const mem_t *mem, int nid, int which, uint64_t *seen)
         entry = lst.ring[at & (lst.room - 1)]
         pfn = entry & LRU_PFN
         if (find_use(mem, pfn, &use) and use.tag == entry >> 34 and use.flags & PF_LRU
-                and list_of(&use) == which and node_of(mem, pfn) == nid):
+                and list_of(&use) == which and node_of(mem, pfn) == nid
+                and not seen[pfn >> 6] >> (pfn & 63) & 1):
             seen[pfn >> 6] |= <uint64_t> 1 << (pfn & 63)
             n += 1
     return n
@@ -300,7 +302,9 @@ cdef class Recount:
         return out.nr_present, out.nr_swapped, tuple([out.first[i] for i in range(NR_SLOT_FAULTS)])
 
     def lru_entries(self, int nid, int lru):
-        """Count the entries of a node's LRU list that stand for a page that is on it.
+        """Count the pages that entries of a node's LRU list stand for and that are on it.
+
+        A page that an entry was counted for before counts no more.
 
         :param lru: 0 inactive anon, 1 active anon, 2 inactive file, 3 active file.
         :return: those; how many the list itself says.

@@ -38,6 +38,38 @@ def count_by_zone(m: Machine, pfns: npt.NDArray[np.int64]) -> list[tuple[Zone, i
     return [(table[z - 1], int(counts[z])) for z in np.flatnonzero(counts).tolist() if z]
 
 
+class DriverPages(User):
+    """The pages of a driver, which come and go through it alone, as it counts what is managed."""
+
+    def take(self, start: int, n: int, flags: int) -> int:
+        """Get pages for the driver (see User.fault)."""
+        return super().fault(start, n, flags)
+
+    def give_back(self, start: int, n: int) -> int:
+        """Let pages of the driver go (see User.release)."""
+        return super().release(start, n)
+
+    def fault(self, start: int, n: int, flags: int = 0) -> int:
+        """Get pages, where no driver has this any more.
+
+        :raises InvalidArgument: if one has; as User.fault.
+        """
+        self._refuse("fault")
+        return super().fault(start, n, flags)
+
+    def release(self, start: int, n: int) -> int:
+        """Let pages go, where no driver has this any more.
+
+        :raises InvalidArgument: if one has; as User.release.
+        """
+        self._refuse("release")
+        return super().release(start, n)
+
+    def _refuse(self, name: str) -> None:
+        if balloon_of(self.m, self) is not None:
+            raise kernel_error(-22, f"{name}: {self.name!r}; allowed: users that no driver has")
+
+
 class Balloon:
     """A driver that takes single pages, last in, first out.
 
@@ -56,7 +88,7 @@ class Balloon:
     ) -> None:
         self.m, self.movable, self.unmanaged = m, movable, unmanaged
         self.refuses = False
-        self.user = User(m, name, "driver_movable" if movable else "offline", pages)
+        self.user = DriverPages(m, name, "driver_movable" if movable else "offline", pages)
         m.balloons.append(self)
 
     @property
@@ -73,7 +105,7 @@ class Balloon:
         check_number("n", n, 0, self.user.pages - self.nr_pages)
         before = self.nr_pages
         try:
-            self.user.fault(before, n, PG_OFFLINE | (PG_PINNED if self.refuses else 0))
+            self.user.take(before, n, PG_OFFLINE | (PG_PINNED if self.refuses else 0))
         finally:
             got = self.nr_pages - before
             self.m.count_vm_event("balloon_inflate", got)
@@ -88,7 +120,7 @@ class Balloon:
             self._mark(start, n, False)
         self._adjust(start, n, 1)
         self.m.count_vm_event("balloon_deflate", n)
-        return self.user.release(start, n)
+        return self.user.give_back(start, n)
 
     def refuse(self, refuses: bool = True) -> None:
         """Let the driver refuse to move its pages (what its migrate_page says), or agree again.

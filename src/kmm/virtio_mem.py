@@ -70,7 +70,7 @@ class VirtioMem(Balloon):
             raise kernel_error(-22, f"pfn: {pfn:#x}; allowed: ranges that the device has taken")
         self._adjust_range(pfn, pfn + nr_pages, 1)
         for index in mine.tolist():
-            self.user.release(index, 1)
+            self.user.give_back(index, 1)
 
     def close(self) -> None:
         """Give everything back, and be no driver any more."""
