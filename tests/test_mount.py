@@ -19,6 +19,7 @@ from kmm import mount as mount_module
 from kmm.mount import Mounted, MountError, mounted, mounts, player_of, start
 from kmm.mount import check_fuse as check
 from kmm.mount import end as unmount_and_wait
+from kmm.saved_texts import SavedText
 from kmm.sysfs import stat as tree_stat
 from tests.conftest import RECORDINGS, two_nodes
 from tests.fuse import MACHINE, needs_fuse, sh
@@ -98,6 +99,15 @@ def test_the_files_of_every_block_are_the_trees_and_never_kept(nodes: int) -> No
                 os.close(fd)
         k.validate()
     m.validate()
+
+
+def test_a_block_file_of_a_saved_machine_is_shown_as_it_was_saved() -> None:
+    m, path = Machine(), f"{MEMORY}/memory2/removable"
+    m.saved_texts[path] = SavedText(path, "0\n", m.read(path))
+    assert m.read(path) == "0\n"
+    with mounted(m) as k:
+        assert k.read(path) == "0\n"
+        assert k.read(f"{MEMORY}/memory3/removable") == "1\n"
 
 
 def test_writes_act_and_hand_the_errno_back(shared: Mounted) -> None:
