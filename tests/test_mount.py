@@ -19,6 +19,8 @@ from kmm import mount as mount_module
 from kmm.mount import Mounted, MountError, mounted, mounts, player_of, start
 from kmm.mount import check_fuse as check
 from kmm.mount import end as unmount_and_wait
+from kmm.saved_texts import SavedText
+from kmm.sysfs import stat as tree_stat
 from tests.conftest import RECORDINGS, two_nodes
 from tests.fuse import MACHINE, needs_fuse, sh
 from tests.hammer import hammer
@@ -62,6 +64,50 @@ def test_every_text_is_the_machines(shared: Mounted) -> None:
             assert refusal(shared.read, path) == errno.EACCES
         else:
             assert shared.read(path) == m.read(path)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_files_of_every_block_are_the_trees_and_never_kept(nodes: int) -> None:
+    m = two_nodes() if nodes == 2 else Machine()
+    if nodes == 2:
+        m.plug("d", 1, 1 << 32, 512 << 20)
+        m.write(f"{MEMORY}/memory33/state", "online_movable")
+    with mounted(m) as k:
+        for _ in range(2):
+            listed = os.listdir(k.file(MEMORY))
+            assert sorted(listed) == m.listdir(MEMORY)
+            blocks = [name for name in listed if name.startswith("memory")]
+            for path in (f"{MEMORY}/{b}/{n}" for b in blocks for n in m.listdir(f"{MEMORY}/{b}")):
+                what, told = tree_stat(m, path), os.lstat(k.file(path))
+                assert (stat.S_IMODE(told.st_mode), told.st_size) == (what.mode, what.size), path
+                if what.kind == "file":
+                    assert k.read(path) == m.read(path), path
+        for name in ("memory00", "memory032", "memory9999", "memory", "memory0x", "memory-1"):
+            assert refusal(os.stat, k.file(f"{MEMORY}/{name}")) == errno.ENOENT
+            assert refusal(os.stat, k.file(f"{MEMORY}/{name}/state")) == errno.ENOENT
+        if nodes == 2:
+            files = ["state", "online", "valid_zones"]
+            held = [os.open(k.file(f"{MEMORY}/memory32/{name}"), os.O_RDONLY) for name in files]
+            for word in ("online_movable", "offline", "online_kernel", "offline"):
+                m.write(f"{MEMORY}/memory32/state", word)
+                k.write(f"{MEMORY}/memory32/state", word)
+                for name, fd in zip(files, held, strict=True):
+                    text = m.read(f"{MEMORY}/memory32/{name}")
+                    assert k.read(f"{MEMORY}/memory32/{name}") == text
+                    assert os.pread(fd, 100, 0).decode() == text
+            for fd in held:
+                os.close(fd)
+        k.validate()
+    m.validate()
+
+
+def test_a_block_file_of_a_saved_machine_is_shown_as_it_was_saved() -> None:
+    m, path = Machine(), f"{MEMORY}/memory2/removable"
+    m.saved_texts[path] = SavedText(path, "0\n", m.read(path))
+    assert m.read(path) == "0\n"
+    with mounted(m) as k:
+        assert k.read(path) == "0\n"
+        assert k.read(f"{MEMORY}/memory3/removable") == "1\n"
 
 
 def test_writes_act_and_hand_the_errno_back(shared: Mounted) -> None:

@@ -23,6 +23,7 @@ from kmm import _fusefs
 from kmm.control import CONTROL, Control, ControlOpenFile, Pipe
 from kmm.errors import KernelError, kernel_error
 from kmm.params import PAGE_SIZE
+from kmm.sysfs_memory import BLOCK_SHOWS
 from kmm.tree import DIRECTORY, Attr, OpenFile, Tree
 
 # Debian installs libfuse 2 beside 3, which mfusepy would take first.
@@ -33,6 +34,8 @@ import mfusepy
 #: How long the host may keep names and modes, seconds; what goes is taken back at once.
 KEEP_NAMES = 10.0
 NAME_MAX = 255
+#: What libfuse calls FUSE_CAP_READDIRPLUS_AUTO.
+_READDIRPLUS_AUTO = 1 << 14
 #: How long a thread that serves has to see that the mount is gone, seconds.
 _PATIENCE = 2.0
 
@@ -69,8 +72,11 @@ class TreeOperations(mfusepy.Operations):  # type: ignore[misc]
         self.receivers, self.counting = 1, Lock()
         self.threads: list[Thread] = []
 
-    def init(self, path: str) -> None:
+    def init_with_config(self, conn: Any, config: Any) -> None:
         """The mount answers."""
+        # A listing brings what is known of every name, and not of its first names alone: to ask
+        # for thousands of blocks one by one takes longer.
+        conn.want &= ~_READDIRPLUS_AUTO
         self.fuse = self.lib.fuse_get_context().contents.fuse
         self.session = self.lib.fuse_get_session(self.fuse)
         self.ready()
@@ -251,6 +257,7 @@ def run(mountpoint: str, operations: TreeOperations, **options: Any) -> None:
     # Nothing that is read may be kept by the host, so every file is direct_io.
     addresses = _fusefs.install(
         operations,
+        BLOCK_SHOWS,
         mfusepy.fuse_file_info.fh.offset,
         _info(direct_io=1),
         _info(direct_io=1, nonseekable=1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from kmm.acpi_memhotplug import acpi_get_node
@@ -151,29 +151,31 @@ def _online_store(m: Machine, block: MemoryBlock, text: str) -> None:
         device_offline(m, block)
 
 
+#: What the files of a block show, those that tell of it.
+BLOCK_SHOWS: dict[str, Callable[[Machine, MemoryBlock], str]] = {
+    "online": lambda m, block: "0\n" if block.state == "offline" else "1\n",
+    "phys_device": lambda m, block: "0\n",
+    "phys_index": lambda m, block: f"{block.block_id:08x}\n",
+    "removable": lambda m, block: "1\n",
+    "state": lambda m, block: block.state + "\n",
+    "valid_zones": valid_zones_show,
+}
+
+
 def _block_file(m: Machine, match: re.Match[str]) -> Entry | None:
     block = m.memory_blocks.get(int(match[1]))
     if block is None:
         return None
     name = match[2]
-    shows = {
-        "removable": lambda m: "1\n",
-        "phys_index": lambda m: f"{block.block_id:08x}\n",
-        "phys_device": lambda m: "0\n",
-        "valid_zones": lambda m: valid_zones_show(m, block),
-    }
-    if name in shows:
-        return readonly(shows[name])
-    if name == "state":
-        return Entry(
-            0o644, lambda m: f"{block.state}\n", lambda m, t: state_store(m, block, word(t))
-        )
-    if name == "online":
-        return Entry(
-            0o644,
-            lambda m: f"{int(block.state != 'offline')}\n",
-            lambda m, t: _online_store(m, block, t),
-        )
+    show = BLOCK_SHOWS.get(name)
+    if show is not None:
+        if name == "state":
+            return Entry(
+                0o644, lambda m: show(m, block), lambda m, t: state_store(m, block, word(t))
+            )
+        if name == "online":
+            return Entry(0o644, lambda m: show(m, block), lambda m, t: _online_store(m, block, t))
+        return readonly(lambda m: show(m, block))
     if name == "uevent":
         return Entry(
             0o644, lambda m: "", lambda m, t: synthetic_uevent(m, block.devpath, "memory", t)

@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from threading import Condition
+from threading import Condition, RLock
 from typing import TYPE_CHECKING
 
 from kmm.errors import ImpossibleState, KernelError, kernel_error
@@ -23,6 +23,7 @@ from kmm.sysfs_entry import Entry
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
+    from kmm.memory_block import MemoryBlock
 
 #: What kmalloc does not give, and so what a sysctl does not take (fs/proc/proc_sysctl.c).
 KMALLOC_MAX_SIZE = 4 << 20
@@ -33,7 +34,7 @@ LINES_KEPT = 1 << 12
 _OF_BLOCK = re.compile(
     "/sys/devices/system/memory/memory([1-9][0-9]{0,8}|0)"
     "(|/(?:online|phys_device|phys_index|removable|state|uevent|valid_zones))"
-)
+).fullmatch
 _NUMBERS = re.compile("[0-9]+")
 DIRECTORY = stat.S_IFDIR | 0o755
 LINK = stat.S_IFLNK | 0o777
@@ -91,10 +92,13 @@ class Tree:
 
     def __init__(self, m: Machine) -> None:
         self.m = m
-        self.changed = Condition()
+        # Condition's own methods are slow to enter; who only looks takes the lock itself.
+        self.lock = RLock()
+        self.changed = Condition(self.lock)
         self.changes = 0
         self.log, self.uevents = Lines(m.log), Lines(m.uevents)
         self._of_blocks: dict[str, Attr] = {}
+        self._in_blocks: dict[tuple[tuple[int, ...], bool], list[tuple[str, int]]] = {}
         self._kinds: dict[str, dict[str, int]] = {}
         self._seen = self.uevents.end
         self._firmware_map = set(m.firmware_map)
@@ -127,15 +131,23 @@ class Tree:
 
         :raises NoSuchFile: if nothing is there.
         """
-        with self.changed:
+        with self.lock:
             # Programs ask for thousands of blocks, whose files have the same attributes in all.
-            match = _OF_BLOCK.fullmatch(path)
-            if match is None or int(match[1]) not in self.m.memory_blocks:
+            block, name = self._of_block(path)
+            if block is None:
                 return attr_of(self.entry(path))
-            attr = self._of_blocks.get(match[2])
+            attr = self._of_blocks.get(name)
             if attr is None:
-                attr = self._of_blocks[match[2]] = attr_of(self.entry(path))
+                attr = self._of_blocks[name] = attr_of(self.entry(path))
             return attr
+
+    def _of_block(self, path: str) -> tuple[MemoryBlock | None, str]:
+        """Return the block that a path is of, and what of it; None if it is something else."""
+        match = _OF_BLOCK(path)
+        if match is None:
+            return None, ""
+        number, name = match.groups()
+        return self.m.memory_blocks.get(int(number)), name
 
     def listdir(self, path: str) -> list[tuple[str, int]]:
         """Return the names in a directory and the kind of each (of files, without permissions).
@@ -144,19 +156,29 @@ class Tree:
 
         :raises NoSuchFile, NotADirectory: if it is none.
         """
-        with self.changed:
-            entry = self.entry(path)
-            if entry.names is None:
-                raise kernel_error(-errno.ENOTDIR, path)
-            shape = _NUMBERS.sub("#", path)
-            kinds = self._kinds.setdefault(shape, {})
-            out = []
-            for name in entry.names:
-                alike = name.rstrip("0123456789")
-                if alike not in kinds:
-                    kinds[alike] = self._kind(f"{path.rstrip('/')}/{name}")
-                out.append((name, kinds[alike]))
-            return out
+        with self.lock:
+            block, name = self._of_block(path)
+            if block is None or name:
+                return self._listed(path)
+            key = block.nodes, block.firmware_node is None
+            names = self._in_blocks.get(key)
+            if names is None:
+                names = self._in_blocks[key] = self._listed(path)
+            return names
+
+    def _listed(self, path: str) -> list[tuple[str, int]]:
+        entry = self.entry(path)
+        if entry.names is None:
+            raise kernel_error(-errno.ENOTDIR, path)
+        shape = _NUMBERS.sub("#", path)
+        kinds = self._kinds.setdefault(shape, {})
+        out = []
+        for name in entry.names:
+            alike = name.rstrip("0123456789")
+            if alike not in kinds:
+                kinds[alike] = self._kind(f"{path.rstrip('/')}/{name}")
+            out.append((name, kinds[alike]))
+        return out
 
     def _kind(self, path: str) -> int:
         """Return the kind of an entry; of links and directories, with the mode they all have."""
@@ -182,7 +204,7 @@ class Tree:
             to the call that tries.
         :raises NoSuchFile, IsADirectory: if it is none.
         """
-        with self.changed:
+        with self.lock:
             entry = self.entry(path)
         if entry.names is not None:
             raise kernel_error(-errno.EISDIR, path)
@@ -256,7 +278,7 @@ class OpenFile:
         :raises NoSuchDevice: if the file is gone; others: as the file.
         """
         if offset == 0 or self.text is None:
-            with self.tree.changed:
+            with self.tree.lock:
                 entry = self._entry()
                 if entry.read is None:
                     raise kernel_error(-errno.EINVAL, f"{self.path} is write-only")
