@@ -75,7 +75,7 @@ cdef int64_t scan_movable(mem_t *mem, pfn_t start, pfn_t end, pfn_t *blocked) no
         if skip_unused(mem, &pfn):
             continue
         if not read_folio(mem, pfn, &folio):
-            if is_orphan(flags_of(mem, pfn)[0]):
+            if is_orphaned(flags_of(mem, pfn)[0]):
                 return <int64_t> pfn
             pfn += 1
             continue

@@ -4,7 +4,6 @@ Models what include/linux/page_ref.h and the flags of struct page tell of single
 """
 from kmm._memmap cimport MemMap
 from kmm._page_owner cimport *
-from kmm._rmap cimport is_orphan as _is_orphan
 from kmm._swap cimport lru_del
 
 
@@ -29,9 +28,8 @@ def marks(MemMap memmap, pfn_t pfn):
 
 
 def is_orphan(MemMap memmap, pfn_t pfn):
-    """Whether a page was pinned and has lost its user: it is on an LRU list until it is unpinned, or
-    broken."""
-    return _is_orphan(flags_of(&memmap.mem, pfn)[0])
+    """Whether a page was pinned and has lost its user, so that it stays on its LRU list meanwhile."""
+    return is_orphaned(flags_of(&memmap.mem, pfn)[0])
 
 
 def count_node_stat(MemMap memmap, int nid, int item, int64_t by):

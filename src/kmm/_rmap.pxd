@@ -50,7 +50,7 @@ cdef inline uint16_t *flags_of(mem_t *mem, pfn_t pfn) noexcept nogil:
     return &mem.pages[pfn].flags
 
 
-cdef inline bint is_orphan(uint16_t flags) noexcept nogil:
+cdef inline bint is_orphaned(uint16_t flags) noexcept nogil:
     """Whether a page with these marks was pinned and has lost its user: it is on an LRU list until
     it is unpinned, or broken."""
     return flags & (PF_PINNED | PF_USER | PF_HWPOISON) == PF_PINNED

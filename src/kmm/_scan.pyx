@@ -23,7 +23,7 @@ cdef inline bint is_unmovable(const in_use_t *page, bint zone_movable, bint offl
         return True
     if zone_movable:
         return False
-    listed = listed or is_orphan(page.flags)
+    listed = listed or is_orphaned(page.flags)
     if page.compound:
         return not listed and page.kind != USER_HUGETLB
     if not page.held or (offline and page.flags & (PF_HWPOISON | PF_OFFLINE)):
