@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kmm import Machine, MachineConfig
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a job in the background has it, and all that it starts: tests that press Ctrl-C would wait.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RECORDINGS = Path(__file__).parent / "recordings"
 DIMM = 0x100000000

@@ -21,7 +21,7 @@ BLOCK = 128 << 20
 FIRST = 1 << 32
 MEMORY = "sys/devices/system/memory"
 #: What the server may grow by in the second half, KiB: what the host keeps of freed memory.
-GROWTH = 16 << 10
+GROWTH = 48 << 10
 
 
 @dataclass(slots=True)

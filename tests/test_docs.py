@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import kmm
 from kmm.cli import main
 from kmm.config import _KEYS
 from kmm.gfp import GFP_KERNEL
@@ -131,7 +132,7 @@ def test_the_program_of_a_page_passes_its_tests(tmp_path: Path) -> None:
         (tmp_path / f"{name[1]}.py").write_text(block.text)
     assert names == ["shrink", "test_shrink", "test_add"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_kmm"]
-    src = os.pathsep.join([str(DOCS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    src = os.pathsep.join([str(Path(kmm.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"PYTHONPATH": src, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     out = subprocess.run(
         [*command, "--kmm-need-mount"],

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import kmm
 from tests.fuse import needs_fuse
 
-SRC = Path(__file__).parent.parent / "src"
+#: Where kmm is, built: in the sources or where it is installed.
+WHERE = Path(kmm.__file__).parents[1]
 
 
 def suite(
@@ -19,7 +21,7 @@ def suite(
 ) -> subprocess.CompletedProcess[str]:
     """Run a test file in a directory of its own, with the plugin as the entry point loads it."""
     (tmp_path / "test_it.py").write_text(text)
-    path = os.pathsep.join([str(SRC), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(WHERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [
         sys.executable,
         "-m",
