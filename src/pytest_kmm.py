@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _player(request: pytest.FixtureRequest) -> Player:
-    from kmm.mount import player_of
+    from kmm.machine_source import player_of
     from kmm.scenario import Player, check_scenario, load_scenario
 
     marker = request.node.get_closest_marker("kmm")

@@ -320,7 +320,7 @@ def test_any_command_can_be_interrupted(
 
     for name in ("cli_run.load_scenario", "cli_run.check_scenario", "cli_verify.load_data"):
         monkeypatch.setattr(f"kmm.{name}", stop)
-    monkeypatch.setattr("kmm.machine_source.machine_of_scenario", stop)
+    monkeypatch.setattr("kmm.machine_source.load_scenario", stop)
     args: dict[str, list[object]] = {
         "demo": [],
         "replay": [EXAMPLES[0], "--out", tmp_path / "out"],

@@ -16,7 +16,8 @@ import pytest
 
 from kmm import Machine
 from kmm import mount as mount_module
-from kmm.mount import Mounted, MountError, mounted, mounts, player_of, start
+from kmm.machine_source import chosen_player, player_of
+from kmm.mount import Mounted, MountError, mounted, mounts, start
 from kmm.mount import check_fuse as check
 from kmm.mount import end as unmount_and_wait
 from kmm.saved_texts import SavedText
@@ -327,7 +328,7 @@ def test_from_copies_of_files(tmp_path: Path) -> None:
 
 
 def test_a_recording_can_be_mounted() -> None:
-    player, played = mount_module.player_of_files(None, str(RECORDINGS / "veto.json"), 1)
+    player, played = chosen_player(None, str(RECORDINGS / "veto.json"), 1)
     assert played == 0
     with mounted(player) as k:
         assert k.read("/proc/buddyinfo") == player.m.read("/proc/buddyinfo")
@@ -349,7 +350,8 @@ def test_a_killed_server_leaves_errors_and_a_hint(tmp_path: Path) -> None:
 def test_a_server_ends_with_the_tests_that_started_it(tmp_path: Path) -> None:
     script = f"""
 import os
-from kmm.mount import player_of, start
+from kmm.machine_source import player_of
+from kmm.mount import start
 print(start({str(tmp_path)!r}, player_of()), flush=True)
 os._exit(0)
 """

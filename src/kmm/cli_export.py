@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option
+from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, machine_options
 from kmm.export import export_tar, export_tree
-from kmm.machine_source import chosen_machine, machine_options
+from kmm.machine_source import chosen_machine
 
 
 @click.command()

@@ -28,7 +28,28 @@ PATIENCE = 0.5
 #: Seconds that a command may take before it shows a progress bar.
 BAR_AFTER = 2.0
 
+_MACHINE_OPTIONS = (
+    click.option("--scenario", type=click.Path(dir_okay=False), help="Play this scenario first."),
+    click.option(
+        "--from",
+        "source",
+        type=click.Path(),
+        help="What kmm import takes or has written (/ is this machine), or a recording.",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(min=0),
+        help="How many steps to play: of a scenario all by default, of a recording none.",
+    ),
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+
+
+def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options ``--scenario``, ``--from`` and ``--steps``."""
+    for option in reversed(_MACHINE_OPTIONS):
+        command = option(command)
+    return command
 
 
 def echo(text: str) -> None:

@@ -6,9 +6,10 @@ import os
 
 import click
 
+from kmm.cli_frame import machine_options
 from kmm.errors import printable
-from kmm.machine_source import machine_options
-from kmm.mount import MountError, player_of_files, serve, start
+from kmm.machine_source import chosen_player
+from kmm.mount import MountError, serve, start
 from kmm.namespace import run_inside, shell, shell_over
 
 
@@ -33,7 +34,7 @@ def mount(
     \b
     Example: kmm mount --scenario examples/first_dimm.toml --steps 2 --background /mnt
     """
-    player, played = player_of_files(scenario, source, steps)
+    player, played = chosen_player(scenario, source, steps)
     try:
         if background:
             click.echo(start(directory, player, played, orphan=True))
@@ -81,7 +82,7 @@ def shell_command(
         elif mounted is not None:
             status = shell_over(mounted, command, outside)
         else:
-            player, played = player_of_files(scenario, source, steps)
+            player, played = chosen_player(scenario, source, steps)
             status = shell(player, played, command, outside, os.environ["KMM_DIR"])
     except MountError as e:
         raise _refused(e) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -84,16 +84,23 @@ def _as_dict(out: Outcome) -> dict[str, Any]:
     }
 
 
+def _played(watch: Watch, player: Player, trace: bool | str) -> Iterator[tuple[int, Outcome]]:
+    """Play a scenario's steps one by one, with a bar, and recount the machine at the end."""
+    steps = player.scenario.steps
+    with watch.bar(len(steps), "step") as done:
+        for number, step in enumerate(steps, 1):
+            done(number - 1, describe(step))
+            yield number, play_step(player, number, step, trace)
+        done(len(steps), "the final recount")
+        player.m.validate()
+
+
 def play_for_report(watch: Watch, scenario: Scenario) -> dict[str, Any]:
     """Play a scenario and return what a report shows of it (see report_data)."""
     player = Player(scenario)
     recorder = RunRecorder(player.m, scenario.title, len(scenario.steps))
-    with watch.bar(len(scenario.steps), "step") as done:
-        for number, step in enumerate(scenario.steps, 1):
-            done(number - 1, describe(step))
-            recorder.step(number, play_step(player, number, step, "timed"))
-        done(len(scenario.steps), "the final recount")
-        player.m.validate()
+    for number, out in _played(watch, player, "timed"):
+        recorder.step(number, out)
     return recorder.data
 
 
@@ -121,20 +128,16 @@ def _play(
     if talks:
         echo(scenario.title)
     played = []
-    with watch.bar(len(scenario.steps), "step") as done:
-        for number, step in enumerate(scenario.steps, 1):
-            done(number - 1, describe(step))
-            before = now
-            out = play_step(player, number, step, "timed" if recorder else trace)
-            if recorder:
-                recorder.step(number, out)
-            now = layers(player.m)
-            if as_json:
-                played.append(_as_dict(out))
-            if talks:
-                _print_outcome(number, out, trace or bool(step.get("trace")), names)
-        done(len(scenario.steps), "the final recount")
-        player.m.validate()
+    for number, out in _played(watch, player, "timed" if recorder else trace):
+        if recorder:
+            recorder.step(number, out)
+        before, now = now, layers(player.m)
+        if as_json:
+            played.append(_as_dict(out))
+        if talks:
+            _print_outcome(
+                number, out, trace or bool(scenario.steps[number - 1].get("trace")), names
+            )
     if save and recorder:
         save_run(save, recorder.data)
     if as_json:

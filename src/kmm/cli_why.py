@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option
+from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, machine_options
 from kmm.errors import ConfigError, KernelError
 from kmm.import_machine import is_machine
-from kmm.machine_source import chosen_machine, machine_options
+from kmm.machine_source import chosen_machine
 from kmm.offline_why import block_of, why_lines
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from kmm.control import CONTROL, Control
-from kmm.errors import ConfigError, KernelError
+from kmm.errors import KernelError
 from kmm.machine import Machine
-from kmm.offline_why import machine_of_files
+from kmm.machine_source import player_of
 from kmm.params import MachineConfig
-from kmm.scenario import Player, Scenario, load_scenario
+from kmm.scenario import Player
 from kmm.tree import Tree
 
 FUSE_DEVICE = "/dev/fuse"
@@ -34,49 +34,6 @@ _PATIENCE = 5
 
 class MountError(Exception):
     """A machine could not be mounted, or its server has died; says why in one sentence."""
-
-
-def player_of(
-    m: Machine | MachineConfig | Mapping[str, Any] | None = None,
-) -> Player:
-    """Return who plays steps on a machine.
-
-    :param m: a machine, or the description of a new one; None for the one that is the default.
-    :raises ConfigError: for a description that is not allowed.
-    """
-    if isinstance(m, Mapping):
-        m = MachineConfig.from_dict(m)
-    if not isinstance(m, Machine):
-        m = Machine(m)
-    return Player(Scenario("a machine", m.config, ()), m)
-
-
-def player_of_files(
-    scenario: str | None, source: str | None, steps: int | None
-) -> tuple[Player, int]:
-    """Return who plays on the machine that files describe, and how many steps were played.
-
-    :param scenario: a scenario's file; source: a directory with copies of /proc and /sys, or a
-        recording; neither for a new machine.
-    :param steps: how many are played before: of a scenario all if None, of a recording none.
-    :raises ConfigError: naming the file and what is wrong in it.
-    """
-    if scenario is not None and source is not None:
-        raise ConfigError("--from with --scenario; allowed: one of them")
-    if source is not None:
-        return player_of(machine_of_files(source, steps)), 0
-    if scenario is None:
-        if steps:
-            raise ConfigError(f"--steps: {steps}; allowed: with --scenario or --from")
-        return player_of(), 0
-    loaded = load_scenario(scenario)
-    there = len(loaded.steps)
-    if steps is not None and steps > there:
-        raise ConfigError(f"--steps: {steps}; allowed: 0 to {there}")
-    player, played = Player(loaded), there if steps is None else steps
-    for step in loaded.steps[:played]:
-        player.play(step)
-    return player, played
 
 
 # -- before anything is mounted -------------------------------------------------------------

@@ -6,57 +6,8 @@ import errno
 import os
 from pathlib import Path
 
-from kmm.data_files import load_data
 from kmm.errors import ConfigError, shown
-from kmm.import_machine import is_machine, load_machine
-from kmm.machine import Machine
 from kmm.offline_explanation import Explanation, Obstacle
-from kmm.replay import boot_machine, check_recording, play_step
-from kmm.scenario import Player, load_scenario
-
-
-def _how_many(steps: int | None, there: int, default: int) -> int:
-    if steps is None:
-        return default
-    if steps > there:
-        raise ConfigError(f"--steps: {steps}; allowed: 0 to {there}")
-    return steps
-
-
-def machine_of_scenario(path: str, steps: int | None = None) -> Machine:
-    """Return the machine of a scenario once its steps were played.
-
-    :param path: of the file; steps: how many are played, all if None.
-    :raises ConfigError: as load_scenario, and for more steps than there are.
-    """
-    scenario = load_scenario(path)
-    n = _how_many(steps, len(scenario.steps), len(scenario.steps))
-    player = Player(scenario)
-    for step in scenario.steps[:n]:
-        player.play(step)
-    return player.m
-
-
-def machine_of_files(path: str, steps: int | None = None) -> Machine:
-    """Return the machine that files of a real one show, or a recording.
-
-    :param path: of the recording's file, or whatever import_machine.load_machine takes.
-    :param steps: how many of the recording's steps are played, none if None.
-    :raises ConfigError: naming the file and what is wrong in it.
-    """
-    if is_machine(path):
-        _how_many(steps, 0, 0)
-        return load_machine(path)
-    recording = load_data(path)
-    check_recording(recording, path)
-    n = _how_many(steps, len(recording["steps"]) - 1, 0)
-    try:
-        m = boot_machine(recording)
-    except ConfigError as e:
-        raise ConfigError(f"{path}: {e}") from None
-    for entry in recording["steps"][1 : n + 1]:
-        play_step(m, entry["step"])
-    return m
 
 
 def block_of(name: str) -> int:

@@ -19,7 +19,7 @@ from kmm.errors import ImpossibleState, KernelError, kernel_error
 from kmm.params import PAGE_SIZE
 from kmm.sysfs import entry_at
 from kmm.sysfs_acpi import acpi_path
-from kmm.sysfs_entry import Entry
+from kmm.sysfs_entry import Entry, stored_text
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -304,9 +304,8 @@ class OpenFile:
                 raise kernel_error(-errno.ENOMEM, f"{len(data)} bytes; allowed: less than 4 MiB")
             elif offset and entry.mode & 0o222:
                 return len(data)
-            text = data[: PAGE_SIZE - entry.proc].partition(b"\0")[0].decode("latin-1")
             try:
-                entry.write(self.tree.m, text)
+                entry.write(self.tree.m, stored_text(entry, data))
             except ImpossibleState as e:
                 self.tree.m.printk(f"kernel BUG: {e}")
                 raise kernel_error(-errno.EIO, str(e)) from None

@@ -228,9 +228,11 @@ def _keep_rest(pgdat: PgData, want: Mapping[str, int], have: Mapping[str, int]) 
 
 # -- remote per-CPU lists -----------------------------------------------------------------
 
-# Seconds.  The worker looks at a CPU's lists every second, and finds at its third look that nothing
-# has changed.
-_UNTOUCHED, _AGAIN = 2.7, 3.0
+# A pass of a CPU's worker that finds counters changed gives the zone's list so many passes.
+_EXPIRE = 3
+# How long after a change the next pass comes, in parts of the interval.  In a kernel that is
+# chance, anything up to 1; here it is always the same.
+_PHASE = 0.7
 
 
 class PagesetWorker:
@@ -290,11 +292,11 @@ class PagesetWorker:
             if key not in self.idle:
                 continue
             idle = self.idle.pop(key) + seconds
-            while idle >= _UNTOUCHED and count:
+            while idle >= _PHASE + _EXPIRE - 1 and count:
                 drained = min(count, zone.pcp_state(cpu)[2])
                 zone.drain(cpu, drained)
                 count = zone.pcp_state(cpu)[0]
-                idle -= _AGAIN
+                idle -= _EXPIRE  # draining has changed a counter, too
                 if drained > zone.stat_threshold:
                     break  # counted at once, so that the worker sees nothing new
             else:
