@@ -411,6 +411,44 @@ def test_a_terabyte_is_interrupted_within_a_second_and_says_where(tmp_path: Path
     assert took < 2  # on a busy machine; half a second of patience
 
 
+@pytest.mark.parametrize("after", [0.05, 0.1, 0.2, 0.4])
+def test_ctrl_c_while_the_command_starts_is_no_traceback(tmp_path: Path, after: float) -> None:
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps(TERABYTE))
+    code = "import kmm_command; kmm_command.main()"
+    command = [sys.executable, "-S", "-c", f"import site; site.main(); {code}", "run", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        time.sleep(after)
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=20)
+    assert run.returncode in (130, -signal.SIGINT)
+    assert "kmm" not in said or said.startswith("Error: interrupted")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
+@pytest.mark.parametrize("command", ["demo --save", "replay unaligned --out", "trace x -o"])
+def test_a_file_that_cannot_be_finished_is_one_line(command: str) -> None:
+    words = command.replace("unaligned", str(RECORDINGS / "unaligned.json")).split()
+    words = [str(EXAMPLES[2]) if word == "x" else word for word in words]
+    out = kmm(*words, "/dev/full")
+    assert (out.exit_code, "/dev/full: No space left on device" in out.output) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"kernel": "6.1", "machine": {}, "steps": []}', "a recording, which kmm replay and"),
+        ('{"format": "kmm machine"}', "a scenario says machine = { from = ... }"),
+        ('{"kmm_run": 1}', "a saved run, which kmm report shows"),
+    ],
+)
+def test_another_file_is_told_from_a_scenario(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    out = kmm("run", path)
+    assert (out.exit_code, said in out.output) == (2, True), out.output
+
+
 def test_a_bar_is_shown_on_a_terminal_after_two_seconds(tmp_path: Path) -> None:
     path = tmp_path / "steps.json"
     grow = [{"op": "grow", "id": "a", "size": "512M"}, {"op": "shrink", "id": "a", "size": "512M"}]

@@ -90,6 +90,7 @@ def test_orders_outlast_the_steps_of_a_scenario_and_their_traces() -> None:
         ("busy", "allowed: busy BLOCK"),
         ("busy x", "BLOCK: 'x'; allowed: a number"),
         ("busy -1", "BLOCK: '-1'"),
+        ("busy 999", "block_id: 999; allowed: those of blocks that are there"),
         ("veto MEM_ONLINE EIO", "event: 'MEM_ONLINE'; allowed: MEM_GOING_ONLINE"),
         ("veto MEM_GOING_ONLINE nothing", "ERRNO: 'nothing'; allowed: names"),
         ("veto MEM_GOING_ONLINE Exx", "ERRNO: 'Exx'"),

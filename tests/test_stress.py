@@ -71,7 +71,7 @@ def test_the_seed_repeats_a_run_and_another_does_not(ran: Stress) -> None:
 
 def test_its_steps_played_as_a_scenario_come_to_the_same(ran: Stress, tmp_path: Path) -> None:
     path = tmp_path / "all.json"
-    ran.write_scenario(str(path), "all of it")
+    path.write_text(json.dumps(ran.as_scenario("all of it")))
     player = Player(load_scenario(path))
     for step in player.scenario.steps:
         player.play(step)

@@ -65,12 +65,15 @@ def echo_json(data: object) -> None:
 def write_text(path: str, text: str) -> None:
     """Write a file.
 
-    :raises ConfigError: if it cannot be written.
+    :raises ConfigError: if there can be none of that name; click.ClickException: if the host fails
+        to hold it, as a full disk does.
     """
     try:
         Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as e:
-        raise ConfigError(f"{path}: {e.strerror}") from None
+        said = f"{path}: {e.strerror}"
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        raise (fail(said) if full else ConfigError(said)) from None
 
 
 def fail(error: Exception | str) -> click.ClickException:

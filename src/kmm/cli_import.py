@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option
-from kmm.errors import ConfigError
+from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, write_text
 from kmm.import_machine import Twin, import_machine
 from kmm.import_machine import as_json as machine_json
 
@@ -42,11 +41,7 @@ def import_(watch: Watch, source: str, out: str | None, as_json: bool) -> None:
     watch.where = f"in {source}"
     twin = import_machine(source)
     if out is not None:
-        try:
-            with open(out, "w", encoding="utf-8") as file:
-                file.write(machine_json(twin.collected))
-        except OSError as e:
-            raise ConfigError(f"{out}: {e.strerror}") from None
+        write_text(out, machine_json(twin.collected))
     if as_json:
         echo_json({"machine": summary(twin), **twin.report.as_dict()})
     else:

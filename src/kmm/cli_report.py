@@ -39,8 +39,10 @@ def report(watch: Watch, run: str, out: str, as_json: bool) -> None:
     \b
     Example: kmm report examples/first_dimm.toml -o report.html
     """
+    watch.where = "before the first step"
     library = charting_library()
     data = _run_of(watch, run)
+    watch.where = f"writing {out}"
     text = report_html(data, library)
     write_text(out, text)
     if as_json:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, fail, interruptible, json_option
+from kmm.cli_frame import (
+    Watch,
+    echo,
+    echo_json,
+    fail,
+    interruptible,
+    json_option,
+    write_text,
+)
 from kmm.params import parse_size
 from kmm.stress import Stress
 
@@ -50,7 +60,8 @@ def stress(
         )
     if failure is not None:
         path = out or f"kmm-stress-{seed}.json"
-        run.write_scenario(path, f"kmm stress, seed {seed}: {failure}")
+        played = run.as_scenario(f"kmm stress, seed {seed}: {failure}")
+        write_text(path, json.dumps(played, indent=1) + "\n")
         if as_json:
             echo_json({"seed": seed, "failure": str(failure), "scenario": path})
         raise fail(f"{failure}; kmm run {path} plays it")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option
+from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, write_text
 from kmm.data_files import load_data
-from kmm.errors import ConfigError
 from kmm.replay import replay as replay_recording
 from kmm.verify import Score, compare
 
@@ -27,10 +26,7 @@ def replay(watch: Watch, recording: str, out: str, as_json: bool) -> None:
     """
     watch.where = f"in {recording}"
     model = replay_recording(load_data(recording), recording)
-    try:
-        Path(out).write_text(json.dumps(model, indent=1) + "\n", encoding="utf-8")
-    except OSError as e:
-        raise ConfigError(f"{out}: {e.strerror}") from None
+    write_text(out, json.dumps(model, indent=1) + "\n")
     if as_json:
         echo_json({"out": out, "steps": len(model["steps"])})
     else:

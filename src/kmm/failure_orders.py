@@ -42,9 +42,11 @@ class FailureOrders:
     def busy(self, block_id: int) -> None:
         """Have every attempt to take a block offline end with EBUSY.
 
-        :param block_id: the number in the block's name.
+        :param block_id: the number in the name of a block that is there.
         :raises ConfigError: naming the value and what is allowed.
         """
+        if block_id not in self.m.memory_blocks:
+            raise ConfigError(f"block_id: {block_id}; allowed: those of blocks that are there")
         self.veto("MEM_GOING_OFFLINE", errno.EBUSY, block_id)
 
     def veto(self, event: str, code: int, block_id: int | None = None) -> None:

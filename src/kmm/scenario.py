@@ -25,6 +25,12 @@ from kmm.workload import OPS as WORKLOAD_OPS
 from kmm.workload import Workload
 
 _KEYS = ("machine", "steps", "title")
+#: By a key that they have: files that are taken for scenarios.
+_OTHER_FILES = {
+    "kernel": "this is a recording, which kmm replay and kmm verify play",
+    "format": "this is a machine, of which a scenario says machine = { from = ... }",
+    "kmm_run": "this is a saved run, which kmm report shows",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,8 @@ class Scenario:
     steps: tuple[dict[str, Any], ...]
     #: What the machine is a twin of: anything that import_machine.load_machine takes.
     source: str | None = None
+    #: That twin, if nobody plays on it yet: building one of a terabyte takes seconds.
+    loaded: list[Machine] = field(default_factory=list, compare=False, repr=False)
 
 
 def check_scenario(data: Any, name: str) -> Scenario:
@@ -46,6 +54,9 @@ def check_scenario(data: Any, name: str) -> Scenario:
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{name}: not an object with 'machine' and 'steps'")
+    for key, what in _OTHER_FILES.items():
+        if key in data:
+            raise ConfigError(f"{name}: {key}: {what}; allowed: a scenario")
     for key in data:
         if key not in _KEYS:
             raise ConfigError(
@@ -59,18 +70,19 @@ def check_scenario(data: Any, name: str) -> Scenario:
     if not isinstance(title, str):
         raise ConfigError(f"{name}: title: {shown(title)}; allowed: text")
     machine = data.get("machine", {})
-    source = None
+    source, loaded = None, list[Machine]()
     try:
         if isinstance(machine, Mapping) and "from" in machine:
             source = _source_of(machine, name)
-            config = load_machine(source).config
+            loaded.append(load_machine(source))
+            config = loaded[0].config
         else:
             config = MachineConfig.from_dict(machine)
     except ConfigError as e:
         raise ConfigError(f"{name}: {e}") from None
     checked = [check_step(s, f"{name}: step {i}") for i, s in enumerate(steps, 1)]
     check_together(checked, config, name)
-    return Scenario(title, config, tuple(checked), source)
+    return Scenario(title, config, tuple(checked), source, loaded)
 
 
 def _source_of(machine: Mapping[str, Any], name: str) -> str:
@@ -119,7 +131,10 @@ class Player:
         self.scenario = scenario
         if m is None:
             source = scenario.source
-            m = Machine(scenario.config) if source is None else load_machine(source)
+            if source is None:
+                m = Machine(scenario.config)
+            else:
+                m = scenario.loaded.pop() if scenario.loaded else load_machine(source)
         self.m = m
         self.workload = Workload(self.m)
         self.held: dict[str, list[tuple[npt.NDArray[np.uint64], int]]] = {}

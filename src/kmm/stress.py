@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from kmm.errors import ConfigError
 from kmm.params import GiB, MiB
@@ -85,13 +84,6 @@ class Stress:
         outcome = self.player.play(check_step(step, f"step {len(self.steps)}"))
         self.refused += bool(outcome.error)
 
-    def write_scenario(self, path: str, title: str) -> None:
-        """Write what was played as a scenario file.
-
-        :raises ConfigError: if it cannot be written.
-        """
-        data = {"title": title, "machine": self.machine, "steps": self.steps}
-        try:
-            Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        except OSError as e:
-            raise ConfigError(f"{path}: {e.strerror}") from None
+    def as_scenario(self, title: str) -> dict[str, object]:
+        """Return what was played as a scenario."""
+        return {"title": title, "machine": self.machine, "steps": self.steps}
