@@ -221,7 +221,7 @@ cdef inline void count_use(const mem_t *mem, const use_t *use, pages_t *out) noe
     if (listed and use.flags & PF_LRU and lru < NR_LRU_LISTS
             and not out.seen[use.pfn >> 6] >> (use.pfn & 63) & 1):
         note(&out.missing[mem.zones[zone].nid * NR_LRU_LISTS + lru], use.pfn)
-    out.classes[zone * NR_CLASSES + class_of(use)] += <int64_t> 1 << use.order
+    out.classes[zone * NR_CLASSES + class_of(use)] += <int64_t> 1 << (use.order & 63)
 
 
 cdef void count_section(const mem_t *mem, pfn_t start, pages_t *out) noexcept nogil:

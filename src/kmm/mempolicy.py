@@ -226,20 +226,8 @@ def fault_interleaved(user: User, at: int, n: int, flags: int) -> int:
     :return: how many were passed.
     """
     turns = _Turns(user, at)
-    mask = mask_of(place(user.m, user.policy, user.cpu, at, user.mems))
     done, turn = _mempolicy.fault_in_turn(
-        user.engine,
-        user.m,
-        at,
-        n,
-        user.gfp,
-        turns.nodes,
-        turns.first,
-        turns.by_index,
-        mask,
-        user.cpu,
-        flags,
-        turns.hits,
+        user.engine, user.m, at, n, *turns.request(at), flags, turns.hits
     )
     turns.count(turn)
     return int(done)
@@ -252,18 +240,8 @@ def touch_interleaved(user: User, slots: npt.NDArray[np.int64]) -> int:
     :return: how many were passed.
     """
     turns = _Turns(user, 0)
-    mask = mask_of(place(user.m, user.policy, user.cpu, int(slots[0]), user.mems))
     done, turn = _mempolicy.touch_in_turn(
-        user.engine,
-        user.m,
-        slots,
-        user.gfp,
-        turns.nodes,
-        turns.first,
-        turns.by_index,
-        mask,
-        user.cpu,
-        turns.hits,
+        user.engine, user.m, slots, *turns.request(int(slots[0])), turns.hits
     )
     turns.count(turn)
     return int(done)
@@ -282,6 +260,12 @@ class _Turns:
             self.first = nodes.index(interleave_nodes(user.policy, user.il_prev))
         self.nodes = np.array(nodes, dtype=np.int64)
         self.hits = np.zeros(len(user.m.all_zones()), dtype=np.int64)
+
+    def request(self, at: int) -> tuple[int, npt.NDArray[np.int64], int, bool, int, int]:
+        """Return what the engine is asked with: gfp, nodes, whose turn it is, who may serve, CPU."""
+        user = self.user
+        mask = mask_of(place(user.m, user.policy, user.cpu, at, user.mems))
+        return user.gfp, self.nodes, self.first, self.by_index, mask, user.cpu
 
     def count(self, turn: int) -> None:
         """Note how far the circle went, and the hits at their zones."""
