@@ -20,7 +20,8 @@ from tests.conftest import recording
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"memory": "1X"}, "machine.memory: '1X' is not a size; allowed"),
+        ({"memory": "1X"}, "machine.memory: '1X' is not a size; allowed.* K, M, G or T"),
+        ({"nodes": [{"memry": "1G"}]}, r"machine.nodes\[0\].memry: '1G'; allowed: an object with"),
         ({"memory": 5}, "machine.memory: 5; allowed: 64M to 65534G"),
         ({"memory": "1G", "maxmem": "512M"}, "machine.maxmem: 536870912; allowed"),
         ({"cpus": 0}, "machine.cpus: 0; allowed: a number from 1 to 8192"),

@@ -91,10 +91,12 @@ def _nodes(data: Mapping[str, Any], cpus: int, memory: int) -> tuple[NodeConfig,
     out = []
     for i, node in enumerate(raw):
         where = f"machine.nodes[{i}]"
-        if not isinstance(node, Mapping) or set(node) - set(_NODE_KEYS):
-            raise ConfigError(
-                f"{where}: {shown(node)}; allowed: an object with {', '.join(_NODE_KEYS)}"
-            )
+        allowed = f"allowed: an object with {', '.join(_NODE_KEYS)}"
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"{where}: {shown(node)}; {allowed}")
+        for key in node:
+            if key not in _NODE_KEYS:
+                raise ConfigError(f"{where}.{key}: {shown(node[key])}; {allowed}")
         cpus_of_node = _cpu_list(node.get("cpus", ""), f"{where}.cpus")
         size = parse_size(node.get("memory", 0), f"{where}.memory")
         if size % PMD_SIZE:

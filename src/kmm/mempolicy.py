@@ -262,7 +262,7 @@ class _Turns:
         self.hits = np.zeros(len(user.m.all_zones()), dtype=np.int64)
 
     def request(self, at: int) -> tuple[int, npt.NDArray[np.int64], int, bool, int, int]:
-        """Return what the engine is asked with: gfp, nodes, whose turn it is, who may serve, CPU."""
+        """Return what the engine is asked with: gfp, nodes, whose turn, who may serve, CPU."""
         user = self.user
         mask = mask_of(place(user.m, user.policy, user.cpu, at, user.mems))
         return user.gfp, self.nodes, self.first, self.by_index, mask, user.cpu

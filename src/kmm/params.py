@@ -128,7 +128,7 @@ def parse_size(value: object, field_name: str) -> int:
             return int(match[1], 16 if match[1].startswith("0x") else 10) * _SUFFIX[match[2]]
     raise ConfigError(
         f"{field_name}: {shown(value)} is not a size; "
-        "allowed: bytes as a number, or text like '512M'"
+        "allowed: bytes as a number, or text like '512M', with K, M, G or T"
     )
 
 
