@@ -146,6 +146,59 @@ def test_a_shell_script_onlines_and_reacts_to_errors(shared: Mounted) -> None:
     assert "write error: Invalid argument" in out.stderr
 
 
+def test_listings_that_the_host_keeps_are_never_old() -> None:
+    m = two_nodes()
+    directories = [MEMORY, NODE, f"{NODE}/node1", "/sys/bus/memory/devices", "/sys/firmware/memmap"]
+    with mounted(m) as k:
+
+        def check() -> None:
+            for path in directories:
+                if path == f"{NODE}/node1" and 1 not in m.node_devices:
+                    assert refusal(os.listdir, k.file(path)) == errno.ENOENT
+                else:
+                    assert sorted(os.listdir(k.file(path))) == sorted(m.listdir(path)), path
+
+        for _ in range(2):
+            check()
+            check()
+            k.plug("d", 1, 1 << 32, 512 << 20)
+            assert m.plug("d", 1, 1 << 32, 512 << 20) == 0
+            check()
+            for word in ("online_movable", "offline"):
+                k.write(f"{MEMORY}/memory32/state", word)
+                m.write(f"{MEMORY}/memory32/state", word)
+                check()
+            k.unplug("d")
+            assert m.unplug("d") == 0
+            check()
+        k.validate()
+    m.validate()
+
+
+def test_who_is_in_a_listing_sees_what_stays_once() -> None:
+    """While names come and go before and behind the place that the listing has come to."""
+    m = two_nodes(memory="4G", maxmem="1T", nodes=[{"cpus": "0-1", "memory": "4G"}, {}])
+    m.plug("low", 1, 2 << 32, 128 << 20)
+    m.plug("high", 1, 16 << 32, 128 << 30)
+    m.plug("last", 1, 64 << 32, 128 << 20)
+    stays = set(m.listdir(MEMORY)) - {"memory64", "memory2048"}
+    with mounted(m) as k:
+        with os.scandir(k.file(MEMORY)) as names, os.scandir(k.file(MEMORY)) as others:
+            seen = [next(names).name for _ in range(50)]
+            k.unplug("low")
+            k.unplug("last")
+            k.plug("new", 1, 3 << 32, 256 << 20)
+            seen_by_others = [name.name for name in others]
+            k.plug("low", 1, 2 << 32, 128 << 20)
+            seen += [name.name for name in names]
+        assert len(stays) > 1000
+        for listed in (seen, seen_by_others):
+            assert len(listed) == len(set(listed))
+            assert stays <= set(listed)
+        assert set(os.listdir(k.file(MEMORY))) == stays | {"memory64", "memory96", "memory97"}
+        k.validate()
+
+
 def test_directories_come_and_go_with_blocks_and_nodes(shared: Mounted) -> None:
     block, node = shared.file(f"{MEMORY}/memory48"), shared.file(f"{NODE}/node1/memory48")
     for _ in range(3):

@@ -230,8 +230,7 @@ class ControlOpenFile:
 class Pipe:
     """Lines from the oldest that is kept on, which a reader waits for; each opener has all of them.
 
-    ``interrupted`` is asked now and then during a wait, and what is not 0 is the errno to return
-    with; ``waiting`` is entered before a wait and left after it.
+    ``waiting`` is entered before a wait and left after it.
 
     :param nonblock: whether a read returns EAGAIN where it would wait.
     """
@@ -240,12 +239,13 @@ class Pipe:
         self.control, self.lines, self.nonblock = control, lines, nonblock
         self.number = 0
         self.rest = b""
-        self.interrupted: Callable[[], int] = lambda: 0
         self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def read(self, size: int, offset: int) -> bytes:
+    def read(self, size: int, offset: int, interrupted: Callable[[], int] = lambda: 0) -> bytes:
         """Return what has come, at most ``size`` bytes; wait for it if nothing has.
 
+        :param interrupted: is asked now and then during a wait; what is not 0 is the errno to
+            return with.
         :raises KernelError: EAGAIN if nobody is to wait, or too many do.
         """
         changed = self.control.tree.changed
@@ -257,7 +257,7 @@ class Pipe:
                 try:
                     with self.waiting():
                         while not self._take():
-                            if code := self.interrupted():
+                            if code := interrupted():
                                 raise kernel_error(-code, "interrupted")
                             changed.wait(_PATIENCE)
                 finally:

@@ -98,7 +98,6 @@ class Tree:
         self.changes = 0
         self.log, self.uevents = Lines(m.log), Lines(m.uevents)
         self._of_blocks: dict[str, Attr] = {}
-        self._in_blocks: dict[tuple[tuple[int, ...], bool], list[tuple[str, int]]] = {}
         self._kinds: dict[str, dict[str, int]] = {}
         self._seen = self.uevents.end
         self._firmware_map = set(m.firmware_map)
@@ -157,28 +156,18 @@ class Tree:
         :raises NoSuchFile, NotADirectory: if it is none.
         """
         with self.lock:
-            block, name = self._of_block(path)
-            if block is None or name:
-                return self._listed(path)
-            key = block.nodes, block.firmware_node is None
-            names = self._in_blocks.get(key)
-            if names is None:
-                names = self._in_blocks[key] = self._listed(path)
-            return names
-
-    def _listed(self, path: str) -> list[tuple[str, int]]:
-        entry = self.entry(path)
-        if entry.names is None:
-            raise kernel_error(-errno.ENOTDIR, path)
-        shape = _NUMBERS.sub("#", path)
-        kinds = self._kinds.setdefault(shape, {})
-        out = []
-        for name in entry.names:
-            alike = name.rstrip("0123456789")
-            if alike not in kinds:
-                kinds[alike] = self._kind(f"{path.rstrip('/')}/{name}")
-            out.append((name, kinds[alike]))
-        return out
+            entry = self.entry(path)
+            if entry.names is None:
+                raise kernel_error(-errno.ENOTDIR, path)
+            shape = _NUMBERS.sub("#", path)
+            kinds = self._kinds.setdefault(shape, {})
+            out = []
+            for name in entry.names:
+                alike = name.rstrip("0123456789")
+                if alike not in kinds:
+                    kinds[alike] = self._kind(f"{path.rstrip('/')}/{name}")
+                out.append((name, kinds[alike]))
+            return out
 
     def _kind(self, path: str) -> int:
         """Return the kind of an entry; of links and directories, with the mode they all have."""
