@@ -142,7 +142,8 @@ cdef str BLOCKS = "/sys/devices/system/memory"
 cdef const char **OF_A_BLOCK = [
     "", "online", "phys_device", "phys_index", "removable", "state", "uevent", "valid_zones"
 ]
-cdef list block_attrs = [None] * OF_BLOCK
+cdef mode_t block_modes[OF_BLOCK]  # 0 until somebody has asked
+cdef off_t block_sizes[OF_BLOCK]
 cdef list block_shows = [None] * OF_BLOCK
 
 
@@ -225,7 +226,7 @@ def install(
     tree = operations.tree
     lock, unlock = tree.lock.acquire, tree.lock.release
     for i in range(OF_BLOCK):
-        block_attrs[i] = None
+        block_modes[i] = block_sizes[i] = 0
         block_shows[i] = shows.get((<bytes>OF_A_BLOCK[i]).decode())
     memcpy(open_bits, <const char *>opened, info_size)
     memcpy(pipe_bits, <const char *>pipe, info_size)
@@ -236,6 +237,7 @@ def install(
     nodes.clear()
     by_path.clear()
     listed.clear()
+    block_listings.clear()
     last_ino, receivers = 0, 0
     cdef Node root = Node.__new__(Node)
     root.path, root.block_id = "/", -1
@@ -383,17 +385,19 @@ cdef Node child(Node parent, const char *name):
 
 
 cdef void set_attr(struct_stat *st, Node node) except *:
+    st[0] = blank
+    st.st_ino = node.ino
     lock()
     try:
-        attr = None if node.block() is None else block_attrs[node.what]
-        if attr is None:
-            attr = answers.attr(node.path)
-            if node.block() is not None:
-                block_attrs[node.what] = attr
+        if node.block() is not None and block_modes[node.what]:
+            st.st_mode, st.st_size = block_modes[node.what], block_sizes[node.what]
+            return
+        attr = answers.attr(node.path)
+        st.st_mode, st.st_size = attr.mode, attr.size
+        if node.block() is not None:
+            block_modes[node.what], block_sizes[node.what] = attr.mode, attr.size
     finally:
         unlock()
-    st[0] = blank
-    st.st_ino, st.st_mode, st.st_size = node.ino, attr.mode, attr.size
 
 
 cdef void fs_init(void *userdata, unsigned *conn) noexcept with gil:
@@ -504,39 +508,105 @@ cdef void fs_readdirplus(
     fuse_reply_buf(req, listing, used)
 
 
-cdef size_t fill(void *req, Node node, size_t size, off_t offset) except? 0:
-    """Write as many names as fit into ``listing``; return how many bytes they take."""
+cdef bint room(size_t size) except False:
+    """See to it that ``listing`` has room for so many bytes."""
     global listing, listing_size
-    cdef kmm_entry e
-    cdef size_t used = 0, more
-    cdef Py_ssize_t i
-    cdef bint of_block
-    cdef Node known
-    names = names_of(node, offset == 0)
     if size > listing_size:
         free(listing)
         listing, listing_size = <char *>malloc(size), size
         if listing == NULL:
             listing_size = 0
             raise MemoryError
-    e.generation, e.attr_timeout, e.entry_timeout = 0, keep_names, keep_names
-    of_block = node.block_id >= 0
+    return True
+
+
+cdef class BlockListing:
+    """The listing of a memory block's directory as blocks of its kind all have it, but for the
+    number of valid_zones.
+
+    Of a block's dozen names hardly any is asked for after its listing: lsmem, which has read the
+    state by then, goes on with valid_zones, so the host is told of that one.
+    """
+
+    cdef bytes names
+    cdef Py_ssize_t at, place  # of valid_zones: bytes, and the number of the name
+
+
+cdef dict block_listings = {}  # by the identity of a list of names
+
+
+cdef void start_entry(kmm_entry *e, mode_t mode) noexcept:
+    e.generation, e.ino, e.attr_timeout, e.entry_timeout = 0, 0, keep_names, keep_names
+    e.attr = blank
+    e.attr.st_mode, e.attr.st_ino = mode, UNKNOWN_INO
+
+
+cdef BlockListing block_listing(void *req, list names):
+    """Put the listing of a block's directory together."""
+    cdef kmm_entry e
+    cdef size_t used = 0
+    cdef BlockListing made = BlockListing.__new__(BlockListing)
+    cdef Py_ssize_t i
+    room(len(names) * (sizeof(kmm_entry) + 2 * NAME_MAX))
+    made.at = -1
+    for i, (name, mode) in enumerate(names):
+        start_entry(&e, mode)
+        if name == "valid_zones":
+            made.at, made.place = used, i + 1
+        used += fuse_add_direntry_plus(
+            req, listing + used, listing_size - used, name.encode(), &e, i + 1
+        )
+    made.names = listing[:used]
+    block_listings[id(names)] = made
+    return made
+
+
+cdef size_t fill_block(void *req, Node node, list names, size_t size) except? 0:
+    """Write the listing of a block's directory, or nothing if it does not fit at once."""
+    cdef kmm_entry e
+    found = block_listings.get(id(names))
+    cdef BlockListing of_block = block_listing(req, names) if found is None else found
+    cdef size_t used = len(of_block.names)
+    cdef Node known
+    if used > size:
+        return 0
+    room(size)
+    memcpy(listing, <const char *>of_block.names, used)
+    if of_block.at >= 0:
+        known = child(node, "valid_zones")
+        start_entry(&e, 0)
+        set_attr(&e.attr, known)
+        told(known)
+        e.ino = e.attr.st_ino = known.ino
+        fuse_add_direntry_plus(
+            req, listing + of_block.at, used - of_block.at, "valid_zones", &e, of_block.place
+        )
+    return used
+
+
+cdef size_t fill(void *req, Node node, size_t size, off_t offset) except? 0:
+    """Write as many names as fit into ``listing``; return how many bytes they take."""
+    cdef kmm_entry e
+    cdef size_t used = 0, more
+    cdef Py_ssize_t i
+    cdef Node known
+    names = names_of(node, offset == 0)
+    listed.add(node.ino)
+    if node.block_id >= 0 and offset == 0 and node.names is None:
+        used = fill_block(req, node, names, size)
+        if used:
+            return used
+    room(size)
     for i in range(offset, len(names)):
         if names[i] is None:
             continue
         name, mode = names[i]
         encoded = name.encode("utf-8", "surrogateescape")
-        e.attr = blank
-        e.attr.st_mode, e.attr.st_ino, e.ino, known = mode, UNKNOWN_INO, 0, None
+        start_entry(&e, mode)
+        known = None
         # Of directories and links the mode says all, so that nobody has to ask for the rest.
-        # Of a block's dozen names hardly any is asked for after its listing: lsmem, which has
-        # read the state by then, goes on with this one.
-        if of_block and name == "valid_zones":
+        if mode & S_IFMT != S_IFREG and name != "." and name != "..":
             known = child(node, encoded)
-            set_attr(&e.attr, known)
-        elif not of_block and mode & S_IFMT != S_IFREG and name != "." and name != "..":
-            known = child(node, encoded)
-        if known is not None:
             told(known)
             e.ino = e.attr.st_ino = known.ino
         more = fuse_add_direntry_plus(req, listing + used, size - used, encoded, &e, i + 1)
@@ -547,7 +617,6 @@ cdef size_t fill(void *req, Node node, size_t size, off_t offset) except? 0:
                 node.names, node.changes = names, tree.changes
             break
         used += more
-    listed.add(node.ino)
     return used
 
 
