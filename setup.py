@@ -17,7 +17,7 @@ DIRECTIVES = {
 MODULES = """_memmap _fallback _pcp _page_alloc _free_pages _allocator _buddy _scan _page_flags
     _watermarks _swap _swapfile _memory _migrate _filemap _vmscan _hugetlb _contig_alloc
     _page_owner _page_ref _compaction_scan _compaction _fragment
-    _mempolicy _workload _tokens _recount _fusefs""".split()
+    _mempolicy _workload _tokens _recount _fuse_names _fusefs""".split()
 FLAGS = ["-O1", "-g", "-DKMM_DEBUG=1"] if DEBUG else ["-O3"]
 
 CORES = os.cpu_count() or 1
