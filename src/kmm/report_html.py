@@ -11,8 +11,8 @@ from typing import Any
 
 from kmm.errors import ConfigError
 
-#: Page files of the package, in kmm/report.
-_PARTS = ("page.html", "page.css", "page.js")
+#: The page's scripts in kmm/report, one after the other in one scope.
+_SCRIPTS = ("common.js", "map.js", "charts.js", "tables.js", "page.js")
 
 
 def charting_library() -> str:
@@ -34,6 +34,10 @@ def in_script(text: str) -> str:
     return text
 
 
+def _part(name: str) -> str:
+    return files("kmm").joinpath("report", name).read_text(encoding="utf-8")
+
+
 def report_html(run: Mapping[str, Any], library: str | None = None) -> str:
     """Return a report of a run as an HTML page, which loads nothing from anywhere.
 
@@ -42,13 +46,11 @@ def report_html(run: Mapping[str, Any], library: str | None = None) -> str:
     :raises ConfigError: if there is no charting library.
     """
     script = charting_library() if library is None else library
-    page, style, code = (
-        files("kmm").joinpath("report", part).read_text(encoding="utf-8") for part in _PARTS
-    )
-    return Template(page).substitute(
+    code = "".join(map(_part, _SCRIPTS))
+    return Template(_part("page.html")).substitute(
         title=html.escape(run["title"]),
-        style=style,
+        style=_part("page.css"),
         run=in_script(json.dumps(run, separators=(",", ":"))),
         library=script.replace("</script", "<\\/script"),
-        script=code,
+        script=f'(() => {{\n"use strict";\n{code}}})();',
     )
