@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from kmm.cli import main
 from kmm.report_data import check_run
-from kmm.report_html import charting_library, in_script, report_html
+from kmm.report_html import cache_directory, charting_library, in_script, report_html
 from tests.chromium import Browser, browser, need_chromium
 from tests.test_report_data import record
 from tests.test_trace_graph import demo
@@ -26,6 +31,15 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 def kmm(*args: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in args])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The charting library is kept there, not at home."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(path))
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +296,60 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert out.exit_code == 2
     assert "install kmm[report]" in out.output
     assert not (tmp_path / "x.html").exists()
+
+
+def test_the_charting_library_is_kept_by_its_version(
+    library: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept,) = [p for p in cache.rglob("*") if p.is_file()]
+    assert kept.name == f"vega-{version('vl-convert-python')}.js"
+    assert kept.read_text() == library
+    monkeypatch.setattr("kmm.report_html._bundle", lambda: pytest.fail("made again"))
+    assert charting_library() == library
+
+
+def test_without_a_place_to_keep_it_it_is_made_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vl_convert")
+    monkeypatch.setattr("kmm.report_html._bundle", lambda: "made")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert charting_library() == "made"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache" / "kmm"
+
+
+#: What vl-convert is while it works, for longer than anybody waits: deaf to signals.
+DEAF = """
+import ctypes, os, pathlib
+pathlib.Path(os.environ["BEGUN"]).write_text(str(os.getpid()))
+def javascript_bundle(text): ctypes.PyDLL(None).sleep(600)
+"""
+
+
+def test_ctrl_c_does_not_wait_for_the_charting_library(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert")
+    (tmp_path / "vl_convert.py").write_text(DEAF)
+    begun = tmp_path / "begun"
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    more = {"PYTHONPATH": paths, "BEGUN": str(begun), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "kmm", "report", "demo", "-o", str(tmp_path / "x.html")]
+    with subprocess.Popen(
+        command, env={**os.environ, **more}, stderr=subprocess.PIPE, text=True
+    ) as report:
+        while not begun.exists() or not begun.read_text():
+            assert report.poll() is None
+            time.sleep(0.02)
+        report.send_signal(signal.SIGINT)
+        _, said = report.communicate(timeout=60)
+    assert report.returncode == 130
+    assert said == "Error: interrupted before the first step\n"
+    assert not Path(f"/proc/{begun.read_text()}").exists()
+    assert not (tmp_path / "x.html").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_nothing_in_the_data_ends_the_script() -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -13,18 +21,68 @@ from kmm.errors import ConfigError
 
 #: The page's scripts in kmm/report, one after the other in one scope.
 _SCRIPTS = ("common.js", "map.js", "charts.js", "tables.js", "page.js")
+#: What the process does that puts the charting library together.
+_BUNDLE = """\
+import sys, vl_convert
+sys.stdout.reconfigure(encoding="utf-8", newline="")
+sys.stdout.write(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+"""
 
 
 def charting_library() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script, which vl-convert carries.
 
-    :raises ConfigError: if vl-convert is not installed.
+    Putting it together takes seconds in which vl-convert hears no signal.  So a process of its own
+    does it, which an interrupt ends, and the script is kept in the user's cache directory, by
+    vl-convert's version.
+
+    :raises ConfigError: if vl-convert is not installed, or fails.
     """
-    try:
-        import vl_convert
-    except ImportError:
-        raise ConfigError("a report needs vl-convert-python; install kmm[report]") from None
-    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+    if find_spec("vl_convert") is None:
+        raise ConfigError("a report needs vl-convert-python; install kmm[report]")
+    directory = cache_directory()
+    if directory is None:
+        return _bundle()
+    kept = directory / f"vega-{version('vl-convert-python')}.js"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return kept.read_text(encoding="utf-8")
+    script = _bundle()
+    # If it cannot be kept, the next report waits again.
+    with contextlib.suppress(OSError):
+        _keep(kept, script)
+    return script
+
+
+def cache_directory() -> Path | None:
+    """Return where files are that can be made again: ``~/.cache/kmm``; None without a home.
+
+    As the XDG Base Directory Specification has it.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    base = given if given.is_absolute() else Path(os.path.expanduser("~/.cache"))
+    return base / "kmm" if base.is_absolute() else None
+
+
+def _bundle() -> str:
+    command = [sys.executable, "-P", "-c", _BUNDLE]
+    made = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if made.returncode:
+        said = made.stderr.strip().rpartition("\n")[2] or f"exit status {made.returncode}"
+        raise ConfigError(f"vl-convert-python makes no charting library: {said}")
+    return made.stdout
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write a file such that others see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as f:
+        try:
+            f.write(text)
+            f.flush()
+            os.replace(f.name, path)
+        except BaseException:
+            Path(f.name).unlink(missing_ok=True)
+            raise
 
 
 def in_script(text: str) -> str:
