@@ -136,6 +136,8 @@ def test_its_tables_say_what_happened(chromium: Browser, page: Path) -> None:
     chromium.run("document.getElementById('ranges').open = true")
     chromium.wait("document.querySelector('#ranges td') !== null")
     assert "memory1 to 7" in text(chromium, "#ranges")
+    row = "document.querySelector('#steps tbody tr').cells"
+    assert chromium.run(f"[...{row}].map((c) => c.textContent)")[3:5] == ["5", "3"]
 
 
 def test_calls_unfold(chromium: Browser, page: Path) -> None:
@@ -159,6 +161,10 @@ def test_blocks_are_named_by_arrow_keys(chromium: Browser, page: Path) -> None:
     assert text(chromium, "#picked") == "memory32 at 0x100000000: online, zone Movable, node 1"
     chromium.key("ArrowRight")
     assert "memory33 at 0x108000000: online, zone Normal, node 1" in text(chromium, "#picked")
+    go(chromium, 2)
+    assert "memory33 at 0x108000000: offline, no zone, node 1" in text(chromium, "#picked")
+    chromium.key("End")
+    assert text(chromium, "#picked").startswith("memory35 ")
 
 
 def test_light_dark_and_narrow(chromium: Browser, page: Path) -> None:
@@ -181,6 +187,108 @@ def test_light_dark_and_narrow(chromium: Browser, page: Path) -> None:
     chromium.size(1200, 900)
 
 
+WIDTHS = (1920, 1300, 800, 360)
+SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+def draw_all(b: Browser) -> None:
+    """Have all charts drawn and everything unfolded."""
+    for chart in ("marks", "heat", "counts"):
+        b.run(f"document.getElementById('{chart}').scrollIntoView()")
+        b.wait(f"document.querySelector('#{chart} canvas') !== null")
+    for _ in range(12):
+        b.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        b.run("new Promise((done) => setTimeout(done, 30))")
+
+
+@pytest.fixture(scope="module")
+def long_words(run: dict[str, Any], library: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page in which every text is one long word."""
+    word, wide = "a" * 900, copy.deepcopy(run)
+    wide["title"] = word
+    wide["steps"][0].update(text=word, output=word, log=[word], uevents=[word], error=word)
+    wide["steps"][0]["calls"][0][0] = word
+    wide["steps"][5]["offline"][0].update(error=word, reason=word, by=word)
+    wide["legend"][0][1] = word
+    for moment in wide["moments"]:
+        moment["zones"][word] = moment["zones"]["node 0 DMA"]
+    path = tmp_path_factory.mktemp("long") / "report.html"
+    path.write_text(report_html(check_run(wide, "long"), library))
+    return path
+
+
+@pytest.mark.parametrize("which", ["page", "long_words"])
+def test_nothing_is_wider_than_the_window(
+    chromium: Browser, which: str, request: pytest.FixtureRequest
+) -> None:
+    chromium.size(WIDTHS[0], 900)
+    chromium.open(request.getfixturevalue(which))
+    draw_all(chromium)
+    try:
+        for width in WIDTHS:
+            chromium.size(width, 900)  # the window gets narrower, then the charts
+            chromium.wait(
+                "[...document.querySelectorAll('.chart canvas')].every((c) =>"
+                " c.clientWidth <= Math.max(320, c.closest('.chart').clientWidth))"
+            )
+            for moment in (0, 1, 6):
+                go(chromium, moment)
+                assert chromium.run(SIDEWAYS) <= 0, (width, moment)
+    finally:
+        chromium.size(1200, 900)
+
+
+REACHABLE = """[...document.querySelectorAll(
+  "a[href], button, input, select, summary, canvas, div, pre",
+)].filter((e) => e.tabIndex >= 0 && e.checkVisibility())"""
+
+
+def test_tab_reaches_everything_and_shows_where_it_is(chromium: Browser, page: Path) -> None:
+    chromium.open(page)
+    go(chromium, 6)
+    wanted = chromium.run(f"{{ window.all = {REACHABLE}; all.length; }}")
+    assert wanted > 20
+    seen = []
+    for _ in range(wanted):
+        chromium.key("Tab")
+        seen.append(chromium.run("all.indexOf(document.activeElement)"))
+        outline = chromium.run("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid", chromium.run("document.activeElement.outerHTML.slice(0, 200)")
+    assert seen == list(range(wanted))
+
+
+def test_what_can_be_scrolled_can_be_reached_by_keyboard(chromium: Browser, page: Path) -> None:
+    chromium.size(400, 800)
+    chromium.open(page)
+    draw_all(chromium)
+    hidden = """[...document.querySelectorAll("main *")].filter((e) => e.tabIndex < 0 &&
+      e.scrollWidth > e.clientWidth && getComputedStyle(e).overflowX === "auto").map((e) => e.id)"""
+    chromium.wait("document.querySelector('#steps').tabIndex === 0")
+    assert chromium.run(hidden) == []
+    chromium.size(1200, 900)
+
+
+def test_nothing_moves_by_itself(chromium: Browser, page: Path) -> None:
+    chromium.open(page)
+    draw_all(chromium)
+    moving = """[...document.querySelectorAll("*")].filter((e) => { const s = getComputedStyle(e);
+      return s.animationName !== "none" || /[1-9]/.test(s.transitionDuration) ||
+      s.scrollBehavior !== "auto"; }).map((e) => e.tagName)"""
+    assert chromium.run(moving) == []
+
+
+def test_paper_is_light(chromium: Browser, page: Path) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    chromium.scheme("dark")
+    chromium.open(page)
+    dark = chromium.run(ground)
+    chromium.run("dispatchEvent(new Event('beforeprint'))")
+    assert chromium.run(ground) != dark
+    chromium.run("dispatchEvent(new Event('afterprint'))")
+    assert chromium.run(ground) == dark
+    chromium.scheme("light")
+
+
 CONTRAST = """(() => {
   const probe = document.createElement("span");
   document.body.append(probe);
@@ -197,7 +305,9 @@ CONTRAST = """(() => {
   const out = {};
   for (const ink of ["--ink", "--soft", "--bad"])
     out[ink] = Math.min(ratio(ink, "--card"), ratio(ink, "--bg"));
-  for (let i = 0; i < 6; i += 1) out[`--z${i}`] = ratio(`--z${i}`, "--letter");
+  for (const kind of ["z", "n"]) for (let i = 0; i < 6; i += 1)
+    out[`--${kind}${i}`] = ratio(`--${kind}${i}`, "--letter");
+  for (const ground of ["--cell", "--card"]) out[`on ${ground}`] = 1.5 * ratio("--hatch", ground);
   return out;
 })()"""
 
@@ -301,7 +411,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_charting_library_is_kept_by_its_version(
     library: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (kept,) = [p for p in cache.rglob("*") if p.is_file()]
+    (kept,) = (cache / "kmm").iterdir()
     assert kept.name == f"vega-{version('vl-convert-python')}.js"
     assert kept.read_text() == library
     monkeypatch.setattr("kmm.report_html._bundle", lambda: pytest.fail("made again"))

@@ -27,6 +27,12 @@ import sys, vl_convert
 sys.stdout.reconfigure(encoding="utf-8", newline="")
 sys.stdout.write(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 """
+#: What the process does that puts the charting library together.
+_BUNDLE = """\
+import sys, vl_convert
+sys.stdout.reconfigure(encoding="utf-8", newline="")
+sys.stdout.write(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+"""
 
 
 def charting_library() -> str:
@@ -40,31 +46,24 @@ def charting_library() -> str:
     """
     if find_spec("vl_convert") is None:
         raise ConfigError("a report needs vl-convert-python; install kmm[report]")
-    directory = cache_directory()
-    if directory is None:
-        return _bundle()
-    kept = directory / f"vega-{version('vl-convert-python')}.js"
+    kept = cache_directory() / f"vega-{version('vl-convert-python')}.js"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return kept.read_text(encoding="utf-8")
     script = _bundle()
-    # If it cannot be kept, the next report waits again.
+    # Without a place to keep it, the next report waits again.
     with contextlib.suppress(OSError):
         _keep(kept, script)
     return script
 
 
-def cache_directory() -> Path | None:
-    """Return where files are that can be made again: ``~/.cache/kmm``; None without a home.
-
-    As the XDG Base Directory Specification has it.
-    """
+def cache_directory() -> Path:
+    """Return where kmm keeps what can be made again: ``kmm`` in the XDG base directory for it."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    base = given if given.is_absolute() else Path(os.path.expanduser("~/.cache"))
-    return base / "kmm" if base.is_absolute() else None
+    return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "kmm"
 
 
 def _bundle() -> str:
-    command = [sys.executable, "-P", "-c", _BUNDLE]
+    command = [sys.executable, "-c", _BUNDLE]
     made = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if made.returncode:
         said = made.stderr.strip().rpartition("\n")[2] or f"exit status {made.returncode}"
@@ -81,7 +80,7 @@ def _keep(path: Path, text: str) -> None:
             f.flush()
             os.replace(f.name, path)
         except BaseException:
-            Path(f.name).unlink(missing_ok=True)
+            os.unlink(f.name)
             raise
 
 

@@ -5,9 +5,9 @@ const EVERY = Math.max(1, ...moments.slice(1).map((m, i) => m.step - moments[i].
 function config() {
   const ink = css("--ink"), soft = css("--soft"), line = css("--line");
   return {
-    background: "transparent", font: "system-ui, DejaVu Sans, sans-serif", view: { stroke: line },
-    axis: { labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line },
-    legend: { labelColor: ink, titleColor: soft }, header: { labelColor: ink, titleColor: soft }, title: { color: ink },
+    background: css("--card"), font: "system-ui, DejaVu Sans, sans-serif", view: { stroke: line },
+    axis: { labelFontSize: 12, titleFontSize: 12, labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line },
+    legend: { orient: narrow() ? "bottom" : "right", labelFontSize: 12, titleFontSize: 12, labelColor: ink, titleColor: soft }, header: { labelFontSize: 12, labelColor: ink, titleColor: soft }, title: { color: ink },
   };
 }
 /* The charting library is only run once there is something to draw. */
@@ -19,14 +19,19 @@ const embed = (id, spec, label) => {
   const whole = { config: config(), description: label, ...spec };
   return window.vegaEmbed(`#${id}`, whole, { mode: "vega-lite", actions: false, renderer: "canvas" });
 };
-const room = (id, less) => Math.max(180, $(id).clientWidth - less);
+const narrow = () => document.documentElement.clientWidth < 640;
+const room = (id, less) => Math.max(180, $(id).clientWidth - (narrow() ? 80 : less));
 const apart = Math.ceil(Math.max(1, steps.length) / 10);
 const ticks = [...Array(Math.floor(steps.length / apart) + 1).keys()].map((i) => i * apart);
 const X = { field: "step", type: "quantitative", title: "step", axis: { values: ticks, format: "d" }, scale: { domain: [0, Math.max(1, steps.length)], nice: false } };
 const charts = {
   async marks() {
     const zone = $("zone").value, values = [];
-    for (const m of moments) if (m.zones[zone]) for (const which of MARKS) values.push({ step: m.step, which, pages: m.zones[zone][which], shown: Math.max(1, m.zones[zone][which]) });
+    /* Without a zone there is no line. */
+    for (const m of moments) for (const which of MARKS) {
+      const pages = m.zones[zone] ? m.zones[zone][which] : null;
+      values.push({ step: m.step, which, pages, shown: pages === null ? null : Math.max(1, pages) });
+    }
     const scale = { domain: MARKS, range: MARKS.map((w) => css(`--${w}`)) };
     const done = await embed("marks", {
       width: room("marks", 190), height: 220, params: [{ name: "now", value: moments[Number(slider.value)].step }],
@@ -60,9 +65,8 @@ const charts = {
     }, `Free blocks of ${zone} by step, order and migratetype; the table below has the numbers`);
   },
   async counts() {
-    const lines = (text) => { const m = /\((\d+) lines\)$/.exec(text); return m ? Number(m[1]) : 1; };
     const values = steps.flatMap((s, i) => [["uevents", s.uevents], ["log lines", s.log]].map(([kind, list]) => (
-      { step: i + 1, kind, n: list.reduce((sum, l) => sum + lines(l), 0) }))).filter((v) => v.n);
+      { step: i + 1, kind, n: lines(list) }))).filter((v) => v.n);
     await embed("counts", {
       data: { values }, width: room("counts", 190), height: 90,
       mark: { type: "bar", width: Math.max(1, Math.min(40, (0.7 * room("counts", 190)) / (steps.length + 1))) },
@@ -70,11 +74,11 @@ const charts = {
         y: { field: "n", type: "quantitative", title: "lines", stack: true },
         color: { field: "kind", type: "nominal", title: null, scale: { domain: ["uevents", "log lines"], range: [css("--z1"), css("--z3")] } },
         tooltip: [{ field: "step" }, { field: "kind" }, { field: "n", title: "lines", format: "," }] },
-    }, "Uevents and log lines by step; the list below has them");
+    }, "Uevents and log lines by step; the table of all steps has the numbers");
   },
 };
 const seen = new Set();
-const draw = (id) => charts[id]().catch((e) => { $(id).textContent = `This chart could not be drawn: ${e.message}`; console.error(e); });
+const draw = (id) => charts[id]().then(reachable, (e) => { $(id).textContent = `This chart could not be drawn: ${e.message}`; console.error(e); });
 const watcher = new IntersectionObserver((entries) => {
   for (const e of entries) if (e.isIntersecting && !seen.has(e.target.id)) { seen.add(e.target.id); draw(e.target.id); }
 }, { rootMargin: "200px" });

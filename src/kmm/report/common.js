@@ -14,6 +14,10 @@ function el(tag, text, cls) {
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const count = (n) => Number(n).toLocaleString("en-US");
 const number = (n) => (typeof n === "number" ? count(n) : String(n));
+const kind = (cell) => (typeof cell === "number" || MEASURE.test(cell) ? "n" : "text");
+/* How many lines a folded one stands for. */
+const folded = (text) => Number((/\((\d+) lines\)$/.exec(text) || [0, 1])[1]);
+const lines = (list) => list.reduce((sum, l) => sum + folded(l), 0);
 function size(bytes) {
   for (const [unit, of] of [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20]])
     if (bytes >= of) return `${+(bytes / of).toFixed(2)} ${unit}`;
@@ -25,19 +29,21 @@ function span(ns) {
 }
 const length = (s) => (s.calls.length || s.calls_left_out || s.end_ns > s.start_ns ? span(s.end_ns - s.start_ns) : "none recorded");
 const address = (block) => "0x" + (BigInt(block) * BigInt(run.block_size)).toString(16);
-function table(heads, rows, caption) {
+/* A measure stays on one line. */
+const MEASURE = /^([\d.,]+ (s|ms|µs|[KMGT]iB)|none recorded)$/;
+function table(label, heads, rows) {
   const t = el("table");
-  if (caption) t.append(el("caption", caption));
+  t.setAttribute("aria-label", label);
   const head = t.createTHead().insertRow();
   heads.forEach((h, i) => {
-    const th = el("th", h, rows.length && typeof rows[0][i] === "number" ? "n" : "");
+    const th = el("th", h, rows.length && kind(rows[0][i]) === "n" ? "n" : "");
     th.scope = "col";
     head.append(th);
   });
   const body = t.createTBody();
   for (const row of rows) {
     const tr = body.insertRow();
-    for (const cell of row) tr.append(el("td", number(cell), typeof cell === "number" ? "n" : "text"));
+    for (const cell of row) tr.append(el("td", number(cell), kind(cell)));
   }
   return t;
 }
@@ -47,4 +53,10 @@ function lazily(details, build) {
   details.addEventListener("toggle", () => {
     if (details.open && !built) { built = true; build(); }
   });
+}
+/* What can be scrolled can be reached by keyboard. */
+function reachable() {
+  for (const e of document.querySelectorAll(".scroll, .chart, pre"))
+    if (e.scrollWidth > e.clientWidth || e.scrollHeight > e.clientHeight) e.tabIndex = 0;
+    else e.removeAttribute("tabindex");
 }

@@ -35,13 +35,12 @@ function go(to) {
 const cell = total <= 96 ? 40 : total <= 600 ? 24 : total <= 2400 ? 15 : total <= 20000 ? 9 : 4;
 let mode = "zone", picked = -1, paint = {};
 function colours() {
-  const dark = getComputedStyle(document.documentElement).colorScheme.includes("dark");
   paint = { zone: {}, node: {}, state: { online: css("--z2"), "going-offline": css("--z3"), offline: css("--z5") } };
   ZONES.forEach((z, i) => { paint.zone[z] = css(`--z${i}`); });
   paint.zone.none = css("--z5");
-  const some = dark ? ["#e8ebef", "#e58fd0", "#f5e14a", "#7cc8ff", "#7fe0b0", "#ffa98f"] : ["#16191d", "#9b2c86", "#c79a00", "#00598f", "#00664b", "#a03512"];
+  const some = [0, 1, 2, 3, 4, 5].map((i) => css(`--n${i}`));
   paint.nodeOf = (n) => some[(parseInt(n, 10) || 0) % some.length];
-  for (const v of ["cell", "hatch", "letter", "accent", "ink", "line"]) paint[v] = css(`--${v}`);
+  for (const v of ["cell", "hatch", "letter", "accent", "ink"]) paint[v] = css(`--${v}`);
 }
 function fillOf([state, zone, node]) {
   if (mode === "node") return paint.nodeOf(node);
@@ -50,7 +49,7 @@ function fillOf([state, zone, node]) {
 function drawCell(g, x, y, c, code, isPicked) {
   const s = c - (c > 8 ? 2 : 1);
   if (code < 0) {
-    g.strokeStyle = paint.line;
+    g.strokeStyle = paint.hatch;
     g.strokeRect(x + 0.5, y + 0.5, s - 1, s - 1);
   } else {
     const what = run.legend[code], online = what[0] === "online";
@@ -109,27 +108,33 @@ function buildGrid() {
     s.canvas.setAttribute("aria-label", `Memory blocks ${s.first} to ${s.end - 1}; arrow keys go from block to block, the tables below say the same`);
     s.canvas.addEventListener("mousemove", (e) => {
       const i = Math.floor(e.offsetX / cell) + Math.floor(e.offsetY / cell) * s.across;
-      if (e.offsetX / cell < s.across && i < s.end - s.first) pick(s, s.first + i);
+      if (e.offsetX / cell < s.across && i < s.end - s.first) pick(s.first + i);
     });
     s.canvas.addEventListener("keydown", (e) => {
-      const move = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -s.across, ArrowDown: s.across }[e.key];
+      const all = s.end - s.first;
+      const move = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -s.across, ArrowDown: s.across, Home: -all, End: all }[e.key];
       if (!move) return;
       e.preventDefault();
       const from = picked >= s.first && picked < s.end ? picked + move : s.first;
-      pick(s, Math.min(Math.max(from, s.first), s.end - 1));
+      pick(Math.min(Math.max(from, s.first), s.end - 1));
     });
     box.append(s.canvas);
     grid.append(box);
   }
 }
-function pick(segment, block) {
+function pick(block) {
   if (block === picked) return;
   picked = block;
+  sayPicked();
+  drawMap();
+}
+function sayPicked() {
+  if (picked < 0) return;
+  const block = picked;
   const code = codes[place(block)];
   const [state, zone, node] = code < 0 ? [] : run.legend[code];
   $("picked").textContent = `memory${block} at ${address(block)}: ` +
     (code < 0 ? "not there" : `${state}, ${zone === "none" ? "no zone" : zone === "several" ? "several zones" : "zone " + zone}, node ${node}`);
-  drawMap();
 }
 function drawMap() {
   const width = $("grid").clientWidth, ratio = window.devicePixelRatio || 1;
@@ -181,6 +186,6 @@ function drawRanges() {
   if (!rangesOpen) return;
   const rows = ranges().map((r) => [
     r.end - r.first > 1 ? `memory${r.first} to ${r.end - 1}` : `memory${r.first}`, address(r.first), ...run.legend[r.code], r.end - r.first, size((r.end - r.first) * run.block_size)]);
-  $("ranges").querySelector("div").replaceChildren(table(["Blocks", "From", "State", "Zone", "Node", "Number", "Size"], rows));
+  $("ranges").querySelector("div").replaceChildren(table("The map", ["Blocks", "From", "State", "Zone", "Node", "Number", "Size"], rows));
 }
 $("ranges").addEventListener("toggle", () => { rangesOpen = $("ranges").open; drawRanges(); });

@@ -4,13 +4,14 @@ let view = null;
 function show() {
   const k = Number(slider.value), n = moments[k].step;
   go(k);
-  const text = n ? `${n} of ${steps.length}: ${steps[n - 1].text}${steps[n - 1].error ? " (refused)" : ""}` : "0: as booted";
+  const text = n ? `${n} of ${steps.length}${steps[n - 1].error ? " (refused)" : ""}: ${steps[n - 1].text}` : "0: as booted";
   $("now").textContent = text;
   slider.setAttribute("aria-valuetext", text);
-  $("back").disabled = k === 0;
-  $("on").disabled = k === moments.length - 1;
+  /* A button that went off under the focus would lose it. */
+  $("back").setAttribute("aria-disabled", k === 0);
+  $("on").setAttribute("aria-disabled", k === moments.length - 1);
   const found = ranges();
-  drawMap(); drawLegend(found); drawRanges(); drawStep(k);
+  drawMap(); drawLegend(found); drawRanges(); drawStep(k); sayPicked(); reachable();
   if (view) view.signal("now", n).runAsync();
 }
 
@@ -29,7 +30,8 @@ function start() {
   $("summary").textContent = `${count(steps.length)} steps, ${count(refused)} refused, ${span(last)} of virtual time; blocks of ${size(run.block_size)}` +
     (EVERY > 1 ? `; numbers of every ${EVERY}th step` : "");
   buildGrid(); colours(); show(); offline(); events(); calls();
-  $("steps").append(table(["Step", "What", "Result", "Virtual time"], steps.map((s, i) => [i + 1, s.text, s.error ? `refused: ${s.error}` : s.output.split("\n")[0] || "done", length(s)])));
+  $("steps").append(table("All steps", ["Step", "What", "Result", "Uevents", "Log lines", "Virtual time"],
+    steps.map((s, i) => [i + 1, s.text, s.error ? `refused: ${s.error}` : s.output.split("\n")[0] || "done", lines(s.uevents), lines(s.log), length(s)])));
   slider.addEventListener("input", show);
   $("back").addEventListener("click", () => { slider.stepDown(); show(); });
   $("on").addEventListener("click", () => { slider.stepUp(); show(); });
@@ -42,8 +44,12 @@ function start() {
   let soon = 0, width = window.innerWidth;
   window.addEventListener("resize", () => {
     clearTimeout(soon);
-    soon = setTimeout(() => { if (window.innerWidth !== width) { width = window.innerWidth; drawMap(); for (const id of seen) draw(id); } }, 200);
+    soon = setTimeout(() => { if (window.innerWidth !== width) { width = window.innerWidth; drawMap(); reachable(); for (const id of seen) draw(id); } }, 200);
   });
+  document.addEventListener("toggle", () => requestAnimationFrame(reachable), true);
+  /* Paper is light; a chart that is not drawn anew in time keeps its own ground. */
+  window.addEventListener("beforeprint", () => { document.documentElement.dataset.theme = "light"; colours(); show(); });
+  window.addEventListener("afterprint", theme);
   for (const id of Object.keys(charts)) watcher.observe($(id));
   document.documentElement.dataset.ready = "yes";
 }

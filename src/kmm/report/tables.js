@@ -1,4 +1,10 @@
 /* What a step said, offlines, events and calls in words and numbers. */
+function said(text) {
+  const box = el("pre", text);
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-label", "What was said");
+  return box;
+}
 function drawStep(k) {
   const box = $("step");
   box.replaceChildren();
@@ -8,20 +14,20 @@ function drawStep(k) {
     const s = steps[n - 1];
     box.append(el("p", `Step ${n}: ${s.text}`, "mono"));
     if (s.error) box.append(el("p", `refused: ${s.error}`, "refused"));
-    else if (s.output) box.append(el("pre", s.output));
+    else if (s.output) box.append(said(s.output));
     else box.append(el("p", "done", "hint"));
-    const lines = [...s.uevents.map((l) => `uevent ${l}`), ...s.log.map((l) => `kernel ${l}`)];
-    if (lines.length) box.append(el("pre", lines.join("\n")));
+    const told = [...s.uevents.map((l) => `uevent ${l}`), ...s.log.map((l) => `kernel ${l}`)];
+    if (told.length) box.append(said(told.join("\n")));
   }
 }
 
 lazily($("marks-table"), () => {
   const rows = moments.flatMap((m) => Object.entries(m.zones).map(([zone, z]) => [m.step, zone, z.free, z.min, z.low, z.high, z.present, z.managed]));
-  $("marks-table").querySelector("div").replaceChildren(table(["Step", "Zone", "Free", "Min", "Low", "High", "Present", "Managed"], rows));
+  $("marks-table").querySelector("div").replaceChildren(table("Pages and watermarks", ["Step", "Zone", "Free", "Min", "Low", "High", "Present", "Managed"], rows));
 });
 lazily($("heat-table"), () => {
   const rows = moments.flatMap((m) => Object.entries(m.zones).flatMap(([zone, z]) => Object.entries(z.blocks).map(([mt, n]) => [m.step, zone, mt, ...n])));
-  $("heat-table").querySelector("div").replaceChildren(table(["Step", "Zone", "Migratetype", ...[...Array(11).keys()].map((o) => `Order ${o}`)], rows));
+  $("heat-table").querySelector("div").replaceChildren(table("Free blocks", ["Step", "Zone", "Migratetype", ...[...Array(11).keys()].map((o) => `Order ${o}`)], rows));
 });
 
 function offline() {
@@ -30,7 +36,7 @@ function offline() {
     o.error ? `refused: ${o.error}` : "offline",
     Object.entries(o.counts).map(([fate, n]) => `${count(n)} ${fate === "stays" ? "stayed" : fate}`).join(", "),
     o.error ? [o.reason, o.blocked === null || o.blocked === undefined ? "" : `pfn 0x${o.blocked.toString(16)}`, o.by].filter(Boolean).join("; ") : ""]));
-  $("offline").replaceChildren(rows.length ? table(["Step", "Blocks", "Result", "Pages", "What it stumbled over"], rows) : el("p", "No block was asked to go offline.", "hint"));
+  $("offline").replaceChildren(rows.length ? table("Offlined blocks", ["Step", "Blocks", "Result", "Pages", "What it stumbled over"], rows) : el("p", "No block was asked to go offline.", "hint"));
 }
 function events() {
   const kind = $("kind").value, words = $("filter").value.toLowerCase(), rows = [];
@@ -43,7 +49,8 @@ function events() {
   });
   const most = 2000;
   $("matches").textContent = `${count(rows.length)} of ${count(all)}` + (rows.length > most ? `, the first ${count(most)} shown` : "");
-  $("events").replaceChildren(table(["Step", "From", "Kind", "Line"], rows.slice(0, most)));
+  $("events").replaceChildren(table("Uevents and kernel log", ["Step", "From", "Kind", "Line"], rows.slice(0, most)));
+  reachable();
 }
 function callNode([name, times, ns, pages, error, inside]) {
   const words = [el("span", `${name}()${times > 1 ? " ×" + count(times) : ""} `), el("span", `${span(ns)}${pages ? ", " + count(pages) + " pages" : ""}`, "ns")];
