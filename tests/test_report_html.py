@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from kmm.cli import main
 from kmm.report_data import check_run
-from kmm.report_html import charting_library, in_script, report_html
+from kmm.report_html import cache_directory, charting_library, in_script, report_html
 from tests.chromium import Browser, browser, need_chromium
 from tests.test_report_data import record
 from tests.test_trace_graph import demo
@@ -26,6 +31,15 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 def kmm(*args: object) -> Result:
     return CliRunner().invoke(main, [str(a) for a in args])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The charting library is kept there, not at home."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(path))
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +136,8 @@ def test_its_tables_say_what_happened(chromium: Browser, page: Path) -> None:
     chromium.run("document.getElementById('ranges').open = true")
     chromium.wait("document.querySelector('#ranges td') !== null")
     assert "memory1 to 7" in text(chromium, "#ranges")
+    row = "document.querySelector('#steps tbody tr').cells"
+    assert chromium.run(f"[...{row}].map((c) => c.textContent)")[3:5] == ["5", "3"]
 
 
 def test_calls_unfold(chromium: Browser, page: Path) -> None:
@@ -145,6 +161,10 @@ def test_blocks_are_named_by_arrow_keys(chromium: Browser, page: Path) -> None:
     assert text(chromium, "#picked") == "memory32 at 0x100000000: online, zone Movable, node 1"
     chromium.key("ArrowRight")
     assert "memory33 at 0x108000000: online, zone Normal, node 1" in text(chromium, "#picked")
+    go(chromium, 2)
+    assert "memory33 at 0x108000000: offline, no zone, node 1" in text(chromium, "#picked")
+    chromium.key("End")
+    assert text(chromium, "#picked").startswith("memory35 ")
 
 
 def test_light_dark_and_narrow(chromium: Browser, page: Path) -> None:
@@ -167,6 +187,108 @@ def test_light_dark_and_narrow(chromium: Browser, page: Path) -> None:
     chromium.size(1200, 900)
 
 
+WIDTHS = (1920, 1300, 800, 360)
+SIDEWAYS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+def draw_all(b: Browser) -> None:
+    """Have all charts drawn and everything unfolded."""
+    for chart in ("marks", "heat", "counts"):
+        b.run(f"document.getElementById('{chart}').scrollIntoView()")
+        b.wait(f"document.querySelector('#{chart} canvas') !== null")
+    for _ in range(12):
+        b.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        b.run("new Promise((done) => setTimeout(done, 30))")
+
+
+@pytest.fixture(scope="module")
+def long_words(run: dict[str, Any], library: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page in which every text is one long word."""
+    word, wide = "a" * 900, copy.deepcopy(run)
+    wide["title"] = word
+    wide["steps"][0].update(text=word, output=word, log=[word], uevents=[word], error=word)
+    wide["steps"][0]["calls"][0][0] = word
+    wide["steps"][5]["offline"][0].update(error=word, reason=word, by=word)
+    wide["legend"][0][1] = word
+    for moment in wide["moments"]:
+        moment["zones"][word] = moment["zones"]["node 0 DMA"]
+    path = tmp_path_factory.mktemp("long") / "report.html"
+    path.write_text(report_html(check_run(wide, "long"), library))
+    return path
+
+
+@pytest.mark.parametrize("which", ["page", "long_words"])
+def test_nothing_is_wider_than_the_window(
+    chromium: Browser, which: str, request: pytest.FixtureRequest
+) -> None:
+    chromium.size(WIDTHS[0], 900)
+    chromium.open(request.getfixturevalue(which))
+    draw_all(chromium)
+    try:
+        for width in WIDTHS:
+            chromium.size(width, 900)  # the window gets narrower, then the charts
+            chromium.wait(
+                "[...document.querySelectorAll('.chart canvas')].every((c) =>"
+                " c.clientWidth <= Math.max(320, c.closest('.chart').clientWidth))"
+            )
+            for moment in (0, 1, 6):
+                go(chromium, moment)
+                assert chromium.run(SIDEWAYS) <= 0, (width, moment)
+    finally:
+        chromium.size(1200, 900)
+
+
+REACHABLE = """[...document.querySelectorAll(
+  "a[href], button, input, select, summary, canvas, div, pre",
+)].filter((e) => e.tabIndex >= 0 && e.checkVisibility())"""
+
+
+def test_tab_reaches_everything_and_shows_where_it_is(chromium: Browser, page: Path) -> None:
+    chromium.open(page)
+    go(chromium, 6)
+    wanted = chromium.run(f"{{ window.all = {REACHABLE}; all.length; }}")
+    assert wanted > 20
+    seen = []
+    for _ in range(wanted):
+        chromium.key("Tab")
+        seen.append(chromium.run("all.indexOf(document.activeElement)"))
+        outline = chromium.run("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid", chromium.run("document.activeElement.outerHTML.slice(0, 200)")
+    assert seen == list(range(wanted))
+
+
+def test_what_can_be_scrolled_can_be_reached_by_keyboard(chromium: Browser, page: Path) -> None:
+    chromium.size(400, 800)
+    chromium.open(page)
+    draw_all(chromium)
+    hidden = """[...document.querySelectorAll("main *")].filter((e) => e.tabIndex < 0 &&
+      e.scrollWidth > e.clientWidth && getComputedStyle(e).overflowX === "auto").map((e) => e.id)"""
+    chromium.wait("document.querySelector('#steps').tabIndex === 0")
+    assert chromium.run(hidden) == []
+    chromium.size(1200, 900)
+
+
+def test_nothing_moves_by_itself(chromium: Browser, page: Path) -> None:
+    chromium.open(page)
+    draw_all(chromium)
+    moving = """[...document.querySelectorAll("*")].filter((e) => { const s = getComputedStyle(e);
+      return s.animationName !== "none" || /[1-9]/.test(s.transitionDuration) ||
+      s.scrollBehavior !== "auto"; }).map((e) => e.tagName)"""
+    assert chromium.run(moving) == []
+
+
+def test_paper_is_light(chromium: Browser, page: Path) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    chromium.scheme("dark")
+    chromium.open(page)
+    dark = chromium.run(ground)
+    chromium.run("dispatchEvent(new Event('beforeprint'))")
+    assert chromium.run(ground) != dark
+    chromium.run("dispatchEvent(new Event('afterprint'))")
+    assert chromium.run(ground) == dark
+    chromium.scheme("light")
+
+
 CONTRAST = """(() => {
   const probe = document.createElement("span");
   document.body.append(probe);
@@ -183,7 +305,9 @@ CONTRAST = """(() => {
   const out = {};
   for (const ink of ["--ink", "--soft", "--bad"])
     out[ink] = Math.min(ratio(ink, "--card"), ratio(ink, "--bg"));
-  for (let i = 0; i < 6; i += 1) out[`--z${i}`] = ratio(`--z${i}`, "--letter");
+  for (const kind of ["z", "n"]) for (let i = 0; i < 6; i += 1)
+    out[`--${kind}${i}`] = ratio(`--${kind}${i}`, "--letter");
+  for (const ground of ["--cell", "--card"]) out[`on ${ground}`] = 1.5 * ratio("--hatch", ground);
   return out;
 })()"""
 
@@ -282,6 +406,60 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert out.exit_code == 2
     assert "install kmm[report]" in out.output
     assert not (tmp_path / "x.html").exists()
+
+
+def test_the_charting_library_is_kept_by_its_version(
+    library: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept,) = (cache / "kmm").iterdir()
+    assert kept.name == f"vega-{version('vl-convert-python')}.js"
+    assert kept.read_text() == library
+    monkeypatch.setattr("kmm.report_html._bundle", lambda: pytest.fail("made again"))
+    assert charting_library() == library
+
+
+def test_without_a_place_to_keep_it_it_is_made_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vl_convert")
+    monkeypatch.setattr("kmm.report_html._bundle", lambda: "made")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert charting_library() == "made"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache" / "kmm"
+
+
+#: What vl-convert is while it works, for longer than anybody waits: deaf to signals.
+DEAF = """
+import ctypes, os, pathlib
+pathlib.Path(os.environ["BEGUN"]).write_text(str(os.getpid()))
+def javascript_bundle(text): ctypes.PyDLL(None).sleep(600)
+"""
+
+
+def test_ctrl_c_does_not_wait_for_the_charting_library(tmp_path: Path) -> None:
+    pytest.importorskip("vl_convert")
+    (tmp_path / "vl_convert.py").write_text(DEAF)
+    begun = tmp_path / "begun"
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    more = {"PYTHONPATH": paths, "BEGUN": str(begun), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "kmm", "report", "demo", "-o", str(tmp_path / "x.html")]
+    with subprocess.Popen(
+        command, env={**os.environ, **more}, stderr=subprocess.PIPE, text=True
+    ) as report:
+        while not begun.exists() or not begun.read_text():
+            assert report.poll() is None
+            time.sleep(0.02)
+        report.send_signal(signal.SIGINT)
+        _, said = report.communicate(timeout=60)
+    assert report.returncode == 130
+    assert said == "Error: interrupted before the first step\n"
+    assert not Path(f"/proc/{begun.read_text()}").exists()
+    assert not (tmp_path / "x.html").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 def test_nothing_in_the_data_ends_the_script() -> None:

@@ -99,9 +99,28 @@ def test_counters_tell_free_present_and_managed_pages(trace: dict[str, Any]) -> 
         assert max(pages) > 32000
         assert pages[-1] == 0  # the DIMM is gone
     assert values["node 0 DMA32 present pages"][0] == 258016
+    for which in ("free", "present", "managed"):
+        parts = [values[f"node 1 {zone} {which} pages"] for zone in ("Movable", "Normal")]
+        assert max(values[f"node 1 {which} pages"]) == max(map(sum, zip(*parts, strict=False)))
+    assert values["node 0 present pages"][0] == 258016 + 3998
+    # At both ends of each step: it is there from the first one's end on, until the last one's.
+    online = [n >> 15 for n in values["DIMM dimm1 online pages"]]
+    assert online == [0, 0, 1, 1, *[2] * 12, 0]
 
 
 ENTRY = re.compile(r"^ {11}<\.\.\.>-(\d+) +\[000\] \.{5} +(\d+\.\d{6}): (\w+) <-(\w+)$")
+
+
+def test_a_counter_has_one_process_and_one_value_at_a_time(trace: dict[str, Any]) -> None:
+    processes = defaultdict(set)
+    for event in trace["traceEvents"]:
+        if event["ph"] == "C":
+            processes[event["name"]].add(event["pid"])
+            assert list(event["args"]) == ["pages"]
+    assert {len(pids) for pids in processes.values()} == {1}
+    assert {name.rpartition(" ")[0].rpartition(" ")[2] for name in processes} == {
+        *("free", "present", "managed", "online")
+    }
 
 
 def test_ftrace_text_has_a_line_for_each_call() -> None:

@@ -63,6 +63,17 @@ def test_calls_lie_inside_their_caller_and_behind_each_other(steps: list[TracedS
             last[id(parent) if parent is not None else -1] = span.end
 
 
+def test_a_memory_group_is_not_taken_for_a_node() -> None:
+    plugs = [
+        {"op": "plug", "id": f"d{i}", "node": 0, "addr": (4 << 30) + (i << 30), "size": "1G"}
+        for i in range(3)
+    ]
+    scenario = check_scenario({"machine": {"maxmem": "16G"}, "steps": plugs}, "three")
+    for step in traced(scenario):
+        adding = [s for s in step.spans if s.name in ("__add_memory", "add_memory_resource")]
+        assert [s.subjects for s in adding] == [(("node", 0),)] * 2
+
+
 def test_durations_are_costs_added_up(steps: list[TracedStep]) -> None:
     for step in steps:
         costs = sum(cost(s.name, s.times, s.pages) for s in step.spans)

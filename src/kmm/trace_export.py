@@ -63,9 +63,6 @@ class _Tracks:
                 self._seen[subject] = self.thread(pid, tid, f"zone {zone}", f"node {nid}")
         return self._seen[subject]
 
-    def pid_of_zone(self, label: str) -> int:
-        return self.of(("zone", label))[0]
-
 
 def _span_event(span: Span, track: tuple[int, int], vocabulary: str) -> Event:
     args: dict[str, Any] = {}
@@ -90,8 +87,8 @@ def chrome_events(steps: Sequence[TracedStep], vocabulary: str = "6.1") -> list[
     """Return the events of a Chrome trace: names of tracks first, then by time.
 
     Calls are complete events (``X``): on the track of CPU 0 all of them, on a node's, zone's and
-    DIMM's track those that are about it.  Counters (``C``) hold each zone's free, present and
-    managed pages.
+    DIMM's track those that are about it.  Counters (``C``) hold free, present and managed pages of
+    each zone and node, and at the ends of a step the online ones of each DIMM.
 
     :param steps: the steps of a run; vocabulary: ``6.1`` or ``old``.
     """
@@ -115,20 +112,35 @@ def chrome_events(steps: Sequence[TracedStep], vocabulary: str = "6.1") -> list[
 
 
 def _counter_events(step: TracedStep, tracks: _Tracks) -> Iterator[Event]:
-    known: set[str] = set()
+    zones: set[str] = set()
+    dimms: set[str] = set()
     for when, sample in step.samples:
-        gone = dict.fromkeys(known - set(sample.zones), (0, 0, 0))
-        for label, (free, present, managed) in {**sample.zones, **gone}.items():
-            known.add(label)
-            for name, pages in (("free", free), ("present", present), ("managed", managed)):
-                yield {
-                    "name": f"{label} {name} pages",
-                    "cat": "memory",
-                    "ph": "C",
-                    "ts": _us(when),
-                    "pid": tracks.pid_of_zone(label),
-                    "args": {"pages": pages},
-                }
+        nodes: dict[int, list[int]] = {}
+        gone = dict.fromkeys(zones - set(sample.zones), (0, 0, 0))
+        for label, pages in {**sample.zones, **gone}.items():
+            zones.add(label)
+            pid = tracks.of(("zone", label))[0]
+            yield from _pages_events(label, pages, pid, when)
+            total = nodes.setdefault(pid - _FIRST_NODE, [0, 0, 0])
+            total[:] = (a + b for a, b in zip(total, pages, strict=True))
+        for nid, totals in nodes.items():
+            pid = tracks.of(("node", nid))[0]
+            yield from _pages_events(f"node {nid}", totals, pid, when)
+        if sample.dimms is not None:
+            for dimm, online in {**dict.fromkeys(dimms, 0), **sample.dimms}.items():
+                dimms.add(dimm)
+                pid = tracks.of(("DIMM", dimm))[0]
+                yield _counter(f"DIMM {dimm} online pages", online, pid, when)
+
+
+def _pages_events(label: str, pages: Sequence[int], pid: int, when: int) -> Iterator[Event]:
+    for name, count in zip(("free", "present", "managed"), pages, strict=True):
+        yield _counter(f"{label} {name} pages", count, pid, when)
+
+
+def _counter(name: str, pages: int, pid: int, when: int) -> Event:
+    event = {"name": name, "cat": "memory", "ph": "C", "ts": _us(when), "pid": pid}
+    return event | {"args": {"pages": pages}}
 
 
 def write_chrome(steps: Sequence[TracedStep], out: TextIO, title: str, vocabulary: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from kmm.acpi_memhotplug import AcpiDevice
 from kmm.errors import KernelError
 from kmm.memory_block import MemoryBlock
+from kmm.memory_hotplug import MHP_NID_IS_MGID, MHP_NONE
 from kmm.mmzone import PgData, Zone
 from kmm.params import PAGE_SHIFT
 from kmm.symbols import display
@@ -43,6 +44,7 @@ class Sample:
 
     row: int  # at whose end; -1 for before the first call
     zones: dict[str, tuple[int, int, int]]
+    dimms: dict[str, int] | None = None  # online pages, known at both ends of a step
 
 
 @dataclass(slots=True)
@@ -92,7 +94,7 @@ class Timeline:
         self.m = m
         self.began = m.clock.now
         self.notes: dict[int, _Note] = {}
-        self.samples = [Sample(-1, sample_zones(m))]
+        self.samples = [Sample(-1, sample_zones(m), sample_dimms(m))]
         self.ended = self.began
 
     def begin(
@@ -118,7 +120,7 @@ class Timeline:
     def finish(self) -> None:
         """The step is over."""
         self.ended = self.m.clock.now
-        self.samples.append(Sample(1 << 62, sample_zones(self.m)))
+        self.samples.append(Sample(1 << 62, sample_zones(self.m), sample_dimms(self.m)))
 
 
 def sample_zones(m: Machine) -> dict[str, tuple[int, int, int]]:
@@ -128,6 +130,20 @@ def sample_zones(m: Machine) -> dict[str, tuple[int, int, int]]:
         for z in m.all_zones()
         if z.present_pages
     }
+
+
+def sample_dimms(m: Machine) -> dict[str, int]:
+    """Return how many pages of each DIMM lie in online blocks."""
+    return {
+        dimm.dimm_id: m.block_pages
+        * sum(_online(m, *r) for r in dimm.crs or [(dimm.addr, dimm.size)])
+        for dimm in m.dimms.values()
+    }
+
+
+def _online(m: Machine, start: int, size: int) -> int:
+    found = map(m.memory_blocks.get, range(start // m.block_size, (start + size) // m.block_size))
+    return sum(block is not None and block.state == "online" for block in found)
 
 
 @cache
@@ -170,6 +186,9 @@ def _subjects_of(m: Machine, given: dict[str, Any]) -> Iterator[Subject]:
             yield from _subjects_of_block(m, value)
             return
     nid = given.get("nid")
+    if given.get("mhp_flags", MHP_NONE) & MHP_NID_IS_MGID:
+        group = m.memory_groups.get(cast(int, nid))
+        nid = group.nid if group is not None else None
     if isinstance(nid, int) and nid >= 0:
         yield "node", nid
 
