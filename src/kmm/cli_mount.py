@@ -10,7 +10,7 @@ from kmm.cli_frame import machine_options
 from kmm.errors import printable
 from kmm.machine_source import chosen_player
 from kmm.mount import MountError, serve, start
-from kmm.namespace import run_inside, shell, shell_over
+from kmm.namespace import CommandError, run_inside, shell, shell_over
 
 
 def _refused(error: MountError) -> click.ClickException:
@@ -65,8 +65,12 @@ def shell_command(
     """Run COMMAND where a machine's files lie over this host's /proc and /sys.
 
     Only COMMAND and what it starts see them, with KMM=1 in the environment, and in KMM_DIR a
-    directory with all of the machine's files and .kmm.  The status is COMMAND's, or 1 if it was
-    not started because it could have reached the host's.
+    directory with all of the machine's files and .kmm.  Whoever is not root needs user namespaces,
+    and is root in there.
+
+    Exits as COMMAND does, with 128 and the number of a signal that ended it; with 127 if there is
+    no such command, with 126 if it cannot be executed; with 1 if it was not started because it
+    could have reached the host's files.
 
     \b
     Example: kmm shell --scenario examples/first_dimm.toml -- lsmem
@@ -84,6 +88,9 @@ def shell_command(
         else:
             player, played = chosen_player(scenario, source, steps)
             status = shell(player, played, command, outside, os.environ["KMM_DIR"])
+    except CommandError as e:
+        click.echo(f"Error: {printable(str(e))}", err=True)
+        status = e.status
     except MountError as e:
         raise _refused(e) from None
     raise SystemExit(status)
