@@ -20,6 +20,7 @@ from kmm.data_files import load_data
 from kmm.errors import ConfigError, KernelError, shown
 from kmm.import_report import Report, report_on_files
 from kmm.machine import Machine
+from kmm.machine_arch import check_architecture
 from kmm.machine_files import Collected, collect
 from kmm.machine_repairs import check_page_size, prepare
 from kmm.saved_machine import MEMORY, REQUIRED, Mismatch
@@ -92,6 +93,7 @@ def build(collected: Collected) -> Twin:
     :raises ConfigError: naming the file, what is wrong in it and what is allowed.
     """
     _check_required(collected)
+    check_architecture(collected.told, collected.files)
     repairs = prepare(collected)
     check_page_size(repairs.files)
     for _ in range(MAX_REPAIRS):

@@ -48,6 +48,7 @@ EXPECTED: dict[str, str] = {
 ALWAYS = (
     "where free blocks lie: laid out so that the counts are met, used pages from the bottom up",
     "who uses the pages in use: somebody unknown, in pages of the kinds that the counters tell",
+    "the architecture, where no file told it: x86-64, as kmm models no other",
     "DIMMs: in no slot; blocks: in no memory group, none holds its own memmap",
     "pages on per-CPU lists: single ones",
     "the kernel: behaves as 6.1, whatever it was",

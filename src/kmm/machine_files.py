@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from kmm.errors import ConfigError, shown
+from kmm.machine_arch import ARCH_FILES, ARCH_TEXT
 
 #: What is taken, in the order in which a live system's files are read: those whose counters run
 #: first, right behind each other.
@@ -49,13 +51,17 @@ _CHUNK = 1 << 16
 
 @dataclass(slots=True)
 class Collected:
-    """Texts of a machine by path, and the files that were there but could not be read."""
+    """Texts of a machine by path, and the files that were there but could not be read.
+
+    ``told`` has what tells the architecture; nobody needs it once that is known.
+    """
 
     source: str
     files: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     commands: dict[str, str] = field(default_factory=dict)
     live: bool = False
+    told: dict[str, str] = field(default_factory=dict)
 
 
 def _pattern(glob: str) -> str:
@@ -63,7 +69,7 @@ def _pattern(glob: str) -> str:
 
 
 _WANTED = re.compile("|".join(_pattern(glob) for glob in WANTED))
-_COMMAND = re.compile("|".join(_pattern(glob) for glob in _COMMANDS))
+_COMMAND = re.compile("|".join(_pattern(glob) for glob in (*_COMMANDS, *ARCH_FILES)))
 
 
 def _text(data: bytes) -> str:
@@ -103,6 +109,9 @@ def _from_directory(source: str) -> Collected:
         for found in sorted(base.glob(pattern)):
             if found.is_file() and not found.is_symlink():
                 _read(out.commands, out.unreadable, found.relative_to(base).as_posix(), found)
+    for name in ARCH_FILES:
+        with contextlib.suppress(OSError), open(base / name, "rb") as file:
+            out.told[name] = _text(file.read(ARCH_TEXT))
     _check_found(out)
     return out
 
@@ -248,13 +257,17 @@ def _sort_members(
         raise ConfigError(f"{source}: several machines in it ({names}); allowed: one")
     out = Collected(source)
     for (_, path), text in texts.items():
-        if _COMMAND.fullmatch(path):
+        if path in ARCH_FILES:
+            out.told[path] = text[:ARCH_TEXT]
+        elif _COMMAND.fullmatch(path):
             out.commands[path] = text
         elif path.rpartition("/")[2] in _ACTIONS:
             out.files["/" + path] = ""
         else:
             out.files["/" + path] = text
     for (root, path), target in links.items():
+        if path in ARCH_FILES:
+            continue
         there = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
         pointed = texts.get((root, there))
         if re.search(r"/(?:node|memory|cpu)[0-9]+$", path):
@@ -263,7 +276,9 @@ def _sort_members(
             out.files["/" + path] = pointed
         elif target:
             out.unreadable["/" + path] = "a link to what the archive does not hold"
-    out.unreadable |= {"/" + path: why for (_, path), why in unreadable.items()}
+    out.unreadable |= {
+        "/" + path: why for (_, path), why in unreadable.items() if path not in ARCH_FILES
+    }
     _check_found(out)
     return out
 
