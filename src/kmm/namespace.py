@@ -19,9 +19,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kmm.control import CONTROL
 from kmm.dax_bus import DAX_MAJOR
-from kmm.mount import MountError, check_fuse, end, mounts, start
+from kmm.mount import MountError, answers, check_fuse, end, mounts, start
 from kmm.scenario import Player
 
 #: What has to lie over the host's, and what does where the machine has it.  Every link below one of
@@ -261,7 +260,7 @@ def _run(command: Sequence[str], where: str) -> int:
         raise CommandError(command[0], e) from None
     with _passing_signals_on(child):
         status = _status(child.wait())
-    if not _answers(where):
+    if not answers(where):
         print(
             "kmm shell: the machine's server has ended while the command ran; its files answered "
             "'Transport endpoint is not connected' from then on",
@@ -269,15 +268,6 @@ def _run(command: Sequence[str], where: str) -> int:
         )
         return status or 1
     return status
-
-
-def _answers(where: str) -> bool:
-    """Whether a machine's server lives; names and modes may be the host's memory of it."""
-    try:
-        Path(f"{where}{CONTROL}/status").read_bytes()
-    except OSError:
-        return False
-    return True
 
 
 def _status(code: int) -> int:
