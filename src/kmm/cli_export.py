@@ -7,6 +7,7 @@ import click
 from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, machine_options
 from kmm.export import export_tar, export_tree
 from kmm.machine_source import chosen_machine
+from kmm.wording import counted
 
 
 @click.command()
@@ -48,4 +49,7 @@ def export(
     if as_json:
         echo_json({"path": place, **done.as_dict()})
     else:
-        echo(f"{place}: {done.files} files, {done.links} links, {done.directories} directories")
+        echo(
+            f"{place}: {counted(done.files, 'file')}, {counted(done.links, 'link')}, "
+            f"{counted(done.directories, 'directory')}"
+        )

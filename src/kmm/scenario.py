@@ -23,6 +23,7 @@ from kmm.scenario_check import check_together
 from kmm.schema import GFP_WORDS, SCHEMA, check_step
 from kmm.trace import Kprobes
 from kmm.trace_graph import Timeline
+from kmm.wording import counted, sized
 from kmm.workload import OPS as WORKLOAD_OPS
 from kmm.workload import Workload
 
@@ -181,7 +182,9 @@ class Player:
             return m.read(step["path"]).rstrip("\n")
         elif op == "pages":
             runs = kpageflags(m, step["pfn"], step["count"])
-            return "\n".join(f"{n:8} pages {flags:#x}" for n, flags in runs)
+            return "\n".join(
+                f"{n:8} {'page ' if n == 1 else 'pages'} {flags:#x}" for n, flags in runs
+            )
         elif op == "alloc":
             return self._alloc(step)
         elif op == "free":
@@ -205,16 +208,15 @@ class Player:
         most = min(step["count"], (self.m.totalram_pages >> order) + 1)
         pfns = self.m.alloc_pages_bulk(most, order, gfp, nid)
         self.held.setdefault(step["id"], []).append((pfns, order))
-        return f"{len(pfns)} of {step['count']} blocks of order {order}"
+        return f"{len(pfns)} of {counted(step['count'], f'block of order {order}')}"
 
 
 def describe(step: Mapping[str, Any]) -> str:
     """Return a step in one line."""
     op = step["op"]
     if op == "plug":
-        return (
-            f"plug {step['id']}: {step['size'] >> 20} MiB at {step['addr']:#x}, node {step['node']}"
-        )
+        size = sized(step["size"])
+        return f"plug {step['id']}: {size} at {step['addr']:#x}, node {step['node']}"
     if op == "write":
         return f"echo {step['value']} > {step['path']}"
     names = [f.name for f in SCHEMA[op] if f.name in step and f.name != "load"]
