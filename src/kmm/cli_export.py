@@ -42,10 +42,10 @@ def export(
     m = chosen_machine(scenario, source, steps)
     watch.where = f"writing {out or directory}"
     if out is not None:
-        place, done = out, export_tar(m, out, force)
+        place, done = out, export_tar(m, out, force, watch.bar)
     else:
         place = str(directory)
-        done = export_tree(m, place, force)
+        done = export_tree(m, place, force, watch.bar)
     if as_json:
         echo_json({"path": place, **done.as_dict()})
     else:

@@ -41,7 +41,7 @@ def import_(watch: Watch, source: str, out: str | None, as_json: bool) -> None:
     Example: kmm import / -o machine.json
     """
     watch.where = f"in {source}"
-    twin = import_machine(source)
+    twin = import_machine(source, watch.bar)
     if out is not None:
         write_text(out, machine_json(twin.collected))
     if as_json:
