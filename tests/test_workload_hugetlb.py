@@ -122,7 +122,7 @@ def test_pages_of_one_gib_come_from_a_pool_of_their_own() -> None:
     )
     said = [o.output for o in outcomes[1:]]
     assert said[0].startswith("hugepages-1048576kB: 1 page (1 on node 1), 1 free")
-    assert said[1] == "1 of kind hugetlb, up to 1 huge pages of 1048576 kB each"
+    assert said[1] == "1 of kind hugetlb, up to 1 huge page of 1048576 kB each"
     assert said[2] == "big: 1 of 1 came"
     assert said[3].endswith("0 free, 0 reserved, 1 surplus")
     assert player.m.default_hstate.nr_huge_pages == 0
