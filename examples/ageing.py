@@ -9,6 +9,7 @@ highest first.  A percentage is the ratio of the auto-movable policy.
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,8 +131,14 @@ def main() -> None:
     for name, policy in POLICIES.items():
         movable, able, gone, total = take_away(aged(policy))
         shares = f"{movable / total:7.0%} {able / total:9.0%} {gone / total:6.0%}"
-        print(f"{name:31} {shares}  of {total} blocks")
+        print(f"{name:31} {shares}  of {total} blocks", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has had enough; what is left in the buffer has to go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

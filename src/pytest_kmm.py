@@ -73,19 +73,25 @@ def _player(request: pytest.FixtureRequest) -> Player:
 
 
 @pytest.fixture
-def kmm_machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+def _kmm_player(request: pytest.FixtureRequest) -> Player:
+    return _player(request)
+
+
+@pytest.fixture
+def kmm_machine(_kmm_player: Player) -> Iterator[Machine]:
     """A machine, of the marker's description; it is recounted when the test is over."""
-    m = _player(request).m
+    m = _kmm_player.m
     yield m
     m.validate()
 
 
 @pytest.fixture
-def kmm_failures(kmm_machine: Machine) -> Iterator[FailureOrders]:
-    """Failures to order of ``kmm_machine``; of ``kmm_mount``, its ``order`` takes them."""
-    from kmm.failure_orders import FailureOrders
+def kmm_failures(kmm_machine: Machine, _kmm_player: Player) -> Iterator[FailureOrders]:
+    """Failures to order of ``kmm_machine``, those of its scenario's steps among them.
 
-    orders = FailureOrders(kmm_machine)
+    Of ``kmm_mount``, its ``order`` takes them.
+    """
+    orders = _kmm_player.orders
     yield orders
     orders.forget()
 

@@ -5,7 +5,10 @@ Boot has 262014 pages; three pieces of 4, 8 and 4 blocks come to nodes 0, 1 and 
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +111,12 @@ def test_memory_comes_in_groups(
     assert {g.is_dynamic for g in m.memory_groups.values()} == ({dynamic} if groups else set())
     assert sum(len(g.blocks) for g in m.memory_groups.values()) == (16 if groups else 0)
     m.validate()
+
+
+def test_a_reader_who_has_had_enough_ends_it_without_a_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, str(ROOT / "examples" / "ageing.py")]
+    out = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=300)
+    os.close(writing)
+    assert (out.returncode, out.stderr) == (1, b"")

@@ -24,6 +24,7 @@ from kmm.scenario import Player, check_scenario
 from tests.conftest import RECORDINGS
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
+(FIRST_DIMM,) = (path for path in EXAMPLES if path.stem == "first_dimm")
 
 
 def kmm(*args: object) -> Result:
@@ -361,7 +362,7 @@ def test_what_is_printed_can_be_had_as_json(tmp_path: Path) -> None:
     assert json.loads(kmm("replay", recording, "--out", out, "--json").output)["out"] == str(out)
     stress = json.loads(kmm("stress", "--operations", "5", "--json").output)
     assert stress["operations"] == 5
-    why = kmm("why", "33", "--scenario", EXAMPLES[2], "--steps", "2", "--json")
+    why = kmm("why", "33", "--scenario", FIRST_DIMM, "--steps", "2", "--json")
     assert json.loads(why.output)["block"] == 33
 
 
@@ -429,7 +430,7 @@ def test_ctrl_c_while_the_command_starts_is_no_traceback(tmp_path: Path, after: 
 @pytest.mark.parametrize("command", ["demo --save", "replay unaligned --out", "trace x -o"])
 def test_a_file_that_cannot_be_finished_is_one_line(command: str) -> None:
     words = command.replace("unaligned", str(RECORDINGS / "unaligned.json")).split()
-    words = [str(EXAMPLES[2]) if word == "x" else word for word in words]
+    words = [str(FIRST_DIMM) if word == "x" else word for word in words]
     out = kmm(*words, "/dev/full")
     assert (out.exit_code, "/dev/full: No space left on device" in out.output) == (1, True)
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from kmm import ConfigError, KernelError, Machine, MachineConfig
+from kmm.cli import main
+from kmm.control import Control
 from kmm.failure_orders import FailureOrders
-from kmm.scenario import Player, check_scenario
+from kmm.scenario import Player, check_scenario, load_scenario
 from kmm.snapshot import dump
+from kmm.tree import Tree
 
 MEMORY = "/sys/devices/system/memory"
+EXAMPLE = Path(__file__).parent.parent / "examples" / "failures.toml"
 
 
 @pytest.fixture
@@ -106,3 +115,116 @@ def test_wrong_orders_are_one_clear_sentence(m: Machine, line: str, said: str) -
     assert said in str(e.value)
     assert dump(m) == before
     m.validate()
+
+
+# -- the steps of scenarios ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trace", [False, True, "timed"])
+def test_the_example_fails_where_it_is_told_to_and_nowhere_else(trace: bool | str) -> None:
+    player = Player(load_scenario(EXAMPLE))
+    outcomes = [player.play(step, trace) for step in player.scenario.steps]
+    refused = {i: out.errno for i, out in enumerate(outcomes, 1) if out.errno}
+    assert refused == {7: errno.ENOMEM, 9: errno.EBUSY}
+    said = {i: out.output for i, out in enumerate(outcomes, 1) if out.output}
+    vetoes = "veto MEM_GOING_ONLINE ENOMEM 33, veto MEM_GOING_OFFLINE EBUSY 32"
+    assert said == {
+        1: "ordered: fail sparse_add_section",
+        2: "_OST 0x0",
+        3: "_OST 0x0",
+        4: "_OST 0x0",
+        5: "ordered: veto MEM_GOING_ONLINE ENOMEM 33",
+        8: f"ordered: {vetoes}",
+        10: "_OST 0x82",
+        11: f"withdrawn: {vetoes}",
+        13: "_OST 0x0",
+    }
+    assert outcomes[1].log[-1].endswith("acpi_memory_enable_device() error")
+    assert not any("add /devices" in line for line in outcomes[1].uevents)
+    assert sum("add /devices" in line for line in outcomes[3].uevents) == 5
+    assert player.m.kprobes is None or not player.m.kprobes.recording
+    player.m.validate()
+
+
+def test_every_command_that_plays_shows_the_orders(tmp_path: Path) -> None:
+    def kmm(*words: str, status: int = 0) -> str:
+        out = CliRunner().invoke(main, list(words))
+        assert out.exit_code == status, out.output
+        return out.output
+
+    saved = str(tmp_path / "run.json")
+    shown = kmm("run", str(EXAMPLE), "--save", saved)
+    assert "step 1: fail sparse_add_section ENOMEM 3\n    ordered: " in shown
+    assert "step 8: busy 32\n    ordered: " in shown
+    assert "step 11: forget\n    withdrawn: " in shown
+    steps = json.loads(kmm("run", str(EXAMPLE), "--json"))["steps"]
+    assert [steps[i]["text"] for i in (4, 7)] == ["veto MEM_GOING_ONLINE ENOMEM 33", "busy 32"]
+    run = json.loads(Path(saved).read_text())
+    assert [step["text"] for step in run["steps"]][7:] == [s["text"] for s in steps[7:]]
+    page = tmp_path / "report.html"
+    kmm("report", str(EXAMPLE), "-o", str(page))
+    assert "fail sparse_add_section ENOMEM 3" in page.read_text()
+    assert "veto MEM_GOING_ONLINE ENOMEM 33" in kmm("trace", str(EXAMPLE))
+    why = ("why", "32", "--scenario", str(EXAMPLE), "--steps")
+    assert "ordered failure" in kmm(*why, "8", status=1)
+    kmm(*why, "11")
+
+
+def test_orders_of_steps_and_of_the_control_file_are_the_same() -> None:
+    player = Player(load_scenario(EXAMPLE))
+    control = Control(Tree(player.m), player)
+    control.open("/.kmm/next", os.O_WRONLY).write(b"8", 0)
+    assert control.open("/.kmm/fail", os.O_RDONLY).read(999, 0).decode().splitlines() == [
+        "veto MEM_GOING_ONLINE ENOMEM 33",
+        "veto MEM_GOING_OFFLINE EBUSY 32",
+    ]
+    control.open("/.kmm/fail", os.O_WRONLY).write(b"forget", 0)
+    assert player.play({"op": "forget"}).output == "nothing was ordered"
+    assert player.m.explain_offline(32).can_go
+    player.m.validate()
+
+
+def test_a_block_that_is_not_there_is_refused_by_its_step() -> None:
+    steps = [{"op": "busy", "block": 999}, {"op": "forget"}]
+    player = Player(check_scenario({"machine": {"memory": "1G"}, "steps": steps}, "s"))
+    first, second = (player.play(step) for step in player.scenario.steps)
+    assert first.error == "ENODEV (No such device): block: 999; it is not there"
+    assert (first.errno, second.output) == (errno.ENODEV, "nothing was ordered")
+    player.m.validate()
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"op": "busy"}, "step 1.block: missing; allowed: a number from 0 to "),
+        ({"op": "busy", "block": -1}, "step 1.block: -1; allowed: a number from 0 to "),
+        ({"op": "busy", "block": "33"}, "step 1.block: '33'; allowed: a number from 0 to "),
+        ({"op": "busy", "block": True}, "step 1.block: True; allowed: a number"),
+        (
+            {"op": "veto", "event": "MEM_ONLINE", "errno": "EIO"},
+            "step 1.event: 'MEM_ONLINE'; allowed: MEM_GOING_ONLINE, MEM_GOING_OFFLINE",
+        ),
+        (
+            {"op": "veto", "event": "MEM_GOING_ONLINE", "errno": 12},
+            "step 1.errno: 12; allowed: the name of an errno, such as EBUSY",
+        ),
+        ({"op": "veto", "event": "MEM_GOING_ONLINE"}, "step 1.errno: missing; allowed: the name"),
+        (
+            {"op": "fail", "function": "grow_zone_span", "errno": "EIO"},
+            "step 1.function: 'grow_zone_span'; allowed: __add_memory, __add_pages, ",
+        ),
+        (
+            {"op": "fail", "function": "__add_pages", "errno": "Exx"},
+            "step 1.errno: 'Exx'; allowed: the name of an errno",
+        ),
+        (
+            {"op": "fail", "function": "__add_pages", "errno": "EIO", "nth": 0},
+            "step 1.nth: 0; allowed: a number from 1 to 1073741824",
+        ),
+        ({"op": "forget", "block": 3}, "step 1.block: 3; no such field; allowed: "),
+    ],
+)
+def test_wrong_steps_are_one_clear_sentence(step: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        check_scenario({"machine": {"memory": "1G"}, "steps": [step]}, "s")
+    assert said in str(e.value)

@@ -171,7 +171,7 @@ def test_refusals_that_depend_on_what_is_there() -> None:
         fragment(m, 1, FragmentTarget(0.5, large=0.2, unmovable=0.1))
     assert not list(differences(before, dump(m)))
     fragment(m, 1, FragmentTarget(0.5, large=0.2))
-    with pytest.raises(KernelError, match="are wanted, but only"):
+    with pytest.raises(KernelError, match="pages wanted, but only"):
         fragment(m, 1, FragmentTarget(0.6, large=0.2))
     with pytest.raises(KernelError, match="of order 10 are wanted, there are"):
         fragment(m, 1, FragmentTarget(0.5, large=1))

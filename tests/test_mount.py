@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import stat
@@ -21,6 +22,7 @@ from kmm.mount import Mounted, MountError, mounted, mounts, start
 from kmm.mount import check_fuse as check
 from kmm.mount import end as unmount_and_wait
 from kmm.saved_texts import SavedText
+from kmm.scenario import load_scenario
 from kmm.sysfs import stat as tree_stat
 from tests.conftest import RECORDINGS, two_nodes
 from tests.fuse import MACHINE, needs_fuse, sh
@@ -343,6 +345,29 @@ def test_ctrl_c_and_unmounting_leave_nothing_behind(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_that_it_is_mounted_can_be_had_as_json(tmp_path: Path, background: bool) -> None:
+    command = [sys.executable, "-m", "kmm", "mount", str(tmp_path), "--json"]
+    command += ["--scenario", str(EXAMPLE), "--steps", "2", *["--background"] * background]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        said = json.loads(started.stdout.readline())
+        assert background or said["pid"] == started.pid
+        steps = len(load_scenario(EXAMPLE).steps)
+        control = f"{tmp_path}/.kmm"
+        assert said == {
+            "path": str(tmp_path),
+            "pid": said["pid"],
+            "control": control,
+            "played": 2,
+            "steps": steps,
+        }
+        assert json.loads(Path(control, "status").read_text())["pid"] == said["pid"]
+        mount_module.unmount(str(tmp_path))
+        assert started.stdout.read() == ""
+    assert started.returncode == 0
+
+
 def test_background_returns_when_the_mount_answers(tmp_path: Path) -> None:
     out = kmm("mount", "--scenario", str(EXAMPLE), "--steps", "2", "--background", str(tmp_path))
     assert out.returncode == 0, out.stderr
@@ -387,10 +412,16 @@ def test_a_recording_can_be_mounted() -> None:
         assert k.read("/proc/buddyinfo") == player.m.read("/proc/buddyinfo")
 
 
-def test_a_killed_server_leaves_errors_and_a_hint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("remembered", [False, True], ids=["forgotten", "remembered"])
+def test_a_killed_server_leaves_errors_and_a_hint(
+    tmp_path: Path, remembered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pid = start(str(tmp_path), player_of(Machine()))
+    there = os.stat(tmp_path)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+    if remembered:  # as the host may, for as long as the server has allowed
+        monkeypatch.setattr(mount_module.os, "stat", lambda path: there)
     try:
         assert refusal(os.listdir, tmp_path) == errno.ENOTCONN
         with pytest.raises(MountError, match="a mount whose server has died"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +20,20 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "first_dimm.toml"
 MEMORY = "/sys/devices/system/memory"
 
 
-def can_unshare() -> bool:
-    return sh("unshare -m --propagation private true").returncode == 0
+def why_no_namespace() -> str:
+    """Why there are no mount namespaces for us here; nothing if there are."""
+    try:
+        namespace._unshare()
+    except MountError as e:
+        return str(e)
+    return ""
 
 
 pytestmark = [
     needs_fuse,
-    pytest.mark.skipif(not can_unshare(), reason="no mount namespaces for us here"),
+    pytest.mark.skipif(bool(why_no_namespace()), reason=why_no_namespace() or "they are there"),
 ]
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
 def shell(line: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -58,11 +66,21 @@ def test_the_exit_status_is_the_commands(line: str, status: int) -> None:
     assert shell(line).returncode == status
 
 
-def test_a_command_that_is_not_there_is_one_line() -> None:
-    command = [sys.executable, "-m", "kmm", "shell", "--", "/no/such"]
+@pytest.mark.parametrize(
+    ("name", "status", "why"),
+    [
+        ("nosuchcmd", 127, "No such file or directory"),
+        ("/no/such", 127, "No such file or directory"),
+        ("/etc/passwd", 126, "Permission denied"),
+        ("/etc", 126, "Permission denied"),
+    ],
+)
+def test_a_command_that_cannot_be_started_is_one_line(name: str, status: int, why: str) -> None:
+    command = [sys.executable, "-m", "kmm", "shell", "--", name]
     out = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert out.returncode == 1
-    assert out.stderr == "Error: /no/such: No such file or directory\n"
+    assert out.returncode == status
+    assert out.stderr == f"Error: {name}: {why}; it was not started\n"
+    assert out.returncode == subprocess.run(["sh", "-c", name], check=False).returncode
 
 
 def test_nobody_inside_can_take_the_machines_files_away() -> None:
@@ -116,18 +134,128 @@ def test_what_the_host_has_not_is_put_there() -> None:
     assert out.returncode == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_without_root_where_the_host_allows_it() -> None:
-    source = Path(namespace.__file__).parents[1]
-    nobody = f"cd / && setpriv --reuid 65534 --regid 65534 --clear-groups env PYTHONPATH={source}"
-    if sh(f"{nobody} unshare -Urm true").returncode:
-        pytest.skip("no user namespaces here")
-    if sh(f"{nobody} {sys.executable} -c 'import kmm.fusefs'").returncode:
-        pytest.skip("others cannot read where kmm is installed")
+# -- without root ---------------------------------------------------------------------------------
+
+NOBODY = 65534
+
+
+def reachable_by_others(paths: Iterable[str]) -> str:
+    """Return shell lines that make directories reachable, in a mount namespace of its own.
+
+    What is above them and closed to others, as /root is, is covered by an open directory.
+    """
+    closed: dict[str, list[str]] = {}
+    for path in map(os.path.realpath, paths):
+        above = [str(p) for p in reversed(Path(path).parents) if not p.stat().st_mode & 1]
+        if above:
+            closed.setdefault(above[0], []).append(path)
+    lines = []
+    for top, inside in closed.items():
+        keep = [
+            f"mkdir $KEEP/{i} && mount --rbind {path} $KEEP/{i}" for i, path in enumerate(inside)
+        ]
+        back = [
+            f"mkdir -p {path} && mount --rbind $KEEP/{i} {path}" for i, path in enumerate(inside)
+        ]
+        hide = "mount -t tmpfs -o mode=711 none"
+        lines += ["KEEP=$(mktemp -d)", f"{hide} $KEEP", *keep, f"{hide} {top}", *back]
+    return "\n".join(["set -e; umask 022", *lines, "set +e"])
+
+
+class Nobody:
+    """An ordinary user who runs kmm.
+
+    :param home: a directory of theirs.
+    """
+
+    def __init__(self, home: str) -> None:
+        source = str(Path(namespace.__file__).parents[1])
+        python_path = ":".join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.become = f"setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups"
+        self.env = f"env HOME={home} TMPDIR={home} PYTHONPATH={python_path}"
+        where = [source, sys.prefix, sys.base_prefix]
+        self.reachable = reachable_by_others(where)
+        self.home = home
+
+    def run(self, command: str, before: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a shell command as that user.
+
+        :param before: what root does first, in a mount namespace of its own.
+        """
+        script = f"{self.reachable}\ncd /\n{before}\n{self.become} {self.env} {command}"
+        return subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "bash", "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def shell(self, command: str, before: str = "") -> subprocess.CompletedProcess[str]:
+        """Run ``kmm shell`` as that user."""
+        return self.run(f"{sys.executable} -m kmm shell -- {command}", before)
+
+
+@pytest.fixture
+def nobody() -> Iterator[Nobody]:
+    with tempfile.TemporaryDirectory(prefix="kmm-nobody-") as home:
+        os.chown(home, NOBODY, NOBODY)
+        out = Nobody(home)
+        if (said := out.run(f"{sys.executable} -c 'import kmm.fusefs'")).returncode:
+            pytest.skip(f"others cannot read where kmm is installed: {said.stderr[-200:]}")
+        yield out
+
+
+@only_root
+def test_an_ordinary_user_may_where_the_host_allows_it(nobody: Nobody) -> None:
+    if (said := nobody.run("unshare --user --map-root-user --mount true")).returncode:
+        pytest.skip(f"no user namespaces for others here: {said.stderr.strip()}")
+    if (said := nobody.run("test -r /dev/fuse -a -w /dev/fuse")).returncode:
+        pytest.skip("others may not use /dev/fuse here")
     state = f"{MEMORY}/memory5/state"
-    command = f"sh -c 'echo offline > {state}; cat {state}; umount {MEMORY} && echo reached'"
-    out = sh(f"{nobody} {sys.executable} -m kmm shell -- {command}")
-    assert out.stdout == "offline\n", out
+    tries = f"umount {MEMORY} || mount --bind /tmp /mnt || nsenter -m -t 1 true"
+    script = f"""
+        echo offline > {state}; cat {state}
+        cmp /proc/zoneinfo $KMM_DIR/proc/zoneinfo && echo same
+        echo e 0 0x180000000 256M > $KMM_DIR/.kmm/plug && cat {MEMORY}/memory48/state
+        ({tries}) 2>/dev/null && echo reached
+        exit 7
+    """
+    out = nobody.shell(f"sh -c '{script}'")
+    assert out.stdout == "offline\nsame\noffline\n", out
+    assert (out.stderr, out.returncode) == ("", 7)
+    assert os.listdir(nobody.home) == []
+
+
+@only_root
+def test_an_ordinary_user_without_user_namespaces_is_told_so(nobody: Nobody) -> None:
+    # Whoever is in another root directory may make none.
+    root = f"{nobody.home}/root"
+    elsewhere = f"mkdir {root} && mount --rbind / {root} && cd {root} && chroot {root}"
+    out = nobody.run(f"{sys.executable} -m kmm shell -- true", f"{elsewhere} \\")
+    said = "Error: kmm shell: this host lets us make no mount namespace (unshare failed: "
+    assert (out.returncode, out.stdout) == (1, ""), out
+    assert out.stderr.startswith(said), out
+    assert out.stderr.count("\n") == 1
+
+
+@only_root
+@pytest.mark.parametrize("command", ["shell -- true", "mount $HOME"])
+def test_an_ordinary_user_who_may_not_use_fuse_is_told_so(nobody: Nobody, command: str) -> None:
+    device = f"{nobody.home}/fuse"
+    closed = f"mknod -m 600 {device} c 10 229 && mount --bind {device} /dev/fuse"
+    out = nobody.run(f"sh -c '{sys.executable} -m kmm {command}'", closed)
+    assert (out.returncode, out.stdout) == (1, "")
+    assert out.stderr == "Error: /dev/fuse: Permission denied; its group, or root, may use it\n"
+
+
+@only_root
+def test_root_who_may_not_mount_uses_a_user_namespace_too() -> None:
+    if sh("setpriv --bounding-set=-sys_admin unshare -Urm true").returncode:
+        pytest.skip("no user namespaces for root without CAP_SYS_ADMIN here")
+    inside = f"{sys.executable} -m kmm shell -- cat {MEMORY}/memory3/state"
+    out = sh(f"setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin {inside}")
+    assert (out.stdout, out.stderr) == ("online\n", ""), out
 
 
 def test_it_refuses_to_start_if_something_is_not_covered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,9 +276,10 @@ try:
 except MountError as e:
     print(e)
 """
+    user = "" if os.geteuid() == 0 else "--user --map-root-user"
     out = sh(
-        f"unshare -m --propagation unchanged sh -c 'mount --make-rshared / && {sys.executable} "
-        f'-c "$CODE" /tmp/started\'',
+        f"unshare {user} -m --propagation unchanged "
+        f"sh -c 'mount --make-rshared / && {sys.executable} -c \"$CODE\" /tmp/started'",
         env=os.environ | {"CODE": code},
     )
     assert "mounts there reach other namespaces; nothing was started" in out.stdout, out

@@ -403,7 +403,7 @@ def test_what_is_too_much_for_the_movable_zone_is_split_and_stays() -> None:
     said = m.explain_offline(3)
     assert (said.errno, said.obstacles[0].kind) == (errno.EINTR, "nowhere to go")
     assert said.certain
-    assert "32768 pages have to move" in said.obstacles[0].rule
+    assert "32768 pages to move" in said.obstacles[0].rule
     assert ask_and_try(m, 3) == (False, True)
     m.validate()
 

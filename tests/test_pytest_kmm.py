@@ -65,9 +65,17 @@ STEPS = [{"op": "write", "path": BLOCK, "value": "offline"}] * 2
 @pytest.mark.kmm(scenario={"machine": {"memory": "1G"}, "steps": STEPS}, steps=1)
 def test_played(kmm_machine):
     assert kmm_machine.read(BLOCK) == "offline\n"
+
+BUSY = [{"op": "busy", "block": 3}]
+
+@pytest.mark.kmm(scenario={"machine": {"memory": "1G"}, "steps": BUSY})
+def test_ordered_by_a_step(kmm_machine, kmm_failures):
+    assert kmm_failures.pending() == ["veto MEM_GOING_OFFLINE EBUSY 3"]
+    kmm_failures.forget()
+    kmm_machine.write(BLOCK, "offline")
 """,
     )
-    assert "3 passed" in out.stdout, out.stdout
+    assert "4 passed" in out.stdout, out.stdout
 
 
 def test_the_tree_is_exported_as_it_is_then(tmp_path: Path) -> None:

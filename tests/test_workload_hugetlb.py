@@ -71,7 +71,7 @@ def test_pages_are_reserved_touched_and_freed() -> None:
         )
     ]
     assert re.match(r"a: (\d) of \1 came$", said[0])
-    assert said[1].startswith("a: 1 pages went, ")
+    assert said[1].startswith("a: 1 page went, ")
     assert said[2].endswith(" went, 0 are left")
     assert "a" not in m.users
     assert counts(m.default_hstate) == (10, 10, 0, 0)
@@ -121,8 +121,8 @@ def test_pages_of_one_gib_come_from_a_pool_of_their_own() -> None:
         cmdline="memhp_default_state=online_kernel",
     )
     said = [o.output for o in outcomes[1:]]
-    assert said[0].startswith("hugepages-1048576kB: 1 pages (1 on node 1), 1 free")
-    assert said[1] == "1 of kind hugetlb, up to 1 huge pages of 1048576 kB each"
+    assert said[0].startswith("hugepages-1048576kB: 1 page (1 on node 1), 1 free")
+    assert said[1] == "1 of kind hugetlb, up to 1 huge page of 1048576 kB each"
     assert said[2] == "big: 1 of 1 came"
     assert said[3].endswith("0 free, 0 reserved, 1 surplus")
     assert player.m.default_hstate.nr_huge_pages == 0

@@ -7,6 +7,7 @@ import click
 from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, machine_options
 from kmm.export import export_tar, export_tree
 from kmm.machine_source import chosen_machine
+from kmm.wording import counted
 
 
 @click.command()
@@ -41,11 +42,14 @@ def export(
     m = chosen_machine(scenario, source, steps)
     watch.where = f"writing {out or directory}"
     if out is not None:
-        place, done = out, export_tar(m, out, force)
+        place, done = out, export_tar(m, out, force, watch.bar)
     else:
         place = str(directory)
-        done = export_tree(m, place, force)
+        done = export_tree(m, place, force, watch.bar)
     if as_json:
         echo_json({"path": place, **done.as_dict()})
     else:
-        echo(f"{place}: {done.files} files, {done.links} links, {done.directories} directories")
+        echo(
+            f"{place}: {counted(done.files, 'file')}, {counted(done.links, 'link')}, "
+            f"{counted(done.directories, 'directory')}"
+        )

@@ -7,6 +7,8 @@ import click
 from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, write_text
 from kmm.import_machine import Twin, import_machine
 from kmm.import_machine import as_json as machine_json
+from kmm.params import PAGE_SHIFT
+from kmm.wording import about, counted, sized
 
 
 def summary(twin: Twin) -> str:
@@ -15,9 +17,9 @@ def summary(twin: Twin) -> str:
     blocks = list(m.memory_blocks.values())
     offline = sum(b.state == "offline" for b in blocks)
     return (
-        f"{len(m.n_memory)} nodes with memory of {len(m.nodes)}, {m.nr_cpus} CPUs, "
-        f"{m.totalram_pages >> 8} MiB, {len(blocks)} memory blocks of {m.block_size >> 20} MiB, "
-        f"{offline} offline"
+        f"{counted(len(m.nodes), 'node')}, {len(m.n_memory)} with memory, "
+        f"{counted(m.nr_cpus, 'CPU')}, {about(m.totalram_pages << PAGE_SHIFT)}, "
+        f"{counted(len(blocks), f'memory block of {sized(m.block_size)}')}, {offline} offline"
     )
 
 
@@ -39,7 +41,7 @@ def import_(watch: Watch, source: str, out: str | None, as_json: bool) -> None:
     Example: kmm import / -o machine.json
     """
     watch.where = f"in {source}"
-    twin = import_machine(source)
+    twin = import_machine(source, watch.bar)
     if out is not None:
         write_text(out, machine_json(twin.collected))
     if as_json:

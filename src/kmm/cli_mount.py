@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import click
 
 from kmm.cli_frame import machine_options
+from kmm.control import CONTROL
 from kmm.errors import printable
 from kmm.machine_source import chosen_player
 from kmm.mount import MountError, serve, start
-from kmm.namespace import run_inside, shell, shell_over
+from kmm.namespace import CommandError, run_inside, shell, shell_over
 
 
 def _refused(error: MountError) -> click.ClickException:
@@ -23,28 +25,41 @@ def _refused(error: MountError) -> click.ClickException:
 @click.option(
     "--background", is_flag=True, help="Return once it answers, and print the server's process id."
 )
+@click.option("--json", "as_json", is_flag=True, help="Say that it is mounted as JSON, in a line.")
 def mount(
-    directory: str, scenario: str | None, source: str | None, steps: int | None, background: bool
+    directory: str,
+    scenario: str | None,
+    source: str | None,
+    steps: int | None,
+    background: bool,
+    as_json: bool,
 ) -> None:
     """Serve a machine's /proc and /sys below DIRECTORY until it is unmounted, or Ctrl-C.
 
     Its directory .kmm plugs and unplugs DIMMs, plays the scenario's next steps, tells the kernel
-    log and uevents.  Exits with 1 if it cannot be mounted.
+    log and uevents.  With --json, the line that says that it is mounted is an object with its path,
+    the server's process id (pid), that directory (control), and how many steps were played of how
+    many.  Exits with 1 if it cannot be mounted.
 
     \b
     Example: kmm mount --scenario examples/first_dimm.toml --steps 2 --background /mnt
     """
     player, played = chosen_player(scenario, source, steps)
+
+    def mounted(pid: int, words: object) -> None:
+        if as_json:
+            where = os.path.abspath(directory)
+            said = {"path": where, "pid": pid, "control": where + CONTROL}
+            words = json.dumps(said | {"played": played, "steps": len(player.scenario.steps)})
+        click.echo(words)
+
     try:
         if background:
-            click.echo(start(directory, player, played, orphan=True))
+            pid = start(directory, player, played, orphan=True)
+            mounted(pid, pid)
             return
-        serve(
-            directory,
-            player,
-            played,
-            lambda: click.echo(f"{printable(directory)}: mounted; umount or Ctrl-C ends it"),
-        )
+        words = f"{printable(directory)}: mounted; umount or Ctrl-C ends it"
+        serve(directory, player, played, lambda: mounted(os.getpid(), words))
     except MountError as e:
         raise _refused(e) from None
 
@@ -65,8 +80,12 @@ def shell_command(
     """Run COMMAND where a machine's files lie over this host's /proc and /sys.
 
     Only COMMAND and what it starts see them, with KMM=1 in the environment, and in KMM_DIR a
-    directory with all of the machine's files and .kmm.  The status is COMMAND's, or 1 if it was
-    not started because it could have reached the host's.
+    directory with all of the machine's files and .kmm.  Whoever is not root needs user namespaces,
+    and is root in there.
+
+    Exits as COMMAND does, with 128 and the number of a signal that ended it; with 127 if there is
+    no such command, with 126 if it cannot be executed; with 1 if it was not started because it
+    could have reached the host's files.
 
     \b
     Example: kmm shell --scenario examples/first_dimm.toml -- lsmem
@@ -84,6 +103,9 @@ def shell_command(
         else:
             player, played = chosen_player(scenario, source, steps)
             status = shell(player, played, command, outside, os.environ["KMM_DIR"])
+    except CommandError as e:
+        click.echo(f"Error: {printable(str(e))}", err=True)
+        status = e.status
     except MountError as e:
         raise _refused(e) from None
     raise SystemExit(status)

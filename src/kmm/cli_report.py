@@ -13,6 +13,7 @@ from kmm.data_files import load_data
 from kmm.report_data import check_run
 from kmm.report_html import charting_library, report_html
 from kmm.scenario import check_scenario
+from kmm.wording import counted
 
 
 def _run_of(watch: Watch, path: str) -> dict[str, Any]:
@@ -48,4 +49,4 @@ def report(watch: Watch, run: str, out: str, as_json: bool) -> None:
     if as_json:
         echo_json({"out": out, "steps": len(data["steps"]), "bytes": len(text.encode())})
     else:
-        echo(f"{out}: {len(data['steps'])} steps, {len(text.encode()) / 1e6:.1f} MB")
+        echo(f"{out}: {counted(len(data['steps']), 'step')}, {len(text.encode()) / 1e6:.1f} MB")

@@ -17,6 +17,7 @@ from kmm.cli_frame import (
 )
 from kmm.params import parse_size
 from kmm.stress import Stress
+from kmm.wording import counted
 
 
 @click.command()
@@ -56,7 +57,9 @@ def stress(
     run = Stress(seed, nbytes, in_use)
     with watch.bar(operations, "operation") as done:
         failure = run.run(
-            operations, every, lambda number: done(number, f"{len(run.steps)} steps in all")
+            operations,
+            every,
+            lambda number: done(number, f"{counted(len(run.steps), 'step')} in all"),
         )
     if failure is not None:
         path = out or f"kmm-stress-{seed}.json"
@@ -69,4 +72,5 @@ def stress(
     if as_json:
         echo_json({"seed": seed, "operations": operations, "refused": run.refused, "users": users})
     else:
-        echo(f"{operations} operations, {run.refused} refused, {users} users: all adds up")
+        words = f"{counted(operations, 'operation')}, {run.refused} refused"
+        echo(f"{words}, {counted(users, 'user')}: all adds up")

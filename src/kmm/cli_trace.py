@@ -11,6 +11,7 @@ from kmm.cli_run import play_step
 from kmm.scenario import Player, Scenario, describe, load_scenario
 from kmm.trace_export import write_chrome, write_ftrace, write_graph
 from kmm.trace_graph import TraceClock, TracedStep
+from kmm.wording import counted
 
 
 def _play(watch: Watch, scenario: Scenario) -> list[TracedStep]:
@@ -82,4 +83,5 @@ def trace(
     if as_json:
         echo_json({"out": out, "steps": len(steps), "calls": calls, "end_ns": end})
     else:
-        echo(f"{out}: {len(steps)} steps, {calls} calls, {end / 1e6:.3f} ms of virtual time")
+        words = f"{counted(len(steps), 'step')}, {counted(calls, 'call')}"
+        echo(f"{out}: {words}, {end / 1e6:.3f} ms of virtual time")

@@ -11,6 +11,7 @@ from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, wr
 from kmm.data_files import load_data
 from kmm.replay import replay as replay_recording
 from kmm.verify import Score, compare
+from kmm.wording import counted
 
 
 @click.command()
@@ -30,7 +31,7 @@ def replay(watch: Watch, recording: str, out: str, as_json: bool) -> None:
     if as_json:
         echo_json({"out": out, "steps": len(model["steps"])})
     else:
-        echo(f"{out}: {len(model['steps'])} steps")
+        echo(f"{out}: {counted(len(model['steps']), 'step')}")
 
 
 @click.command()

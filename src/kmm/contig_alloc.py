@@ -32,6 +32,7 @@ from kmm.params import (
     ZONE_MOVABLE,
 )
 from kmm.trace import fallible, traced
+from kmm.wording import counted
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -260,4 +261,6 @@ def alloc_contig_pages(
                 else:
                     return pfn
             pfn += step
-    raise kernel_error(-12, f"no {nr_pages} pages in a row for node {nid}, gfp {gfp:#x}")
+    raise kernel_error(
+        -12, f"no room for {counted(nr_pages, 'page')} in a row for node {nid}, gfp {gfp:#x}"
+    )

@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from kmm.errors import ConfigError, KernelError, ValidationError, kernel_error
-from kmm.failure_orders import FailureOrders
 from kmm.scenario import Outcome, Player, describe
 from kmm.schema import check_step
 from kmm.tree import DIRECTORY, Attr, Lines, Tree
@@ -53,7 +52,7 @@ class Control:
         self.tree, self.player, self.played = tree, player, played
         self.waiting = 0
         self.outcomes: list[Outcome] = []
-        self.orders = FailureOrders(player.m)
+        self.orders = player.orders
         self.files = {
             "fail": ControlFile(self._pending, self.orders.order),
             "kmsg": ControlFile(lambda: _text(tree.log)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from kmm.errors import ConfigError
+from kmm.progress import Bar, no_bar
 from kmm.sysfs import entries
 from kmm.sysfs_entry import Entry
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from kmm.machine import Machine
 
 _TOPS = ("proc", "sys")
+_BLOCK = re.compile("sys/devices/system/memory/memory[0-9]+")
 _TAR_MODES = {
     ".tar": "",
     ".tar.gz": "gz",
@@ -62,13 +65,27 @@ def _texts(m: Machine) -> Iterator[tuple[str, Entry, bytes]]:
         yield path[1:], entry, text.encode()
 
 
-def export_tree(m: Machine, directory: str | os.PathLike[str], force: bool = False) -> Exported:
+def _watched(m: Machine, bar: Bar) -> Iterator[tuple[str, Entry, bytes]]:
+    """Yield the texts, and say how many of the memory blocks' directories have come."""
+    blocks = 0
+    with bar(len(m.memory_blocks), "block") as done:
+        for name, entry, text in _texts(m):
+            if entry.names is not None and _BLOCK.fullmatch(name):
+                blocks += 1
+                done(blocks, f"writing {name}")
+            yield name, entry, text
+
+
+def export_tree(
+    m: Machine, directory: str | os.PathLike[str], force: bool = False, bar: Bar = no_bar
+) -> Exported:
     """Write a machine's tree to a directory, with the modes and links that it shows.
 
     All of it is written beside its place and then moved there: where anything fails, the directory
     is as it was.
 
     :param directory: to make, or empty; force: whether ``proc`` and ``sys`` in it are replaced.
+    :param bar: is told how many memory blocks are written.
     :return: what was written.
     :raises ConfigError: if the directory is not empty, or the host refuses.
     """
@@ -88,7 +105,7 @@ def export_tree(m: Machine, directory: str | os.PathLike[str], force: bool = Fal
     try:
         target.mkdir(exist_ok=True)
         with _beside(target) as work:
-            done = _write(m, work / "new")
+            done = _write(m, work / "new", bar)
             _move(work, target)
     except BaseException as e:
         if made:
@@ -110,10 +127,10 @@ def _beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write(m: Machine, base: Path) -> Exported:
+def _write(m: Machine, base: Path, bar: Bar) -> Exported:
     base.mkdir()
     done = Exported()
-    for name, entry, text in _texts(m):
+    for name, entry, text in _watched(m, bar):
         path = f"{base}/{name}"
         if entry.link is not None:
             os.symlink(entry.link, path)
@@ -154,10 +171,13 @@ def tar_kind(name: str) -> str | None:
     return next((kind for end, kind in _TAR_MODES.items() if name.endswith(end)), None)
 
 
-def export_tar(m: Machine, name: str | os.PathLike[str], force: bool = False) -> Exported:
+def export_tar(
+    m: Machine, name: str | os.PathLike[str], force: bool = False, bar: Bar = no_bar
+) -> Exported:
     """Write a machine's tree to a tar file; the same machine gives the same bytes.
 
     :param name: of the file, which says how it is compressed; force: whether one is replaced.
+    :param bar: is told how many memory blocks are written.
     :return: what was written.
     :raises ConfigError: for another name, a file that is there, or what the host refuses.
     """
@@ -170,7 +190,7 @@ def export_tar(m: Machine, name: str | os.PathLike[str], force: bool = False) ->
     part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with open(part, "xb") as file:
-            done = _pack(m, file, kind)
+            done = _pack(m, file, kind, bar)
         part.replace(target)
     except OSError as e:
         raise ConfigError(f"{target}: {e.strerror}; nothing written") from None
@@ -179,7 +199,7 @@ def export_tar(m: Machine, name: str | os.PathLike[str], force: bool = False) ->
     return done
 
 
-def _pack(m: Machine, file: IO[bytes], kind: str) -> Exported:
+def _pack(m: Machine, file: IO[bytes], kind: str, bar: Bar) -> Exported:
     done = Exported()
     with contextlib.ExitStack() as stack:
         out: Any = file
@@ -192,7 +212,7 @@ def _pack(m: Machine, file: IO[bytes], kind: str) -> Exported:
             )
         mode: Any = f"w|{'' if kind == 'gz' else kind}"
         tar = stack.enter_context(tarfile.open(mode=mode, fileobj=out))
-        for name, entry, text in _texts(m):
+        for name, entry, text in _watched(m, bar):
             tar.addfile(_member(name, entry, len(text)), io.BytesIO(text))
             done.count(entry, text)
     return done

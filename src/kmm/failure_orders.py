@@ -2,14 +2,16 @@
 
 An order is a line of words, so that a control file can take it as well as Python:
 ``busy 33``, ``veto MEM_GOING_ONLINE ENOMEM 32``, ``fail __add_pages ENOMEM 2``, ``forget``.
+Scenarios have a step for each of these.
 """
 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from kmm.errors import ConfigError, shown
+from kmm.errors import ConfigError, kernel_error, shown
 from kmm.memory_block import (
     ACTION_NAMES,
     MEM_GOING_OFFLINE,
@@ -19,11 +21,15 @@ from kmm.memory_block import (
     unregister_memory_notifier,
 )
 from kmm.notifiers import INJECTABLE
-from kmm.trace import FALLIBLE
+from kmm.trace import FALLIBLE, NTH_MAX
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
+#: The operations of a scenario's steps that order.
+ORDERS = ("busy", "veto", "fail", "forget")
+#: The errnos that this host has names for.
+ERRNOS = frozenset(errno.errorcode.values())
 _GIVEN = "allowed: busy BLOCK, veto EVENT ERRNO [BLOCK], fail FUNCTION ERRNO [NTH], forget"
 
 
@@ -74,8 +80,8 @@ class FailureOrders:
         if function not in FALLIBLE:
             allowed = ", ".join(sorted(FALLIBLE))
             raise ConfigError(f"function: {shown(function)}; allowed: {allowed}")
-        if not 1 <= nth <= 1 << 30:
-            raise ConfigError(f"nth: {nth}; allowed: 1 to {1 << 30}")
+        if not 1 <= nth <= NTH_MAX:
+            raise ConfigError(f"nth: {nth}; allowed: 1 to {NTH_MAX}")
         probes = self.m.kprobes or self.m.trace(recording=False)
         probes.fail(function, -_checked(code), nth)
 
@@ -96,6 +102,27 @@ class FailureOrders:
         ]
         probes = self.m.kprobes
         return vetoes + [f"fail {name}" for name in (probes.pending() if probes else [])]
+
+    def play(self, step: Mapping[str, Any]) -> str:
+        """Take the order of a scenario's step; return in words what is ordered now, or was.
+
+        :param step: checked by schema.check_step, its op one of ORDERS.
+        :raises NoSuchDevice: if a block that is to be busy is not there.
+        """
+        op = step["op"]
+        if op == "forget":
+            were = self.pending()
+            self.forget()
+            return f"withdrawn: {', '.join(were)}" if were else "nothing was ordered"
+        if op == "busy":
+            if step["block"] not in self.m.memory_blocks:
+                raise kernel_error(-errno.ENODEV, f"block: {step['block']}; it is not there")
+            self.busy(step["block"])
+        elif op == "veto":
+            self.veto(step["event"], errno_of(step["errno"]), step.get("block"))
+        else:
+            self.fail(step["function"], errno_of(step["errno"]), step.get("nth", 1))
+        return f"ordered: {', '.join(self.pending())}"
 
     def order(self, line: str) -> None:
         """Take an order in words.

@@ -29,6 +29,7 @@ from kmm.params import (
     PG_DIRTY,
     ZONE_MOVABLE,
 )
+from kmm.wording import counted
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -206,7 +207,7 @@ def _plan(
     there = sum(n << o for o, n in enumerate(zone.nr_free()))
     if pages > there:
         raise _refuse(
-            zone, f"free {target.free}: {pages} pages are wanted, but only {there} are free now"
+            zone, f"free {target.free}: {counted(pages, 'page')} wanted, but only {there} free now"
         )
     plan, blocks = _plan_large(zone, counts, rng)
     plan.held, plan.pageblocks = held + wanted, pageblocks

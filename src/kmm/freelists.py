@@ -33,6 +33,7 @@ from kmm.params import (
     STATE_ALLOCATED,
 )
 from kmm.procfs import LOW_MEMORY_END, pageblock_counts
+from kmm.wording import counted
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -240,7 +241,7 @@ def _check_room(zone: Zone, counts: list[list[int]]) -> None:
 def _no_room(zone: Zone, order: int) -> ConfigError:
     return ConfigError(
         f"/proc/buddyinfo: node {zone.nid} zone {zone.name}: its free blocks of "
-        f"order {order} do not fit into its {zone.present_pages} pages"
+        f"order {order} do not fit into its {counted(zone.present_pages, 'page')}"
     )
 
 

@@ -20,8 +20,10 @@ from kmm.data_files import load_data
 from kmm.errors import ConfigError, KernelError, shown
 from kmm.import_report import Report, report_on_files
 from kmm.machine import Machine
+from kmm.machine_arch import check_architecture
 from kmm.machine_files import Collected, collect
 from kmm.machine_repairs import check_page_size, prepare
+from kmm.progress import Bar, no_bar
 from kmm.saved_machine import MEMORY, REQUIRED, Mismatch
 from kmm.saved_texts import SavedText
 from kmm.sysfs import lookup
@@ -45,18 +47,19 @@ class Twin:
     report: Report = field(default_factory=Report)
 
 
-def import_machine(path: str | os.PathLike[str]) -> Twin:
+def import_machine(path: str | os.PathLike[str], bar: Bar = no_bar) -> Twin:
     """Build the twin of a real machine.
 
     :param path: a directory with copies of ``/proc`` and ``/sys`` (``/`` is this machine), an
         unpacked sosreport, a tar file of either, or a machine.json that was written before.
+    :param bar: is told how many files are read, and then how many are compared.
     :raises ConfigError: naming what cannot be used, what is wrong with it and what is allowed.
     """
     source = os.fspath(path)
     data = _json_of(source)
-    collected = collect(source) if data is None else _from_json(data, source)
+    collected = collect(source, bar) if data is None else _from_json(data, source)
     try:
-        return build(collected)
+        return build(collected, bar)
     except ConfigError as e:
         raise ConfigError(f"{source}: {e}") from None
 
@@ -86,12 +89,14 @@ def load_machine(path: str | os.PathLike[str]) -> Machine:
     return import_machine(path).machine
 
 
-def build(collected: Collected) -> Twin:
+def build(collected: Collected, bar: Bar = no_bar) -> Twin:
     """Build the machine of collected files, mending what can be mended.
 
+    :param bar: is told how many files are compared with the machine's.
     :raises ConfigError: naming the file, what is wrong in it and what is allowed.
     """
     _check_required(collected)
+    check_architecture(collected.told, collected.files)
     repairs = prepare(collected)
     check_page_size(repairs.files)
     for _ in range(MAX_REPAIRS):
@@ -107,7 +112,7 @@ def build(collected: Collected) -> Twin:
                 raise
     else:
         raise ConfigError(f"more than {MAX_REPAIRS} of its files do not fit")
-    m.saved_texts, hidden = _saved_texts(m, collected.files)
+    m.saved_texts, hidden = _saved_texts(m, collected.files, bar)
     report = report_on_files(collected, repairs)
     report.hidden = hidden
     for text in m.saved_texts.values():
@@ -136,26 +141,30 @@ def _check_required(collected: Collected) -> None:
         )
 
 
-def _saved_texts(m: Machine, files: Mapping[str, str]) -> tuple[dict[str, SavedText], list[str]]:
+def _saved_texts(
+    m: Machine, files: Mapping[str, str], bar: Bar
+) -> tuple[dict[str, SavedText], list[str]]:
     """Return the files that kmm would show otherwise, and the paths that it does not show."""
     texts: dict[str, SavedText] = {}
     hidden: list[str] = []
-    for path, saved in files.items():
-        if saved == "link" or not saved.strip() or path == _READ_ACTS:
-            continue
-        if path.startswith(MEMORY) and path.endswith("/state"):
-            continue  # shows what it was built from, and there may be very many
-        entry = lookup(m, path)
-        if entry is None or entry.read is None:
-            hidden.append(path)
-            continue
-        try:
-            text = SavedText(path, saved, entry.read(m))
-        except KernelError:
-            hidden.append(path)
-            continue
-        if text.saved != text.built:
-            texts[path] = text
+    with bar(len(files), "text") as done:
+        for number, (path, saved) in enumerate(files.items()):
+            done(number, f"comparing {path}")
+            if saved == "link" or not saved.strip() or path == _READ_ACTS:
+                continue
+            if path.startswith(MEMORY) and path.endswith("/state"):
+                continue  # shows what it was built from, and there may be very many
+            entry = lookup(m, path)
+            if entry is None or entry.read is None:
+                hidden.append(path)
+                continue
+            try:
+                text = SavedText(path, saved, entry.read(m))
+            except KernelError:
+                hidden.append(path)
+                continue
+            if text.saved != text.built:
+                texts[path] = text
     return texts, hidden
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kmm.errors import shown
 from kmm.machine_files import Collected, names
 from kmm.saved_texts import Difference
+from kmm.wording import counted
 
 if TYPE_CHECKING:
     from kmm.machine_repairs import Repairs
@@ -48,6 +49,7 @@ EXPECTED: dict[str, str] = {
 ALWAYS = (
     "where free blocks lie: laid out so that the counts are met, used pages from the bottom up",
     "who uses the pages in use: somebody unknown, in pages of the kinds that the counters tell",
+    "the architecture, where no file told it: x86-64, as kmm models no other",
     "DIMMs: in no slot; blocks: in no memory group, none holds its own memmap",
     "pages on per-CPU lists: single ones",
     "the kernel: behaves as 6.1, whatever it was",
@@ -98,7 +100,7 @@ class Report:
             "derived": "taken from elsewhere:",
         }
         present = sum(n.count for n in self.notes if n.status == "present")
-        out.append(f"{present} files taken")
+        out.append(f"{counted(present, 'file')} taken")
         for status, title in titles.items():
             here = [n for n in self.notes if n.status == status]
             if here:
@@ -121,7 +123,7 @@ class Report:
             counts[d.path] = counts.get(d.path, 0) + 1
         lines += [f"  {path}: {n}" for path, n in list(counts.items())[:SHOWN_DIFFERENCES]]
         if len(counts) > SHOWN_DIFFERENCES:
-            lines.append(f"  and {len(counts) - SHOWN_DIFFERENCES} more files")
+            lines.append(f"  and {counted(len(counts) - SHOWN_DIFFERENCES, 'more file')}")
         both = [d for d in self.differences if d.saved is not None and d.model is not None]
         for d in both[:SHOWN_DIFFERENCES]:
             lines.append(f"    {d.path}: {shown(d.saved)} is {shown(d.model)} in kmm")

@@ -19,6 +19,7 @@ from kmm.params import (
     USER_SLAB_UNRECLAIMABLE,
 )
 from kmm.sysfs_hugetlb import nr_hugepages_store
+from kmm.wording import counted
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -109,7 +110,7 @@ def _hugetlb_pool(m: Machine, load: Mapping[str, Any]) -> str:
     nodes = [m.pxm_to_node.get(pxm, pxm) for pxm in load.get("nodes", [])]
     for nid in nodes or [None]:
         nr_hugepages_store(m, h, count, nid)
-    return f"{h.name}: {h.nr_huge_pages} pages"
+    return f"{h.name}: {counted(h.nr_huge_pages, 'page')}"
 
 
 def _touch_huge_pages(m: Machine, load: Mapping[str, Any]) -> str:
@@ -129,7 +130,7 @@ def _touch_huge_pages(m: Machine, load: Mapping[str, Any]) -> str:
         user.fault(0, touch)
     except KernelError as e:
         return f"{name}: {e}"
-    return f"{name}: {user.nr_present} of {user.pages} huge pages"
+    return f"{name}: {user.nr_present} of {counted(user.pages, 'huge page')}"
 
 
 def _free(m: Machine, load: Mapping[str, Any]) -> str:
@@ -144,7 +145,7 @@ def _free(m: Machine, load: Mapping[str, Any]) -> str:
             user.release(start, n)
             start += n
     user.close()
-    return f"{name}: {freed} pages freed"
+    return f"{name}: {counted(freed, 'page')} freed"
 
 
 def mmu_gather_batches(pages: int, before: int = 0) -> Iterator[int]:
@@ -183,5 +184,5 @@ def _touch(m: Machine, load: Mapping[str, Any]) -> str:
         short = ""
     except OutOfMemory as e:
         short = f" of {user.pages}: {e}"
-    what = "slabs" if user.kind == USER_SLAB_UNRECLAIMABLE else "pages"
-    return f"{name}: {user.nr_present} {what}{short}"
+    what = "slab" if user.kind == USER_SLAB_UNRECLAIMABLE else "page"
+    return f"{name}: {counted(user.nr_present, what)}{short}"

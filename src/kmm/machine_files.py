@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from kmm.errors import ConfigError, shown
+from kmm.machine_arch import ARCH_FILES, ARCH_TEXT
+from kmm.progress import Bar, no_bar
 
 #: What is taken, in the order in which a live system's files are read: those whose counters run
 #: first, right behind each other.
@@ -49,13 +52,17 @@ _CHUNK = 1 << 16
 
 @dataclass(slots=True)
 class Collected:
-    """Texts of a machine by path, and the files that were there but could not be read."""
+    """Texts of a machine by path, and the files that were there but could not be read.
+
+    ``told`` has what tells the architecture; nobody needs it once that is known.
+    """
 
     source: str
     files: dict[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     commands: dict[str, str] = field(default_factory=dict)
     live: bool = False
+    told: dict[str, str] = field(default_factory=dict)
 
 
 def _pattern(glob: str) -> str:
@@ -63,7 +70,7 @@ def _pattern(glob: str) -> str:
 
 
 _WANTED = re.compile("|".join(_pattern(glob) for glob in WANTED))
-_COMMAND = re.compile("|".join(_pattern(glob) for glob in _COMMANDS))
+_COMMAND = re.compile("|".join(_pattern(glob) for glob in (*_COMMANDS, *ARCH_FILES)))
 
 
 def _text(data: bytes) -> str:
@@ -71,26 +78,29 @@ def _text(data: bytes) -> str:
     return data.rstrip(b"\0").decode("utf-8", errors="replace").rstrip("\n")
 
 
-def collect(path: str | os.PathLike[str]) -> Collected:
+def collect(path: str | os.PathLike[str], bar: Bar = no_bar) -> Collected:
     """Collect the files of a machine.
 
     :param path: ``/`` for this machine; a directory with ``proc`` and ``sys`` in it, or an
         unpacked sosreport; or a tar file of either, compressed by gzip, bzip2 or xz.
+    :param bar: is told how many files, or MiB of a tar file, are read.
     :raises ConfigError: if there is no such thing, it has none of the files, or it is broken.
     """
     source = os.fspath(path)
     if os.path.isdir(source):
-        return _from_directory(source)
+        return _from_directory(source, bar)
     if not os.path.exists(source):
         raise ConfigError(f"{source}: no such file or directory")
-    return _from_archive(source)
+    return _from_archive(source, bar)
 
 
-def _from_directory(source: str) -> Collected:
+def _from_directory(source: str, bar: Bar) -> Collected:
     base = _root_of(Path(source))
     out = Collected(source, live=os.path.realpath(base) == "/")
-    for pattern in WANTED:
-        for found in sorted(base.glob(pattern)):
+    wanted = [found for pattern in WANTED for found in sorted(base.glob(pattern))]
+    with bar(len(wanted), "file") as done:
+        for number, found in enumerate(wanted):
+            done(number, f"reading {found}")
             name = "/" + found.relative_to(base).as_posix()
             if found.name in _ACTIONS:
                 # That it is there tells how the kernel was built.
@@ -99,10 +109,14 @@ def _from_directory(source: str) -> Collected:
                 out.files[name] = "link"
             else:
                 _read(out.files, out.unreadable, name, found)
+        done(len(wanted), "building the machine")
     for pattern in _COMMANDS:
         for found in sorted(base.glob(pattern)):
             if found.is_file() and not found.is_symlink():
                 _read(out.commands, out.unreadable, found.relative_to(base).as_posix(), found)
+    for name in ARCH_FILES:
+        with contextlib.suppress(OSError), open(base / name, "rb") as file:
+            out.told[name] = _text(file.read(ARCH_TEXT))
     _check_found(out)
     return out
 
@@ -168,7 +182,7 @@ _OPENERS: tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...] = (
 _BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError)
 
 
-def _from_archive(source: str) -> Collected:
+def _from_archive(source: str, bar: Bar) -> Collected:
     try:
         with open(source, "rb") as packed:
             start = packed.read(6)
@@ -178,8 +192,14 @@ def _from_archive(source: str) -> Collected:
             opener = next((o for magic, o in _OPENERS if start.startswith(magic)), None)
             unpacked = opener(packed) if opener else packed
             stream: Any = _Counting(unpacked, packed)
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK) as tar:
-                members, links, unreadable = _members(tar)
+            size = os.fstat(packed.fileno()).st_size
+            with (
+                tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK) as tar,
+                bar(size >> 20, "MiB") as done,
+            ):
+                members, links, unreadable = _members(
+                    tar, lambda name: done(packed.tell() >> 20, f"reading {name}")
+                )
     except ConfigError as e:
         raise ConfigError(f"{source}: {e}") from None
     except (OSError, *_BROKEN) as e:
@@ -208,7 +228,7 @@ _Member = tuple[str, str]  # the folder that the machine's files are in, path be
 
 
 def _members(
-    tar: tarfile.TarFile,
+    tar: tarfile.TarFile, tell: Callable[[str], None]
 ) -> tuple[dict[_Member, str], dict[_Member, str], dict[_Member, str]]:
     """Read the wanted members; nothing is unpacked to disk, and no link is followed."""
     texts: dict[_Member, str] = {}
@@ -219,6 +239,7 @@ def _members(
         if number >= MAX_MEMBERS:
             raise ConfigError(f"more than {MAX_MEMBERS} files in it")
         vars(tar)["members"] = []  # a stream keeps every header otherwise
+        tell(member.name)
         at = _inner(member.name)
         if at is None:
             continue
@@ -248,13 +269,17 @@ def _sort_members(
         raise ConfigError(f"{source}: several machines in it ({names}); allowed: one")
     out = Collected(source)
     for (_, path), text in texts.items():
-        if _COMMAND.fullmatch(path):
+        if path in ARCH_FILES:
+            out.told[path] = text[:ARCH_TEXT]
+        elif _COMMAND.fullmatch(path):
             out.commands[path] = text
         elif path.rpartition("/")[2] in _ACTIONS:
             out.files["/" + path] = ""
         else:
             out.files["/" + path] = text
     for (root, path), target in links.items():
+        if path in ARCH_FILES:
+            continue
         there = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
         pointed = texts.get((root, there))
         if re.search(r"/(?:node|memory|cpu)[0-9]+$", path):
@@ -263,7 +288,9 @@ def _sort_members(
             out.files["/" + path] = pointed
         elif target:
             out.unreadable["/" + path] = "a link to what the archive does not hold"
-    out.unreadable |= {"/" + path: why for (_, path), why in unreadable.items()}
+    out.unreadable |= {
+        "/" + path: why for (_, path), why in unreadable.items() if path not in ARCH_FILES
+    }
     _check_found(out)
     return out
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from kmm.errors import kernel_error
 from kmm.mmzone import MemoryGroup
 from kmm.trace import fallible, traced
+from kmm.wording import counted
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -42,7 +43,7 @@ def memory_group_register_dynamic(m: Machine, nid: int, unit_pages: int) -> int:
     :raises InvalidArgument: for an impossible node or a unit that is not allowed.
     """
     if unit_pages & (unit_pages - 1) or unit_pages < m.block_pages:
-        raise kernel_error(-22, f"unit of {unit_pages} pages")
+        raise kernel_error(-22, f"unit of {counted(unit_pages, 'page')}")
     return _register(m, MemoryGroup(0, nid, True, unit_pages=unit_pages))
 
 

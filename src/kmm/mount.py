@@ -48,16 +48,34 @@ def check_mountpoint(path: str) -> None:
         there = os.stat(path)
     except OSError as e:
         if e.errno == errno.ENOTCONN:
-            raise MountError(
-                f"{path}: a mount whose server has died is there; fusermount3 -u {path} ends it"
-            ) from None
+            raise _dead(path) from None
         raise MountError(f"{path}: {e.strerror}") from None
     if not stat.S_ISDIR(there.st_mode):
         raise MountError(f"{path}: not a directory")
     kind = mounts().get(os.path.realpath(path))
+    if kind == "fuse.kmm" and not answers(path):
+        raise _dead(path)
     if kind is not None:
         what = "a machine" if kind == "fuse.kmm" else f"a file system ({kind})"
         raise MountError(f"{path}: {what} is mounted there already; umount {path} ends it")
+
+
+def _dead(path: str) -> MountError:
+    return MountError(
+        f"{path}: a mount whose server has died is there; fusermount3 -u {path} ends it"
+    )
+
+
+def answers(path: str) -> bool:
+    """Whether the server of a machine that is mounted on a directory lives.
+
+    Names and modes may be the host's memory of it; what a file says is not.
+    """
+    try:
+        Path(f"{path}{CONTROL}/status").read_bytes()
+    except OSError as e:
+        return e.errno not in (errno.ENOTCONN, errno.ECONNABORTED)
+    return True
 
 
 def check_fuse() -> None:

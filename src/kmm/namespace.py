@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -18,9 +19,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kmm.control import CONTROL
 from kmm.dax_bus import DAX_MAJOR
-from kmm.mount import MountError, check_fuse, end, mounts, start
+from kmm.mount import MountError, answers, check_fuse, end, mounts, start
 from kmm.scenario import Player
 
 #: What has to lie over the host's, and what does where the machine has it.  Every link below one of
@@ -55,23 +55,34 @@ MORE = (
 _NOT_BUILT = ("/sys/kernel/debug", "/proc")
 
 _MS_BIND, _MS_REC, _MS_NOSUID, _MS_NODEV = 4096, 16384, 2, 4
+_USER = ["--user", "--map-root-user"]
 _PR_CAPBSET_DROP, _CAP_SYS_ADMIN = 24, 21
 SIGNALLED = 128  # and the signal's number: the status that shells give a command that one ended
+#: The statuses that shells give what is not there, and what cannot be executed.
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+
+
+class CommandError(MountError):
+    """The command could not be started; ``status`` is what a shell would end with."""
+
+    def __init__(self, command: str, error: OSError) -> None:
+        code = error.errno or errno.EACCES
+        if "/" not in command and shutil.which(command, os.F_OK) is None:
+            code = errno.ENOENT  # whatever is wrong with a directory of PATH
+        super().__init__(f"{command}: {os.strerror(code)}; it was not started")
+        self.status = NOT_FOUND if code == errno.ENOENT else NOT_EXECUTABLE
 
 
 def run_inside(arguments: Sequence[str]) -> int:
     """Run ``kmm`` with these arguments in a mount namespace of its own; return its status.
 
-    Whoever is not root becomes root of a user namespace, where the host allows that.
+    Whoever may not make one becomes root of a user namespace first, where the host allows that.
 
-    :raises MountError: if the host has no FUSE, or no tool to make the namespace.
+    :raises MountError: if the host has no FUSE, or does not let us make the namespace.
     """
     check_fuse()
-    tool = shutil.which("unshare")
-    if tool is None:
-        raise MountError("unshare: not found; install util-linux")
+    unshare = _unshare()
     ours = os.readlink("/proc/self/ns/mnt")
-    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join(
             [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -79,10 +90,30 @@ def run_inside(arguments: Sequence[str]) -> int:
     }
     kmm = [sys.executable, "-m", "kmm", "shell", "--outside", ours, *arguments]
     with tempfile.TemporaryDirectory(prefix="kmm-shell-") as where:
-        command = [tool, *user, "--mount", "--propagation", "private", "--", *kmm]
-        child = subprocess.Popen(command, env=env | {"KMM_DIR": where})
+        child = subprocess.Popen([*unshare, *kmm], env=env | {"KMM_DIR": where})
         with _passing_signals_on(child):
             return _status(child.wait())
+
+
+def _unshare() -> list[str]:
+    """Return the command that runs another one in a mount namespace of its own.
+
+    :raises MountError: if there is no such tool, or the host does not allow it.
+    """
+    tool = shutil.which("unshare")
+    if tool is None:
+        raise MountError("unshare: not found; install util-linux")
+    why = ""
+    for user in [[], _USER] if os.geteuid() == 0 else [_USER]:
+        command = [tool, *user, "--mount", "--propagation", "private", "--"]
+        tried = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+        if tried.returncode == 0:
+            return command
+        why = tried.stderr.strip().removeprefix("unshare: ")
+    raise MountError(
+        f"kmm shell: this host lets us make no mount namespace ({why}); allowed: as root with "
+        "CAP_SYS_ADMIN, or where others may make user namespaces"
+    )
 
 
 def shell(player: Player, played: int, command: Sequence[str], outside: str, where: str) -> int:
@@ -226,10 +257,10 @@ def _run(command: Sequence[str], where: str) -> int:
     try:
         child = subprocess.Popen(command, env=env, preexec_fn=before)
     except OSError as e:
-        raise MountError(f"{command[0]}: {e.strerror}") from None
+        raise CommandError(command[0], e) from None
     with _passing_signals_on(child):
         status = _status(child.wait())
-    if not _answers(where):
+    if not answers(where):
         print(
             "kmm shell: the machine's server has ended while the command ran; its files answered "
             "'Transport endpoint is not connected' from then on",
@@ -237,15 +268,6 @@ def _run(command: Sequence[str], where: str) -> int:
         )
         return status or 1
     return status
-
-
-def _answers(where: str) -> bool:
-    """Whether a machine's server lives; names and modes may be the host's memory of it."""
-    try:
-        Path(f"{where}{CONTROL}/status").read_bytes()
-    except OSError:
-        return False
-    return True
 
 
 def _status(code: int) -> int:

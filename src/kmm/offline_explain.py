@@ -40,6 +40,7 @@ from kmm.params import (
     USER_MOVABLE_OPS,
 )
 from kmm.vmstat import zone_items
+from kmm.wording import counted
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -345,7 +346,7 @@ class _Look:
             fits = room.fits(single, wanted - single)
             if fits is None:
                 self._doubt(
-                    f"{wanted} pages have to move and {room.sure} fit for sure, "
+                    f"{counted(wanted, 'page')} to move, of which {room.sure} fit for sure, "
                     f"{room.most + room.most_huge} at most: reclaim, compaction, and what steals "
                     "from other types' pageblocks, decide"
                 )
@@ -357,8 +358,8 @@ class _Look:
             reclaimable += shrinkable(self.m) + reclaimable_rows(self.m, movable)
             if reclaimable:
                 self._doubt(
-                    f"{reclaimable} pages, there or among those that move, are some that reclaim "
-                    "may free"
+                    f"{counted(reclaimable, 'page')} that reclaim may free, there or among those "
+                    "that move"
                 )
 
     def _what_is_not_known(self) -> None:
@@ -375,8 +376,9 @@ class _Look:
         elif self.guessed:
             used = self.zone.managed_pages - self.zone.nr_free_pages
             self.out.assumptions.append(
-                f"of the zone's {used} pages in use {self._on_lru()} are on LRU lists; the others, "
-                "slab, page tables, stacks, cannot move, and any of them may lie in the block"
+                f"of the zone's {counted(used, 'page')} in use {self._on_lru()} are on LRU lists; "
+                "the others, slab, page tables, stacks, cannot move, and any of them may lie in "
+                "the block"
             )
 
 

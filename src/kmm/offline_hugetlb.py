@@ -15,6 +15,7 @@ from kmm.offline_explanation import Obstacle
 from kmm.offline_room import boost_limit, free_huge, reclaimable_in
 from kmm.params import MIGRATETYPE_NAMES, PAGEBLOCK_NR_PAGES, PG_ACTIVE, PG_PINNED
 from kmm.sparse import SECTION_IS_ONLINE
+from kmm.wording import counted
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -89,7 +90,7 @@ def _of_pool(
     sure, most = (0, 0) if h.is_gigantic else _fresh(m, h, zone, nodes)
     if wanted > most:
         rule = (
-            f"alloc_huge_page_nodemask: {len(moving)} pages of {h.name} have to move, "
+            f"alloc_huge_page_nodemask: {counted(len(moving), f'page of {h.name}')} to move, "
             f"{from_pool + most} find a page; offline_pages tries again for ever"
         )
         helps = "free pages in the pool of the other nodes, or memory there for more"

@@ -22,6 +22,7 @@ from kmm.params import (
     ZONE_MOVABLE,
 )
 from kmm.vmstat import zone_items
+from kmm.wording import counted
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -97,9 +98,9 @@ class Room:
     def rule(self, single: int, wanted: int) -> str:
         """Say what does not fit: single pages, or all that are wanted."""
         if single > self.most:
-            what = f"{single} pages have to move one by one, {self.most} fit"
+            what = f"{counted(single, 'page')} to move one by one, {self.most} fit"
         else:
-            what = f"{wanted} pages have to move, {self.most + self.most_huge} fit"
+            what = f"{counted(wanted, 'page')} to move, {self.most + self.most_huge} fit"
         return f"alloc_migration_target: {what}; offline_pages tries again for ever"
 
     def helps(self, source: Zone) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kmm.errors import ConfigError, shown
 from kmm.offline_explanation import Explanation, Obstacle
+from kmm.wording import counted
 
 
 def block_of(name: str) -> int:
@@ -19,10 +20,6 @@ def block_of(name: str) -> int:
     if not (digits.isascii() and digits.isdigit()) or len(digits) > 9:
         raise ConfigError(f"BLOCK: {shown(name)}; allowed: a number like 33, or memory33")
     return int(digits)
-
-
-def _pages(n: int) -> str:
-    return "1 page" if n == 1 else f"{n} pages"
 
 
 def _group(obstacles: list[Obstacle]) -> list[list[Obstacle]]:
@@ -37,7 +34,7 @@ def _obstacle_lines(group: list[Obstacle]) -> list[str]:
     first = group[0]
     line = f"  {first.kind}"
     if first.pfn is not None:
-        line += f": {_pages(sum(o.nr_pages for o in group))}, pfn "
+        line += f": {counted(sum(o.nr_pages for o in group), 'page')}, pfn "
         line += " ".join(f"{o.pfn:#x}" for o in group[:4]) + (" ..." if len(group) > 4 else "")
         if first.user is not None:
             line += f", of {first.user!r} ({first.user_kind})"
@@ -67,7 +64,7 @@ def why_lines(said: Explanation) -> list[str]:
     if along:
         lines.append(f"goes along: {along}")
     if said.moves:
-        lines.append(f"would move: {_pages(said.nr_to_move)}")
+        lines.append(f"would move: {counted(said.nr_to_move, 'page')}")
         lines += [f"  {n} of {user!r} ({kind})" for (user, kind), n in said.moves.items()]
     lines += _room_lines(said)
     if said.obstacles:

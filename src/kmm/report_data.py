@@ -16,6 +16,7 @@ from kmm.memory_block import MemoryBlock
 from kmm.offline_report import OfflineAttempt, OfflineReport
 from kmm.params import MIGRATETYPE_NAMES
 from kmm.trace_graph import Span, TraceClock, zone_label
+from kmm.wording import counted
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -49,7 +50,7 @@ def fold_lines(lines: Sequence[str]) -> list[str]:
             if stop > end:
                 end = stop
                 last = first + stop - i - 1
-                folded = f"{head}{first}..{last}{tail} ({stop - i} lines)"
+                folded = f"{head}{first}..{last}{tail} ({counted(stop - i, 'line')})"
         out.append(printable(text if end == i + 1 else folded))
         i = end
     return out

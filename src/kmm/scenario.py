@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from kmm.data_files import load_data
 from kmm.errors import ConfigError, FirmwareRefused, KernelError, shown
+from kmm.failure_orders import ORDERS, FailureOrders
 from kmm.import_machine import load_machine
 from kmm.load import play_loads
 from kmm.machine import Machine
@@ -20,7 +21,9 @@ from kmm.params import MachineConfig
 from kmm.procfs import kpageflags
 from kmm.scenario_check import check_together
 from kmm.schema import GFP_WORDS, SCHEMA, check_step
+from kmm.trace import Kprobes
 from kmm.trace_graph import Timeline
+from kmm.wording import counted, sized
 from kmm.workload import OPS as WORKLOAD_OPS
 from kmm.workload import Workload
 
@@ -137,6 +140,7 @@ class Player:
                 m = scenario.loaded.pop() if scenario.loaded else load_machine(source)
         self.m = m
         self.workload = Workload(self.m)
+        self.orders = FailureOrders(self.m)
         self.held: dict[str, list[tuple[npt.NDArray[np.uint64], int]]] = {}
 
     def play(self, step: Mapping[str, Any], trace: bool | str = False) -> Outcome:
@@ -157,7 +161,9 @@ class Player:
             out.error = str(e)
             out.errno = (e.errno if isinstance(e, KernelError) else None) or errno.EBUSY
         finally:
-            m.kprobes = ordered
+            if probes is not None:
+                # Orders that the step itself gave stand, its recording does not.
+                m.kprobes = ordered or (Kprobes(before=probes) if probes.pending() else None)
             if out.timeline is not None:
                 out.timeline.finish()
         out.log, out.uevents = m.log[log:], m.uevents[uevents:]
@@ -176,7 +182,9 @@ class Player:
             return m.read(step["path"]).rstrip("\n")
         elif op == "pages":
             runs = kpageflags(m, step["pfn"], step["count"])
-            return "\n".join(f"{n:8} pages {flags:#x}" for n, flags in runs)
+            return "\n".join(
+                f"{n:8} {'page ' if n == 1 else 'pages'} {flags:#x}" for n, flags in runs
+            )
         elif op == "alloc":
             return self._alloc(step)
         elif op == "free":
@@ -186,6 +194,8 @@ class Player:
                 m.free_pages_bulk(pfns, order)
         elif op in WORKLOAD_OPS:
             return self.workload.play(step)
+        elif op in ORDERS:
+            return self.orders.play(step)
         elif op == "sh":
             return play_loads(m, step["load"]) if "load" in step else "skipped: changes nothing"
         return ""
@@ -198,16 +208,15 @@ class Player:
         most = min(step["count"], (self.m.totalram_pages >> order) + 1)
         pfns = self.m.alloc_pages_bulk(most, order, gfp, nid)
         self.held.setdefault(step["id"], []).append((pfns, order))
-        return f"{len(pfns)} of {step['count']} blocks of order {order}"
+        return f"{len(pfns)} of {counted(step['count'], f'block of order {order}')}"
 
 
 def describe(step: Mapping[str, Any]) -> str:
     """Return a step in one line."""
     op = step["op"]
     if op == "plug":
-        return (
-            f"plug {step['id']}: {step['size'] >> 20} MiB at {step['addr']:#x}, node {step['node']}"
-        )
+        size = sized(step["size"])
+        return f"plug {step['id']}: {size} at {step['addr']:#x}, node {step['node']}"
     if op == "write":
         return f"echo {step['value']} > {step['path']}"
     names = [f.name for f in SCHEMA[op] if f.name in step and f.name != "load"]

@@ -8,18 +8,22 @@ from typing import Any
 
 from kmm.config import MAX_CPUS
 from kmm.errors import ConfigError, shown
+from kmm.failure_orders import ERRNOS
 from kmm.gfp import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_USER
 from kmm.memory import KINDS, SINGLE_PAGES, THP_CHOICES
 from kmm.mempolicy import MODES
+from kmm.notifiers import INJECTABLE
 from kmm.params import (
     MAX_ORDER,
     NR_PAGES_MAX,
     PAGE_SIZE,
+    PFN_SECTION_SHIFT,
     USER_ANON,
     USER_FILE,
     USER_SHMEM,
     parse_size,
 )
+from kmm.trace import FALLIBLE, NTH_MAX
 
 GFP_WORDS = {
     "GFP_KERNEL": GFP_KERNEL,
@@ -37,14 +41,19 @@ _NUMBERS = {
     "users": (1, 10000),
     "cpu": (0, MAX_CPUS - 1),
     "seed": (0, (1 << 64) - 1),
+    "block": (0, (NR_PAGES_MAX >> PFN_SECTION_SHIFT) - 1),
+    "nth": (1, NTH_MAX),
 }
 
 
-_WORDS = {
+_WORDS: dict[str, Collection[str]] = {
     "policy": MODES,
     "load kind": (*KINDS, "hugetlb", "hugetlb_user"),
     "kind": (*KINDS, "hugetlb"),
     "thp": THP_CHOICES,
+    "event": INJECTABLE,
+    "errno": ERRNOS,
+    "function": FALLIBLE,  # those of the modules that are imported by then
 }
 #: Kinds that are files.
 FILE_KINDS = frozenset((USER_FILE, USER_SHMEM))
@@ -130,6 +139,10 @@ SCHEMA: dict[str, tuple[Field, ...]] = {
         Field("nodes", "nodes", False),
         Field("overcommit", "pages", False),
     ),
+    "busy": (Field("block", "block"),),
+    "veto": (Field("event", "event"), Field("errno", "errno"), Field("block", "block", False)),
+    "fail": (Field("function", "function"), Field("errno", "errno"), Field("nth", "nth", False)),
+    "forget": (),
     "boot": (),
 }
 # What the load of a sh step can hold, for each kind: pages, or size and count.
@@ -176,6 +189,8 @@ def _allowed(kind: str) -> str:
         "load": "an object with 'kind', or a list of such",
         "nodes": "a list of node numbers",
         **{name: ", ".join(words) for name, words in _WORDS.items()},
+        "errno": "the name of an errno, such as EBUSY, ENOMEM, EIO",
+        "function": ", ".join(sorted(FALLIBLE)),
     }[kind]
 
 

@@ -21,6 +21,8 @@ R = TypeVar("R")
 
 #: Kernel functions that can fail, and so may be told to.
 FALLIBLE: set[str] = set()
+#: The last call of one that can be told to.
+NTH_MAX = 1 << 30
 
 
 class Watcher(Protocol):
@@ -73,7 +75,7 @@ class Kprobes:
         """
         if name not in FALLIBLE:
             raise kernel_error(-22, f"name: {name!r}; allowed: {', '.join(sorted(FALLIBLE))}")
-        self._faults[name] = [check_number("nth", nth, 1, 1 << 30), code]
+        self._faults[name] = [check_number("nth", nth, 1, NTH_MAX), code]
 
     def forget(self) -> None:
         """Withdraw the orders to fail."""

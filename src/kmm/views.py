@@ -19,6 +19,7 @@ from kmm.sparse import (
     VMEMMAP_NOT_OURS,
 )
 from kmm.symbols import display
+from kmm.wording import counted, sized
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -49,7 +50,7 @@ def _resources(m: Machine) -> list[str]:
             out.append(line)
         else:
             others += 1
-    return [*out, f"and {others} others, see /proc/iomem"]
+    return [*out, f"and {counted(others, 'other')}, see /proc/iomem"]
 
 
 def _memmap_places(
@@ -162,7 +163,7 @@ def layers(m: Machine) -> list[Layer]:
         ("buddy lists (free blocks of order 0 to 10)", _buddy(m)),
         ("global accounting", _accounting(m)),
         ("daemons", [" ".join(sorted(m.kthreads)) or "none"]),
-        (f"sysfs memory blocks of {m.block_size >> 20} MiB", _blocks(m)),
+        (f"sysfs memory blocks of {sized(m.block_size)}", _blocks(m)),
         ("sysfs nodes", [f"{k}: {runs(sorted(v))}" for k, v in states.items()]),
         ("cpuset", [f"mems.effective: {runs(sorted(m.top_cpuset_mems))}"]),
     ]

@@ -19,6 +19,7 @@ from kmm.hugetlbfs import HugetlbUser
 from kmm.memory import KIND_NAMES, User, seed_of
 from kmm.mempolicy import DEFAULT_POLICY, MemPolicy, mask_of, new_policy, touch_interleaved
 from kmm.params import PAGE_SHIFT, PG_DIRTY, PG_REFERENCED, USER_SLAB_RECLAIMABLE
+from kmm.wording import counted
 from kmm.workload_hugetlb import new_user, pool_of, set_pool, touch_huge
 
 if TYPE_CHECKING:
@@ -127,8 +128,9 @@ class Workload:
             if cpuset is not None:
                 cpuset.attach(user)
         self.groups[step["id"]] = users
-        unit = f"huge pages of {4 << order} kB" if huge else _unit(order)
-        return f"{count} of kind {KIND_NAMES[users[0].kind]}, up to {pages} {unit} each"
+        unit = f"huge page of {4 << order} kB" if huge else _unit(order)
+        kind = KIND_NAMES[users[0].kind]
+        return f"{count} of kind {kind}, up to {counted(pages, unit)} each"
 
     def _balloon(self, step: Mapping[str, Any]) -> str:
         """Make a driver that can take pages away, and has none yet."""
@@ -143,7 +145,7 @@ class Workload:
             unmanaged=step.get("unmanaged", True),
         )
         self.groups[name] = [balloon.user]
-        return f"a balloon of up to {balloon.user.pages} pages"
+        return f"a balloon of up to {counted(balloon.user.pages, 'page')}"
 
     def _cpuset(self, step: Mapping[str, Any]) -> str:
         m, nodes = self.m, self._nodes(step)
@@ -181,7 +183,7 @@ class Workload:
         n, balloon = _blocks(self.m, step, user), balloon_of(self.m, user)
         have = user.nr_present
         freed = user.shrink(n) if balloon is None else balloon.deflate(min(n, have))
-        return f"{user.name}: {freed} pages went, {user.nr_present} are left"
+        return _what_went(user, freed)
 
     def _touch(self, user: User, step: Mapping[str, Any]) -> str:
         """Touch slots at random, each once."""
@@ -229,12 +231,12 @@ class Workload:
             user.fault(start, n, flags)
         except OutOfMemory as e:
             short = f": {e}"
-        return f"{user.name}: {coming.came} of {n} pages came{coming.went()}{short}"
+        return f"{user.name}: {coming.came} of {counted(n, 'page')} came{coming.went()}{short}"
 
     def _truncate(self, user: User, step: Mapping[str, Any]) -> str:
         start = min(step.get("first", 0), user.pages)
         freed = user.release(start, user.pages - start)
-        return f"{user.name}: {freed} pages went, {user.nr_present} are left"
+        return _what_went(user, freed)
 
     def _pin(self, user: User, step: Mapping[str, Any]) -> str:
         """Hold pages that are in memory in place."""
@@ -245,13 +247,13 @@ class Workload:
             pin = self.m.pin(user, at, step.get("long", True))
             held.append(pin)
             at = pin.index + pin.nr_pages
-        return f"{user.name}: {max(0, end - before)} pages held"
+        return f"{user.name}: {counted(max(0, end - before), 'page')} held"
 
     def _unpin(self, user: User, step: Mapping[str, Any]) -> str:
         pins = self.pins.pop(user.name, [])
         for pin in pins:
             self.m.unpin(pin)
-        return f"{user.name}: {len(pins)} holds let go"
+        return f"{user.name}: {counted(len(pins), 'hold')} let go"
 
     def _close(self, user: User, step: Mapping[str, Any]) -> str:
         freed = user.nr_present << user.engine.order
@@ -262,12 +264,18 @@ class Workload:
         else:
             user.close()
         self.groups.pop(step["id"], None)
-        return f"{user.name}: {freed} pages went"
+        return f"{user.name}: {counted(freed, 'page')} went"
 
     def _random(self, step: Mapping[str, Any], user: User) -> np.random.Generator:
         """What is random in a step, for each user another."""
         words = [self.m.config.seed, step.get("seed", 0), *user.name.encode()]
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(words)))
+
+
+def _what_went(user: User, freed: int) -> str:
+    left = user.nr_present
+    is_left = "is left" if left == 1 else "are left"
+    return f"{user.name}: {counted(freed, 'page')} went, {left} {is_left}"
 
 
 def _new_user(
@@ -359,4 +367,4 @@ def _blocks(m: Machine, step: Mapping[str, Any], user: User) -> int:
 
 
 def _unit(order: int) -> str:
-    return "pages" if order == 0 else f"blocks of order {order}"
+    return "page" if order == 0 else f"block of order {order}"

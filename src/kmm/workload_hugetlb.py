@@ -12,6 +12,7 @@ from kmm.hugetlbfs import HugetlbUser, find_hstate
 from kmm.mempolicy import MemPolicy
 from kmm.params import PAGE_SHIFT
 from kmm.sysfs_hugetlb import nr_hugepages_store, nr_overcommit_hugepages_store
+from kmm.wording import counted
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -51,7 +52,7 @@ def set_pool(m: Machine, step: Mapping[str, Any], nodes: list[int]) -> str:
     each = ", ".join(f"{n} on node {nid}" for nid, n in h.nr_huge_pages_node.items() if n)
     free, surplus = h.free_huge_pages, h.surplus_huge_pages
     return (
-        f"{h.name}: {h.nr_huge_pages} pages ({each or 'none'}), {free} free, "
+        f"{h.name}: {counted(h.nr_huge_pages, 'page')} ({each or 'none'}), {free} free, "
         f"{h.resv_huge_pages} reserved, {surplus} surplus"
     )
 
