@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from kmm import sysfs_acpi, sysfs_cpu
+from kmm import sysfs_acpi, sysfs_cpu, sysfs_tiers
 from kmm.errors import kernel_error, shown
 from kmm.sysfs_entry import Entry, directory, link, synthetic_uevent, word
 
@@ -22,14 +22,15 @@ _SYSTEM: dict[str, Callable[[Machine], Iterable[str]]] = {
     "memory": lambda m: (f"memory{b}" for b in m.memory_blocks),
     "node": lambda m: (f"node{n}" for n in m.node_devices),
 }
-NAMES = ("acpi", *_SYSTEM)
+NAMES = ("acpi", "memory_tiering", *_SYSTEM)
 _FILES = ("drivers_autoprobe", "drivers_probe", "uevent")
 # Buses without a driver; those of the others are left out.
-_DRIVERLESS = ("container", "memory", "node")
+_DRIVERLESS = ("container", "memory", "memory_tiering", "node")
 
 
 def _devices(m: Machine, bus: str) -> Iterable[str]:
-    return sysfs_acpi.names(m) if bus == "acpi" else _SYSTEM[bus](m)
+    others = {"acpi": sysfs_acpi.names, "memory_tiering": sysfs_tiers.names}
+    return (others | _SYSTEM)[bus](m)
 
 
 def _bus(m: Machine, match: re.Match[str]) -> Entry:
@@ -63,6 +64,11 @@ def _device(m: Machine, match: re.Match[str]) -> Entry | None:
     return link(f"../../../devices/system/{bus}/{name}")
 
 
+def _tier(m: Machine, match: re.Match[str]) -> Entry | None:
+    there = match[1] in sysfs_tiers.names(m)
+    return link(f"../../../devices/virtual/memory_tiering/{match[1]}") if there else None
+
+
 _EACH = "|".join(NAMES)
 
 ENTRIES = (
@@ -71,4 +77,5 @@ ENTRIES = (
     (rf"{BUS}/(?:{'|'.join(_DRIVERLESS)})/drivers", lambda m, _: directory(())),
     (rf"{BUS}/({_EACH})/devices", lambda m, match: directory(_devices(m, match[1]))),
     (rf"{BUS}/({'|'.join(_SYSTEM)})/devices/([\w:]+)", _device),
+    (rf"{BUS}/memory_tiering/devices/(\w+)", _tier),
 )

@@ -15,6 +15,7 @@ from kmm import (
     sysfs_memory,
     sysfs_mm,
     sysfs_node,
+    sysfs_tiers,
 )
 from kmm.sysfs_dax import loaded
 from kmm.sysfs_entry import Entry
@@ -31,7 +32,7 @@ def _top(path: str, names: str, more: str, mode: int = 0o755) -> tuple[str, Call
 
 ENTRIES = (
     _top("/sys", "bus devices firmware kernel module", "dev", 0o555),
-    _top("/sys/devices", "LNXSYSTM:00 system", "platform"),
+    _top("/sys/devices", "LNXSYSTM:00 system virtual", "platform"),
     _top("/sys/bus", f"{' '.join(sysfs_bus.NAMES)} dax", "platform"),
     *sysfs_memory.ENTRIES,
     *sysfs_node.ENTRIES,
@@ -41,6 +42,7 @@ ENTRIES = (
     *sysfs_hugetlb.ENTRIES,
     *sysfs_dax.ENTRIES,
     *sysfs_mm.ENTRIES,
+    *sysfs_tiers.ENTRIES,
     *sysfs_bus.ENTRIES,
 )
 
