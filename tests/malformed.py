@@ -87,6 +87,35 @@ def sysctl(low: int, high: int) -> Callable[[str], Answer]:
     return parse
 
 
+def amount(low: int, high: int) -> Callable[[str], Answer]:
+    """The same of bytes that are counted in pages: more than fit are ERANGE."""
+
+    def parse(text: str) -> Answer:
+        answer = sysctl(low, high)(text)
+        return errno.ERANGE if answer and sysctl(high, (1 << 64) - 1)(text) is None else answer
+
+    return parse
+
+
+def at_most(
+    high: int, low: int = 0, bits: int = 64, more: int | None = errno.EINVAL
+) -> Callable[[str], Answer]:
+    """A decimal number of so many bits with limits; ``more`` is the errno for more bits."""
+
+    def parse(text: str) -> Answer:
+        refused = number(10, bits, more)(text)
+        if refused:
+            return refused
+        return None if low <= int(text.lstrip("+")) <= high else errno.EINVAL
+
+    return parse
+
+
+def lru_gen(text: str) -> Answer:
+    """Kstrtobool's letters for none and all, else a number."""
+    return None if text[:1] in tuple("nNyY") else number(0, 32, errno.EINVAL)(text)
+
+
 def probe(text: str) -> Answer:
     """A multiple of the block's size, which then has to be free."""
     refused = number(0, 64)(text)
@@ -101,13 +130,19 @@ def dax_id(text: str) -> Answer:
 
 
 ONLINE = ("online", "online_kernel", "online_movable", "offline")
-INT = (1 << 31) - 1
+INT, UINT = (1 << 31) - 1, (1 << 32) - 1
+THP = "/sys/kernel/mm/transparent_hugepage"
+DEFRAG = ("always", "defer", "defer+madvise", "madvise", "never")
+SHMEM = ("always", "within_size", "advise", "never", "deny", "force")
 Rule = tuple[str, Callable[[str], Answer], tuple[str, ...]]
 #: What files take, by their paths, and words that they know.
 RULES: tuple[Rule, ...] = (
     (rf"{MEMORY}/memory[0-9]+/state|{MEMORY}/auto_online_blocks", words(*ONLINE), ONLINE),
     (r".*/online|.*/auto_movable_numa_aware", boolean, ("1", "0", "on", "off", "y")),
     (r".*/power/control", words("auto", "on"), ("auto", "on")),
+    (r".*/power/async", words("disabled", "enabled"), ("disabled", "enabled")),
+    (r".*/power/autosuspend_delay_ms", lambda t: errno.EIO, ("0", "-1")),
+    (r"/sys/bus/.*/drivers_probe", lambda t: errno.ENODEV, ("memory99", "node")),
     (r".*/uevent", uevent, ("add", "online", "change", "add SYNTH")),
     (rf"{MEMORY}/probe", probe, ("0x100000000", "0x108000000")),
     (rf"{MEMORY}/(soft|hard)_offline_page", number(0, 64, errno.EINVAL), ("0x100000000",)),
@@ -115,6 +150,19 @@ RULES: tuple[Rule, ...] = (
     (r".*/online_policy", words("contig-zones", "auto-movable"), ("contig-zones",)),
     (r".*/auto_movable_ratio", number(0, 32), ("301", "0x10")),
     (r".*/transparent_hugepage/enabled", words("always", "madvise", "never"), ("always",)),
+    (rf"{THP}/defrag", words(*DEFRAG), DEFRAG),
+    (rf"{THP}/shmem_enabled", words(*SHMEM), SHMEM),
+    (rf"{THP}/(use_zero_page|khugepaged/defrag)", at_most(1, more=None), ("0", "1")),
+    (rf"{THP}/khugepaged/max_ptes_.*", at_most(511), ("0", "511")),
+    (rf"{THP}/khugepaged/pages_to_scan", at_most(UINT, 1), ("1", str(UINT))),
+    (rf"{THP}/khugepaged/.*_millisecs", at_most(UINT), ("0", str(UINT))),
+    (r".*/ksm/max_page_sharing", at_most(INT, 2, 31, None), ("2", str(INT))),
+    (r".*/ksm/merge_across_nodes", at_most(1, more=None), ("0", "1")),
+    (r".*/ksm/run", at_most(2), ("0", "2")),
+    (r".*/(ksm/use_zero_pages|demotion_enabled|vma_ra_enabled)", boolean, ("0", "y", "on")),
+    (r".*/ksm/.*", at_most(UINT), ("0", str(UINT))),
+    (r".*/lru_gen/enabled", lru_gen, ("y", "n", "0x3")),
+    (r".*/lru_gen/min_ttl_ms", number(0, 32, errno.EINVAL), ("0", "0x10")),
     (r"/proc/sys/vm/nr_.*hugepages.*", sysctl(0, (1 << 64) - 1), ("0", "7")),
     (r".*/(nr_hugepages(_mempolicy)?|demote)", number(10, 64), ("0", "12", "0x1")),
     (r".*2048kB/nr_overcommit_hugepages", number(10, 64), ("0", "7")),
@@ -125,6 +173,18 @@ RULES: tuple[Rule, ...] = (
     (r".*/(new|remove)_id", dax_id, ("dax0.0", "dax1.0")),
     (r"/proc/sys/vm/drop_caches", sysctl(1, 4), ("1", "3")),
     (r"/proc/sys/vm/hugetlb_shm_group", sysctl(-INT - 1, INT), ("0", "7")),
+    (r"/proc/sys/vm/dirty_bytes", amount(8192, UINT * PAGE), ("8191", "8192")),
+    (r"/proc/sys/vm/dirty_background_bytes", amount(1, UINT * PAGE), ("0", "1")),
+    (
+        r"/proc/sys/vm/hugetlb_optimize_vmemmap",
+        sysctl(1 - (1 << 64), (1 << 64) - 1),
+        ("0", "1"),
+    ),
+    (
+        r"/proc/sys/vm/numa_zonelist_order",
+        lambda t: None if t[:1] in tuple("dDnN") else errno.EINVAL,
+        ("Node", "default", "zone"),
+    ),
     *(
         (f"/proc/sys/vm/{t.name}", sysctl(t.low, t.high), ("0", "1", str(t.high)))
         for t in TUNABLES.values()
@@ -135,6 +195,7 @@ ANYTHING = (
     rf"{NODE}/node[0-9]+/compact",
     r"/proc/sys/vm/(compact_memory|stat_refresh|lowmem_reserve_ratio)",
     r".*1048576kB/nr_overcommit_hugepages",  # refuses everything
+    r".*/drivers_autoprobe",
 )
 
 

@@ -150,6 +150,52 @@ def test_vmstat(machine: Machine, tree: Path) -> None:
     assert re.search(rf"^ *{kib(machine, 'MemFree')} K free memory$", text, re.M)
 
 
+def test_top(machine: Machine, tree: Path) -> None:
+    text = over(tree, [program("top"), "-b", "-n", "1", "-E", "k"])
+    found = re.search(r"^KiB Mem : +([0-9.]+) total, +([0-9.]+) free", text, re.M)
+    assert found
+    assert [float(n) for n in found.groups()] == [kib(machine, "MemTotal"), kib(machine, "MemFree")]
+
+
+def test_sar(machine: Machine, tree: Path) -> None:
+    sar = [program("sar"), "-r", "ALL", "-H", "-S", "-B", "-W", "1", "1"]
+    rows = [line.split()[1:] for line in over(tree, sar).splitlines() if line[:7] == "Average"]
+    tables = {names[0]: dict(zip(names, row, strict=True)) for names, row in sar_tables(rows)}
+    memory = tables["kbmemfree"]
+    assert int(memory["kbmemfree"]) == kib(machine, "MemFree")
+    assert int(memory["kbavail"]) == kib(machine, "MemAvailable")
+    assert int(tables["kbswpfree"]["kbswpused"]) == 0
+    assert tables["kbhugfree"]["%hugused"] == "0.00"
+    assert float(tables["pgpgin/s"]["fault/s"]) == 0
+
+
+def sar_tables(rows: list[list[str]]) -> list[tuple[list[str], list[str]]]:
+    """The names of the columns of each table that sar prints, and its one row."""
+    return list(zip(rows[::2], rows[1::2], strict=True))
+
+
+def test_numad_finds_the_node_with_room(machine: Machine, tree: Path) -> None:
+    small, large = (
+        over(tree, [program("numad"), "-S", "0", "-w", f"1:{size}"]).strip() for size in (10, 1500)
+    )
+    # Neither node has 1500 MB to spare by itself, by what numad leaves free.
+    assert (small in ("0", "1"), large) == (True, "0-1")
+
+
+def test_lsmem_in_every_format(machine: Machine, tree: Path) -> None:
+    lsmem = [program("lsmem"), "--sysroot", str(tree), "-o", "RANGE,STATE,NODE,BLOCK"]
+    rows = json.loads(run([*lsmem, "--json"]).stdout)["memory"]
+    assert [(row["state"], row["block"]) for row in rows if row["node"] == 1] == [
+        ("online", "8-15"),
+        ("online", "40-41"),
+        ("offline", "42-47"),
+    ]
+    pairs = run([*lsmem, "--pairs"]).stdout.splitlines()
+    assert [line.split('BLOCK="')[1].strip('"') for line in pairs] == [r["block"] for r in rows]
+    split = run([*lsmem, "--split", "STATE", "--summary=never", "-n", "-r"]).stdout
+    assert [line.split()[-1] for line in split.splitlines()] == ["0-15", "32-41", "42-47"]
+
+
 @pytest.mark.parametrize("kind", ["zoneinfo", "buddyinfo", "meminfo", "meminfo_numa", "vmstat"])
 def test_node_exporter(machine: Machine, tree: Path, kind: str) -> None:
     series = scrape(tree, kind)

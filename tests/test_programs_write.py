@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kmm.params import GiB, MiB
-from tests.programs import REQUIRED, SHADOWED, environment, missing, need_fuse, program
+from tests.programs import PATH, REQUIRED, SHADOWED, environment, missing, need_fuse, program
 from tests.test_programs import DISTANCES
 
 MEMORY = "/sys/devices/system/memory"
@@ -211,6 +212,70 @@ def test_the_readers_follow_what_was_written(inside) -> None:
         ["0x0000000140000000-0x000000017fffffff", "online", "40-47"],
     ]
     assert online == set(range(40, 48))
+
+
+def test_hugeadm_and_sysctl(inside) -> None:
+    for name in ("hugeadm", "sysctl"):
+        program(name)
+    script = """
+        sysctl -q vm.nr_hugepages=10 vm.max_map_count=70000
+        hugeadm --pool-pages-min 2M:20 2>/dev/null; hugeadm --pool-list
+        hugeadm --pool-pages-min 2M:-5 2>/dev/null; grep HugePages_Total /proc/meminfo
+        hugeadm --thp-never; cat /sys/kernel/mm/transparent_hugepage/enabled
+        sysctl -n vm.max_map_count vm.page-cluster vm.numa_zonelist_order
+        sysctl vm.overcommit_ratio=-0 vm.dirty_bytes=1 2>&1"""
+    out, _, status = inside(script, *DIMMS)
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[1] == ["2097152", "20", "20", "20", "*"], out
+    assert rows[3:8] == [
+        ["HugePages_Total:", "15"],
+        ["always", "madvise", "[never]"],
+        ["70000"],
+        ["3"],
+        ["Node"],
+    ]
+    assert "Invalid argument" in out and status != 0
+
+
+# What the kernel's own test of memory hot-plug asks of it: what is removable goes and comes back,
+# a state that it is in already is refused, and so is what a notifier vetoes.
+ON_OFF = f"""
+inject=$KMM_DIR/sys/kernel/debug/notifier-error-inject/memory/actions
+try() {{ {{ echo $2 > {MEMORY}/memory$1/state; }} 2>/dev/null && echo ok || echo no; }}
+movable=$(grep -lx Movable {MEMORY}/memory*/valid_zones | grep -o 'memory[0-9]*/' | tr -dc '0-9\n')
+for b in $movable; do
+    grep -q 1 {MEMORY}/memory$b/removable && echo $(try $b offline) $(cat {MEMORY}/memory$b/state)
+done
+echo -12 > $inject/MEM_GOING_ONLINE/error
+for b in $movable; do echo $(try $b online_movable) $(cat {MEMORY}/memory$b/state); done
+echo 0 > $inject/MEM_GOING_ONLINE/error
+for b in $movable; do echo $(try $b online_movable) $(cat {MEMORY}/memory$b/state); done
+echo -16 > $inject/MEM_GOING_OFFLINE/error
+for b in $movable; do echo $(try $b offline) $(try $b online) $(cat {MEMORY}/memory$b/state); done
+echo 0 > $inject/MEM_GOING_OFFLINE/error
+"""
+
+
+def test_the_calls_of_the_kernels_own_test(inside) -> None:
+    up = [write(b, "online_movable") for b in (36, 37, 40)]
+    out, online, _ = inside(ON_OFF, *DIMMS, *up)
+    assert out.splitlines() == [
+        *["ok offline"] * 3,
+        *["no offline"] * 3,
+        *["ok online"] * 3,
+        *["no no online"] * 3,
+    ]
+    assert online == {36, 37, 40}
+
+
+def test_stress_ng(inside) -> None:
+    if shutil.which("stress-ng", path=PATH) is None:
+        pytest.skip("stress-ng is not installed, nor in CI: a graphics stack comes with it")
+    up = [write(b, "online_movable") for b in range(36, 48)]
+    line = "cd /tmp && stress-ng --memhotplug 1 --memhotplug-ops 50 --metrics"
+    out, _, status = inside(line, *DIMMS, *up)
+    assert status == 0
+    assert "per offline action" in out and "successful run completed" in out
 
 
 def test_nothing_is_skipped_where_all_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from kmm.errors import ConfigError
+from kmm.errors import ConfigError, KernelError
 from kmm.progress import Bar, no_bar
 from kmm.sysfs import entries
 from kmm.sysfs_entry import Entry
@@ -61,7 +61,10 @@ class Exported:
 def _texts(m: Machine) -> Iterator[tuple[str, Entry, bytes]]:
     """Every entry of the tree below ``/`` with its text; a file that nobody can read has none."""
     for path, entry in entries(m):
-        text = entry.read(m) if entry.read is not None else ""
+        try:
+            text = entry.read(m) if entry.read is not None else ""
+        except KernelError:
+            text = ""
         yield path[1:], entry, text.encode()
 
 
@@ -221,7 +224,8 @@ def _pack(m: Machine, file: IO[bytes], kind: str, bar: Bar) -> Exported:
 def _member(name: str, entry: Entry, size: int) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.uname = info.gname = "root"
-    info.mode = stat.S_IMODE(entry.mode)
+    # Who unpacks it has to be able to fill a directory, which /proc allows nobody.
+    info.mode = 0o755 if entry.names is not None else stat.S_IMODE(entry.mode)
     if entry.link is not None:
         info.type, info.linkname = tarfile.SYMTYPE, entry.link
     elif entry.names is not None:

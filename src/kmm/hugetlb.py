@@ -289,6 +289,11 @@ def free_huge_page(
 # -- what is shown ------------------------------------------------------------------------
 
 
+def hugetlb_total_pages(m: Machine) -> int:
+    """Return the pages in all pools, in pages of 4 KiB."""
+    return sum(h.nr_huge_pages << h.order for h in m.hstates)
+
+
 def hugetlb_report_meminfo(m: Machine) -> list[str]:
     """Return the lines of /proc/meminfo about pools."""
     h = m.default_hstate
@@ -298,11 +303,10 @@ def hugetlb_report_meminfo(m: Machine) -> list[str]:
         "Rsvd": h.resv_huge_pages,
         "Surp": h.surplus_huge_pages,
     }
-    total = sum(pool.nr_huge_pages * pool.size for pool in m.hstates)
     return [
         *(f"HugePages_{k + ':':<9}{n:5}" for k, n in counts.items()),
         f"Hugepagesize:   {h.size >> 10:8} kB",
-        f"Hugetlb:        {total >> 10:8} kB",
+        f"Hugetlb:        {hugetlb_total_pages(m) * 4:8} kB",
     ]
 
 

@@ -94,6 +94,10 @@ class VmSysctl:
     admin_reserve_kbytes: int = 8192
     dirty_ratio: int = 20
     dirty_background_ratio: int = 10
+    dirty_bytes: int = 0
+    dirty_background_bytes: int = 0
+    overcommit_ratio: int = 50
+    overcommit_kbytes: int = 0
     kept: dict[str, int] = field(default_factory=dict)
     thp_enabled: str = "always"
     thp_available: bool = True

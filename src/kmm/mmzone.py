@@ -17,6 +17,7 @@ class Zone(BuddyZone):
         self.name = ZONE_NAMES[zone_idx]
         self.early_ranges: list[tuple[int, int]] = []
         self.vmstat: dict[str, int] = {}
+        self.numa_stat_off = False
 
     @property
     def populated(self) -> bool:

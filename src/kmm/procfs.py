@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm import _page_flags
-from kmm.hugetlb import hugetlb_report_meminfo, hugetlb_report_node_meminfo
+from kmm.hugetlb import hugetlb_report_meminfo, hugetlb_report_node_meminfo, hugetlb_total_pages
 from kmm.memory_views import poisoned_and_free
 from kmm.mmzone import PgData, Zone
 from kmm.params import (
@@ -195,6 +195,18 @@ def _swap_rows(m: Machine) -> Rows:
     return [("SwapTotal", total * 4), ("SwapFree", free * 4)]
 
 
+def vm_commit_limit(m: Machine) -> int:
+    """Return CommitLimit in pages: a number that was set, or a share of the RAM without huge pages.
+
+    A negative share wraps around, as the kernel lets it.
+    """
+    swap = _swap_rows(m)[0][1] // 4
+    if m.vm.overcommit_kbytes:
+        return m.vm.overcommit_kbytes // 4 + swap
+    pages = m.totalram_pages - hugetlb_total_pages(m)
+    return pages * m.vm.overcommit_ratio % (1 << 64) // 100 + swap
+
+
 def _meminfo_rows(m: Machine) -> Rows:
     s = {k: n * 4 for k, n in all_node_items(m).items()}
     zones = m.all_zones()
@@ -215,7 +227,7 @@ def _meminfo_rows(m: Machine) -> Rows:
         ("Shmem", s["nr_shmem"]),
         *_slab_rows(s),
         *_kernel_rows(s),
-        ("CommitLimit", m.totalram_pages * 4 * 50 // 100 + _swap_rows(m)[0][1]),
+        ("CommitLimit", vm_commit_limit(m) * 4 % (1 << 64)),
         ("Committed_AS", 0),
         ("VmallocTotal", 34359738367),
         *_zeros("VmallocUsed", "VmallocChunk", "Percpu"),

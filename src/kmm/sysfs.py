@@ -67,10 +67,10 @@ def _vm_file(m: Machine, match: re.Match[str]) -> Entry | None:
             write=lambda m, t: vm_sysctl.write_tunable(m, name, t),
             proc=True,
         )
-    if name != "lowmem_reserve_ratio" and name not in vm_sysctl.TUNABLES:
+    if name not in vm_sysctl.OTHERS and name not in vm_sysctl.TUNABLES:
         return None
     return Entry(
-        mode=0o644,
+        mode=0o600 if name in vm_sysctl.SECRET else 0o644,
         read=lambda m: vm_sysctl.read_tunable(m, name),
         write=lambda m, t: vm_sysctl.write_tunable(m, name, t),
         proc=True,
@@ -81,7 +81,7 @@ _ENTRIES: tuple[tuple[re.Pattern[str], Maker], ...] = tuple(
     (re.compile(pattern, re.ASCII), maker)
     for pattern, maker in (
         (r"/proc/(\w+)", _proc_file),
-        (r"/proc/sys/vm/(\w+)", _vm_file),
+        (r"/proc/sys/vm/([\w-]+)", _vm_file),
         *DEVICE_ENTRIES,
     )
 )
@@ -107,12 +107,15 @@ _FIXED: dict[str, tuple[str, ...]] = {
                 *vm_sysctl.TUNABLES,
                 *vm_sysctl.ACTIONS,
                 *sysfs_hugetlb.SYSCTLS,
-                "lowmem_reserve_ratio",
+                *vm_sysctl.OTHERS,
             }
         )
     ),
     **DEVICE_DIRECTORIES,
 }
+
+#: Directories that nobody may make anything in, not even their owner.
+_READ_ONLY = frozenset(("/proc", "/proc/sys", "/proc/sys/vm"))
 
 MAXSYMLINKS, NAME_MAX, PATH_MAX = 40, 255, 4096
 
@@ -120,7 +123,7 @@ MAXSYMLINKS, NAME_MAX, PATH_MAX = 40, 255, 4096
 def entry_at(m: Machine, path: str) -> Entry | None:
     """Return what is at an absolute path without links, ``.`` or ``..`` inside; None if nothing."""
     if path in _FIXED:
-        return directory(_FIXED[path])
+        return Entry(mode=0o555 if path in _READ_ONLY else 0o755, names=_FIXED[path])
     for maker, match in _makers(path):
         entry = maker(m, match)
         if entry is not None:
@@ -299,5 +302,5 @@ def stat(m: Machine, path: str) -> Stat:
     if entry.link is not None:
         return Stat("link", 0o777, 0)
     if entry.names is not None:
-        return Stat("directory", 0o755, 0)
-    return Stat("file", entry.mode, 0 if entry.proc else 4096)
+        return Stat("directory", entry.mode, 0)
+    return Stat("file", entry.mode, 0 if entry.proc else entry.size)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from kmm.acpi_memhotplug import AcpiDevice
 from kmm.acpi_scan import container_offline, container_online, eject_store
 from kmm.sysfs_entry import (
+    POWER,
     Entry,
     directory,
     kstrtobool,
     link,
+    power_file,
     readonly,
-    synthetic_uevent,
+    uevent_file,
 )
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 ACPI_BUS, ACPI_ROOT = "/sys/bus/acpi/devices", "/sys/devices/LNXSYSTM:00/LNXSYBUS:00"
 CONTAINER = "/sys/devices/system/container"
 HOTPLUG_PARENT = "PNP0A06:04"  # the platform's device that holds the slots
+_PATH = "\\_SB_.MHPC"  # its name in the firmware's tables
+_SLOTS = {"path": _PATH, "status": "11", "uid": "DIMM devices"}
+_COMMON = ("hid", "modalias", "power", "subsystem", "uevent")
+_OF_DEVICE, _OF_SLOT = ("eject", "status"), ("path", "uid")
 
 
 def acpi_parent(m: Machine, name: str) -> str:
@@ -41,16 +47,28 @@ def _devices(m: Machine, parent: str) -> list[AcpiDevice]:
 
 
 def _bus_device(m: Machine, match: re.Match[str]) -> Entry | None:
-    known = (HOTPLUG_PARENT, *m.acpi_containers, *(d.name for d in m.acpi_devices))
-    if match[1] not in known:
+    if match[1] not in names(m):
         return None
     if match[1] == HOTPLUG_PARENT:
         return link(f"../../../devices/LNXSYSTM:00/LNXSYBUS:00/{HOTPLUG_PARENT}")
     return link(f"../../../devices/{acpi_path(m, match[1])}")
 
 
-def _bus_dir(m: Machine, match: re.Match[str]) -> Entry:
-    return directory([HOTPLUG_PARENT, *m.acpi_containers, *(d.name for d in m.acpi_devices)])
+def names(m: Machine) -> list[str]:
+    """Return the names of the devices on the ACPI bus."""
+    return [HOTPLUG_PARENT, *m.acpi_containers, *(d.name for d in m.acpi_devices)]
+
+
+def _common(m: Machine, path: str, hid: str, name: str) -> Entry | None:
+    """What every device of the ACPI namespace has; one that is not present is known by no id."""
+    depth = "../" * path.count("/")
+    return {
+        "hid": readonly(lambda m: f"{hid}\n"),
+        "modalias": readonly(lambda m: f"acpi:{hid}:\n"),
+        "power": directory(POWER),
+        "subsystem": link(f"../../{depth}bus/acpi"),
+        "uevent": uevent_file(f"/devices/{path}", "acpi", lambda: f"MODALIAS=acpi:{hid}:\n"),
+    }.get(name)
 
 
 def _parent(m: Machine, match: re.Match[str]) -> Entry | None:
@@ -60,16 +78,20 @@ def _parent(m: Machine, match: re.Match[str]) -> Entry | None:
     if container is None and parent != HOTPLUG_PARENT:
         return None
     if name is None:
-        own = ["hid"] + ["physical_node"] * (container is not None)
-        return directory([*own, *(d.name for d in _devices(m, parent))])
-    if name == "hid":
-        return readonly(lambda m: parent.partition(":")[0] + "\n")
+        own = ["physical_node"] if container is not None else list(_SLOTS)
+        return directory([*_COMMON, *own, *(d.name for d in _devices(m, parent))])
+    common = _common(m, f"LNXSYSTM:00/LNXSYBUS:00/{parent}", parent.partition(":")[0], name)
+    if common is not None:
+        return common
+    if name in _SLOTS and container is None:
+        return readonly(lambda m: f"{_SLOTS[name]}\n")
     if name == "physical_node" and container is not None:
         return link(f"../../../system/container/{parent}")
     device = _device(m, parent, name)
     if device is None:
         return None
-    return directory(["eject", "hid", "status", *_physical_nodes(device)])
+    slot = _OF_SLOT if parent == HOTPLUG_PARENT else ()
+    return directory([*_COMMON, *_OF_DEVICE, *slot, *_physical_nodes(device)])
 
 
 def _device(m: Machine, parent: str, name: str) -> AcpiDevice | None:
@@ -87,10 +109,21 @@ def _device_file(m: Machine, match: re.Match[str]) -> Entry | None:
         return None
     if name == "eject":
         return Entry(0o200, write=lambda m, t: eject_store(m, device, t))
-    if name == "hid":
-        return readonly(lambda m: f"{device.hid}\n")
+    status = device.dimm.sta if device.dimm else 0
     if name == "status":
-        return readonly(lambda m: f"{device.dimm.sta if device.dimm else 0}\n")
+        return readonly(lambda m: f"{status}\n")
+    if match[1] == HOTPLUG_PARENT and name in _OF_SLOT:
+        slot = int(device.name.partition(":")[2], 16)
+        text = f"{_PATH}.MP{slot:02X}" if name == "path" else f"0x{slot:02X}"
+        return readonly(lambda m: f"{text}\n")
+    path = acpi_path(m, device.name)
+    if not status and name == "modalias":
+        return readonly(lambda m: "")
+    if not status and name == "uevent":
+        return uevent_file(f"/devices/{path}", "acpi", lambda: "MODALIAS=\n")
+    common = _common(m, path, device.hid, name)
+    if common is not None:
+        return common
     block = _physical_nodes(device).get(name)
     return link(f"../../../../system/memory/memory{block}") if block is not None else None
 
@@ -100,7 +133,7 @@ def _container_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if device is None:
         return None
     if match[2] is None:
-        return directory(("firmware_node", "online", "uevent"))
+        return directory(("firmware_node", "online", "power", "subsystem", "uevent"))
 
     def store(m: Machine, text: str) -> None:
         (container_online if kstrtobool(text) else container_offline)(m, device)
@@ -110,17 +143,21 @@ def _container_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if match[2] == "firmware_node":
         return link(f"../../../{acpi_path(m, device.name)}")
     if match[2] == "uevent":
-        path = f"/devices/system/container/{device.name}"
-        return Entry(0o644, lambda m: "", lambda m, t: synthetic_uevent(m, path, "container", t))
+        return uevent_file(f"/devices/system/container/{device.name}", "container")
+    if match[2] == "subsystem":
+        return link("../../../../bus/container")
+    if match[2] == "power":
+        return directory(POWER)
     return None
 
 
 ENTRIES = (
-    (ACPI_BUS, _bus_dir),
     (rf"{ACPI_BUS}/([\w:]+)", _bus_device),
     (ACPI_ROOT, lambda m, _: directory([HOTPLUG_PARENT, *m.acpi_containers])),
     (rf"{ACPI_ROOT}/([\w:]+)(?:/([\w:]+))?", _parent),
     (rf"{ACPI_ROOT}/([\w:]+)/([\w:]+)/(\w+)", _device_file),
+    (rf"({ACPI_ROOT}/[\w:]+(?:/[\w:]+)?)/power/(\w+)", power_file),
+    (rf"({CONTAINER}/[\w:]+)/power/(\w+)", power_file),
     (CONTAINER, lambda m, _: directory(m.acpi_containers)),
     (rf"{CONTAINER}/([\w:]+)(?:/(\w+))?", _container_file),
 )

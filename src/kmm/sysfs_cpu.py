@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from kmm.params import format_list
-from kmm.sysfs_entry import NUMBER, Entry, directory, link, numbered, readonly
+from kmm.sysfs_entry import NUMBER, Entry, cpulist, directory, link, numbered, readonly
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -89,7 +89,10 @@ def _topology_file(m: Machine, match: re.Match[str]) -> Entry | None:
     texts = _topology(m, cpu)
     if name is None:
         return directory(texts)
-    return readonly(lambda m: texts[name]) if name in texts else None
+    if name not in texts:
+        return None
+    kind = cpulist if name.endswith("_list") else readonly
+    return kind(lambda m: texts[name])
 
 
 def _fixed(m: Machine, match: re.Match[str]) -> Entry:

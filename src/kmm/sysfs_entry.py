@@ -9,7 +9,7 @@ import errno
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kmm.errors import kernel_error
 from kmm.params import PAGE_SIZE
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 Reader = Callable[["Machine"], str]
 Writer = Callable[["Machine", str], None]
 
+CPULIST_FILE_MAX_BYTES = 8192 * 7 // 2  # of as many CPUs as the reference build has
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file (read and/or write set), a link (link set) or a directory (names set)."""
+    """A file (read and/or write set), a link (link set) or a directory (names set).
+
+    ``size`` is what stat(2) says of a file of sysfs, in bytes.
+    """
 
     mode: int = 0o444
     read: Reader | None = None
@@ -31,6 +36,7 @@ class Entry:
     link: str | None = None
     names: Iterable[str] | None = None
     proc: bool = False
+    size: int = PAGE_SIZE
 
 
 def directory(names: Iterable[str]) -> Entry:
@@ -41,6 +47,23 @@ def directory(names: Iterable[str]) -> Entry:
 def readonly(read: Reader) -> Entry:
     """A file that can only be read (0444)."""
     return Entry(read=read)
+
+
+def cpulist(read: Reader) -> Entry:
+    """A file with a list of CPUs, as long as one of all possible CPUs could be."""
+    return Entry(read=read, size=CPULIST_FILE_MAX_BYTES)
+
+
+def uevent_file(devpath: str, subsystem: str, text: Callable[[], str] | None = None) -> Entry:
+    """A device's ``uevent`` file: what is written is sent, what is read comes along with it.
+
+    :param text: what is read; None for a device that adds nothing of its own.
+    """
+    return Entry(
+        0o644,
+        lambda m: text() if text else "",
+        lambda m, t: synthetic_uevent(m, devpath, subsystem, t),
+    )
 
 
 def link(target: str) -> Entry:
@@ -151,24 +174,30 @@ def synthetic_uevent(
         m.uevent(action, devpath, subsystem)
 
 
+# The words that files of a device's power take, the default first.
+_POWER_WORDS = {"async": ("disabled", "enabled"), "control": ("auto", "on")}
+
+
+def _no_autosuspend() -> NoReturn:
+    raise kernel_error(-errno.EIO, "autosuspend_delay_ms: the device does not suspend by itself")
+
+
 def power_file(m: Machine, match: re.Match[str]) -> Entry | None:
     """Return a file of a device's ``power`` directory; memory has no power management."""
     path, name = match[1], match[2]
-    texts = {
-        "async": "disabled\n",
-        "control": "auto\n",
-        "runtime_status": "unsupported\n",
-        "runtime_enabled": "disabled\n",
-    }
-    if name == "control":
-        key = f"{path}/power/control"
+    texts = {"runtime_status": "unsupported\n", "runtime_enabled": "disabled\n"}
+    if name in _POWER_WORDS:
+        key, allowed = f"{path}/power/{name}", _POWER_WORDS[name]
 
         def store(m: Machine, text: str) -> None:
-            if word(text) not in ("auto", "on"):
-                raise kernel_error(-errno.EINVAL, f"control: {word(text)!r}; allowed: auto, on")
+            if word(text) not in allowed:
+                what = f"{name}: {word(text)!r}; allowed: {', '.join(allowed)}"
+                raise kernel_error(-errno.EINVAL, what)
             m.sysfs_values[key] = word(text) + "\n"
 
-        return Entry(0o644, lambda m: m.sysfs_values.get(key, "auto\n"), store)
+        return Entry(0o644, lambda m: m.sysfs_values.get(key, allowed[0] + "\n"), store)
+    if name == "autosuspend_delay_ms":
+        return Entry(0o644, lambda m: _no_autosuspend(), lambda m, t: _no_autosuspend())
     if name in POWER:
         return readonly(lambda m: texts.get(name, "0\n"))
     return None

@@ -1,4 +1,4 @@
-"""Module parameters, /sys/firmware, debugfs and the huge page switch."""
+"""The module memory_hotplug, /sys/firmware and debugfs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kmm.errors import kernel_error
 from kmm.notifiers import INJECTABLE
-from kmm.params import ONLINE_POLICIES, THP_MODES
+from kmm.params import ONLINE_POLICIES
 from kmm.sysfs_entry import (
     NUMBER,
     Entry,
@@ -16,19 +16,19 @@ from kmm.sysfs_entry import (
     kstrtobool,
     kstrtoull,
     readonly,
+    synthetic_uevent,
     word,
 )
 from kmm.vmstat import extfrag_index, unusable_index
-from kmm.watermarks import set_thp_enabled
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
 
 MODULE = "/sys/module/memory_hotplug/parameters"
+MODULE_PATH = "/module/memory_hotplug"
 MEMMAP = "/sys/firmware/memmap"
 EXTFRAG = "/sys/kernel/debug/extfrag"
 INJECT = "/sys/kernel/debug/notifier-error-inject/memory/actions"
-THP = "/sys/kernel/mm/transparent_hugepage"
 
 MAX_ERRNO = 4095
 
@@ -95,22 +95,12 @@ def _inject_file(m: Machine, match: re.Match[str]) -> Entry | None:
     return Entry(0o644, lambda m: f"{m.notifier_errors.get(name, 0)}\n", store)
 
 
-def _thp_file(m: Machine, match: re.Match[str]) -> Entry | None:
-    def show(m: Machine) -> str:
-        return " ".join(f"[{w}]" if w == m.vm.thp_enabled else w for w in THP_MODES) + "\n"
-
-    def store(m: Machine, text: str) -> None:
-        if word(text) not in THP_MODES:
-            raise kernel_error(
-                -errno.EINVAL, f"enabled: {word(text)!r}; allowed: {', '.join(THP_MODES)}"
-            )
-        set_thp_enabled(m, word(text))
-
-    return Entry(0o644, show, store)
-
-
 ENTRIES = (
     (rf"{MODULE}/(\w+)", _parameter),
+    (
+        f"/sys{MODULE_PATH}/uevent",
+        lambda m, _: Entry(0o200, write=lambda m, t: synthetic_uevent(m, MODULE_PATH, "module", t)),
+    ),
     (rf"{MEMMAP}(?:/{NUMBER})?", _memmap_dir),
     (rf"{MEMMAP}/{NUMBER}/(\w+)", _memmap_file),
     (
@@ -123,7 +113,6 @@ ENTRIES = (
     ),
     (rf"{INJECT}/(\w+)/error", _inject_file),
     (rf"{INJECT}/(?:{'|'.join(INJECTABLE)})", lambda m, _: directory(("error",))),
-    (rf"{THP}/enabled", _thp_file),
     (rf"{EXTFRAG}/unusable_index", lambda m, _: readonly(unusable_index)),
     (rf"{EXTFRAG}/extfrag_index", lambda m, _: readonly(extfrag_index)),
 )
@@ -131,19 +120,13 @@ ENTRIES = (
 DIRECTORIES: dict[str, tuple[str, ...]] = {
     "/sys/devices/LNXSYSTM:00": ("LNXSYBUS:00",),
     "/sys/devices/system": ("container", "cpu", "memory", "node"),
-    "/sys/bus/acpi": ("devices",),
-    "/sys/bus/cpu": ("devices",),
-    "/sys/bus/memory": ("devices",),
-    "/sys/bus/node": ("devices",),
-    "/sys/module/memory_hotplug": ("parameters",),
+    "/sys/module/memory_hotplug": ("parameters", "uevent"),
     MODULE: ("auto_movable_numa_aware", "auto_movable_ratio", "memmap_on_memory", "online_policy"),
     "/sys/firmware": ("acpi", "memmap"),
     "/sys/firmware/acpi": ("hotplug",),
     "/sys/firmware/acpi/hotplug": ("memory",),
     "/sys/firmware/acpi/hotplug/memory": ("enabled",),
     "/sys/kernel": ("debug", "mm"),
-    "/sys/kernel/mm": ("hugepages", "transparent_hugepage"),
-    THP: ("enabled",),
     "/sys/kernel/debug": ("extfrag", "notifier-error-inject"),
     EXTFRAG: ("extfrag_index", "unusable_index"),
     "/sys/kernel/debug/notifier-error-inject": ("memory",),

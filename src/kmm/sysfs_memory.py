@@ -35,7 +35,7 @@ from kmm.sysfs_entry import (
     numbered,
     power_file,
     readonly,
-    synthetic_uevent,
+    uevent_file,
     word,
 )
 from kmm.trace import fallible
@@ -114,11 +114,7 @@ def _memory_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if name == "hard_offline_page" and m.config.memory_failure:
         return Entry(0o200, write=lambda m, t: hard_offline_page_store(m, _address(t)))
     if name == "uevent":
-        return Entry(
-            0o644,
-            lambda m: "",
-            lambda m, t: synthetic_uevent(m, "/devices/system/memory", "memory", t),
-        )
+        return uevent_file("/devices/system/memory", "memory")
     return None
 
 
@@ -177,9 +173,7 @@ def _block_file(m: Machine, match: re.Match[str]) -> Entry | None:
             return Entry(0o644, lambda m: show(m, block), lambda m, t: _online_store(m, block, t))
         return readonly(lambda m: show(m, block))
     if name == "uevent":
-        return Entry(
-            0o644, lambda m: "", lambda m, t: synthetic_uevent(m, block.devpath, "memory", t)
-        )
+        return uevent_file(block.devpath, "memory")
     if name == "subsystem":
         return link("../../../../bus/memory")
     if name == "firmware_node" and block.firmware_node:

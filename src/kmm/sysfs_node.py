@@ -15,12 +15,13 @@ from kmm.sysfs_entry import (
     NUMBER,
     POWER,
     Entry,
+    cpulist,
     directory,
     link,
     numbered,
     power_file,
     readonly,
-    synthetic_uevent,
+    uevent_file,
 )
 from kmm.vmstat import node_numastat, node_vmstat
 
@@ -32,9 +33,7 @@ NODE = "/sys/devices/system/node"
 
 def _node_mask(m: Machine, match: re.Match[str]) -> Entry | None:
     if match[1] == "uevent":
-        return Entry(
-            0o644, lambda m: "", lambda m, t: synthetic_uevent(m, "/devices/system/node", "node", t)
-        )
+        return uevent_file("/devices/system/node", "node")
     if match[1] not in node_states_text(m):
         return None
     return readonly(lambda m: format_list(sorted(node_states_text(m)[match[1]])) + "\n")
@@ -49,7 +48,6 @@ def _node_file(m: Machine, match: re.Match[str]) -> Entry | None:
     if nid not in m.node_devices:
         return None
     shows = {
-        "cpulist": lambda m: format_list(m.cpus_of_node(nid)) + "\n",
         "cpumap": lambda m: cpumap(m.cpus_of_node(nid), m.nr_cpus),
         "distance": lambda m: _distance(m, nid),
         "meminfo": lambda m: procfs.node_meminfo(m, nid),
@@ -58,11 +56,14 @@ def _node_file(m: Machine, match: re.Match[str]) -> Entry | None:
     }
     if name in shows:
         return readonly(shows[name])
+    if name == "cpulist":
+        return cpulist(lambda m: format_list(m.cpus_of_node(nid)) + "\n")
+    if name == "x86":  # for encrypted memory, which the machine has none of
+        return directory(())
     if name == "compact":
         return Entry(0o200, write=lambda m, t: compact_node(m, nid))
     if name == "uevent":
-        path = f"/devices/system/node/node{nid}"
-        return Entry(0o644, lambda m: "", lambda m, t: synthetic_uevent(m, path, "node", t))
+        return uevent_file(f"/devices/system/node/node{nid}", "node")
     if name == "subsystem":
         return link("../../../../bus/node")
     if name == "power":
@@ -91,6 +92,7 @@ def _node_dir(m: Machine, match: re.Match[str]) -> Entry | None:
         "subsystem",
         "uevent",
         "vmstat",
+        "x86",
     ]
     names += [f"cpu{c}" for c in m.cpus_of_node(nid)]
     blocks = (f"memory{b.block_id}" for b in m.memory_blocks.values() if nid in b.nodes)

@@ -53,8 +53,8 @@ def attr_of(entry: Entry) -> Attr:
     if entry.link is not None:
         return Attr(LINK, 0)
     if entry.names is not None:
-        return Attr(DIRECTORY, 0)
-    return Attr(stat.S_IFREG | entry.mode, 0 if entry.proc else PAGE_SIZE)
+        return Attr(stat.S_IFDIR | entry.mode, 0)
+    return Attr(stat.S_IFREG | entry.mode, 0 if entry.proc else entry.size)
 
 
 class Lines:

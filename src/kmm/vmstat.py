@@ -78,8 +78,22 @@ _COUNTER_MAX = (1 << 63) - 1
 _UNSIGNED = (1 << 64) - 1
 
 
+def count_numa_events(zone: Zone, on: bool) -> None:
+    """Let a zone count numa items or not (sysctl_vm_numa_stat_handler); they begin with 0 anew.
+
+    :param on: whether they are counted; nothing happens to who counts them already.
+    """
+    if on and not zone.numa_stat_off:
+        return
+    zone.numa_stat_off = not on
+    zone.vm_events = dict.fromkeys(ENGINE_NUMA_ITEMS, 0)
+    zone.vmstat.pop("numa_interleave", None)
+
+
 def zone_numa_events(zone: Zone) -> dict[str, int]:
     """Return a zone's numa items in the kernel's order, counted in requests."""
+    if zone.numa_stat_off:
+        return dict.fromkeys(NUMA_STAT_ITEMS, 0)
     counted = zone.vm_events
     return {
         k: (counted[k] if k in ENGINE_NUMA_ITEMS else zone.vmstat.get(k, 0)) & _UNSIGNED

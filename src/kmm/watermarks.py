@@ -179,6 +179,10 @@ def global_dirty_limits(m: Machine) -> tuple[int, int]:
     # The kernel makes the percentages parts of a page first, which loses a few pages.
     limit = m.vm.dirty_ratio * PAGE_SIZE // 100 * dirtyable // PAGE_SIZE
     background = m.vm.dirty_background_ratio * PAGE_SIZE // 100 * dirtyable // PAGE_SIZE
+    if m.vm.dirty_bytes:
+        limit = -(-m.vm.dirty_bytes // PAGE_SIZE)
+    if m.vm.dirty_background_bytes:
+        background = -(-m.vm.dirty_background_bytes // PAGE_SIZE)
     return background if background < limit else limit // 2, limit
 
 
