@@ -394,6 +394,4 @@ def validate(m: Machine) -> None:
     check_dirty(m)
     check_swap(m)
     check_users(m)
-    check_hugetlb(m)
-    check_compaction(m)
     check_sysfs(m)
