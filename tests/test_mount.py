@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -10,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,19 @@ def shared() -> Iterator[Mounted]:
         k.plug("d", 1, 1 << 32, 512 << 20)
         yield k
         k.validate()
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _waits_for_a_reply(pid: int) -> bool:
+    """Whether a ``cat`` sleeps with its file open."""
+    sleeps = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+    return sleeps and os.path.lexists(f"/proc/{pid}/fd/3")
 
 
 def refusal(call: object, *args: object) -> int:
@@ -201,6 +215,89 @@ def test_who_is_in_a_listing_sees_what_stays_once() -> None:
         k.validate()
 
 
+def _getdents(fd: int, size: int) -> list[str]:
+    """Names of a directory from where its open file stands, as many as fit into so many bytes."""
+    buffer = ctypes.create_string_buffer(size)
+    got = ctypes.CDLL(None, use_errno=True).getdents64(fd, buffer, size)
+    assert got >= 0, os.strerror(ctypes.get_errno())
+    names, at = [], 0
+    while at < got:
+        length = int.from_bytes(buffer.raw[at + 16 : at + 18], "little")
+        names.append(buffer.raw[at + 19 : at + length].split(b"\0")[0].decode())
+        at += length
+    return names
+
+
+def _up_to(fd: int, last: str) -> list[str]:
+    names = _getdents(fd, 40)
+    while names[-1] != last:
+        more = _getdents(fd, 40)
+        assert more, f"no {last} among {names}"
+        names += more
+    return names
+
+
+def _rest(fd: int) -> list[str]:
+    names = []
+    while more := _getdents(fd, 40):
+        names += more
+    os.close(fd)
+    return names
+
+
+def test_who_lists_with_a_small_buffer_sees_what_stays_once(shared: Mounted) -> None:
+    """Of a directory that the host gets in one answer, and hands on in several."""
+    shared.plug("low", 1, 48 << 27, 128 << 20)
+    fd = os.open(shared.file(MEMORY), os.O_RDONLY)
+    names = _up_to(fd, "memory48")
+    shared.unplug("low")
+    shared.plug("high", 1, 96 << 27, 256 << 20)
+    stays = set(os.listdir(shared.file(MEMORY)))
+    names += _rest(fd)
+    assert stays <= set(names)
+    assert len(names) == len(set(names))
+
+    fd = os.open(shared.file(MEMORY), os.O_RDONLY)
+    names = _up_to(fd, "memory96")
+    shared.plug("low", 1, 48 << 27, 128 << 20)
+    names += _rest(fd)
+    assert stays <= set(names)
+    assert len(names) == len(set(names))
+    for dimm in ("low", "high"):
+        shared.unplug(dimm)
+
+
+def test_who_is_in_a_listing_that_nearly_all_of_goes_from_sees_what_stays() -> None:
+    m = two_nodes(memory="4G", maxmem="1T", nodes=[{"cpus": "0-1", "memory": "4G"}, {}])
+    with mounted(m) as k:
+        k.plug("most", 1, 16 << 32, 128 << 30)
+        k.plug("rest", 1, 2048 << 27, 64 << 30)
+        with os.scandir(k.file(MEMORY)) as names:
+            seen = [next(names).name]
+            while seen[-1] != "memory2060":
+                seen.append(next(names).name)
+            k.unplug("most")
+            stays = set(os.listdir(k.file(MEMORY)))
+            seen += [name.name for name in names]
+        assert {f"memory{number}" for number in range(2048, 2560)} <= stays
+        assert stays <= set(seen) | {".", ".."}
+        assert len(seen) == len(set(seen))
+        k.validate()
+
+
+def test_links_of_a_driver_go_with_what_is_unbound() -> None:
+    drivers = "/sys/bus/dax/drivers"
+    nodes = [{"cpus": "0-1", "memory": "2G"}, {"soft_reserved": "1G"}]
+    with mounted({"memory": "2G", "maxmem": "8G", "cpus": 2, "nodes": nodes}) as k:
+        links = [f"{drivers}/device_dax/dax0.0", "/sys/bus/dax/devices/dax0.0/driver"]
+        assert all(os.path.lexists(k.file(path)) for path in links)
+        k.write(f"{drivers}/device_dax/unbind", "dax0.0")
+        assert not any(os.path.lexists(k.file(path)) for path in links)
+        k.write(f"{drivers}/device_dax/bind", "dax0.0")
+        assert all(os.path.lexists(k.file(path)) for path in links)
+        k.validate()
+
+
 def test_directories_come_and_go_with_blocks_and_nodes(shared: Mounted) -> None:
     block, node = shared.file(f"{MEMORY}/memory48"), shared.file(f"{NODE}/node1/memory48")
     for _ in range(3):
@@ -251,6 +348,53 @@ def test_uevents_stream_to_several_readers_and_the_mount_answers_meanwhile(
         assert cat.wait(10) == -signal.SIGINT
         cat.stdout.close()
     shared.status()
+
+
+def test_two_hundred_readers_wait_for_a_pipe(shared: Mounted) -> None:
+    pipe = shared.path / ".kmm" / "uevents_pipe"
+    log = subprocess.Popen(["cat", shared.path / ".kmm" / "kmsg_pipe"], stdout=subprocess.DEVNULL)
+    cats = [subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) for _ in range(200)]
+    try:
+        _wait_for(lambda: all(_waits_for_a_reply(cat.pid) for cat in [*cats, log]))
+        for cat in cats[::2]:
+            cat.kill()
+        for cat in cats[::2]:
+            assert cat.wait(10) == -signal.SIGKILL
+        shared.plug("g", 1, 64 << 27, 128 << 20)
+        shared.unplug("g")
+        for cat in cats[1::2]:
+            assert cat.stdout is not None
+            while cat.stdout.readline() != b"remove /devices/system/memory/memory64 memory\n":
+                assert cat.poll() is None
+        assert len(os.listdir(f"/proc/{shared.pid}/task")) == 1
+    finally:
+        for cat in [*cats, log]:
+            cat.terminate()
+            assert cat.wait(10)
+            if cat.stdout is not None:
+                cat.stdout.close()
+
+
+def test_a_reader_of_a_pipe_who_will_not_wait(shared: Mounted) -> None:
+    fd = os.open(shared.path / ".kmm" / "uevents_pipe", os.O_RDONLY)
+    while len(os.read(fd, 1 << 16)) == 1 << 16:
+        pass
+    os.set_blocking(fd, False)
+    assert refusal(os.read, fd, 10) == errno.EAGAIN
+    os.close(fd)
+
+
+def test_an_unmounted_machine_lets_go_of_who_waits(tmp_path: Path) -> None:
+    pid = start(str(tmp_path), player_of(MACHINE))
+    command = ["cat", tmp_path / ".kmm" / "kmsg_pipe"]
+    cats = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=-1) for _ in range(2)]
+    _wait_for(lambda: all(_waits_for_a_reply(cat.pid) for cat in cats))
+    began = time.monotonic()
+    unmount_and_wait(str(tmp_path), pid)
+    for cat in cats:
+        assert b"Transport endpoint" in cat.communicate(timeout=10)[1]
+    assert time.monotonic() - began < 5
+    assert str(tmp_path) not in mounts()
 
 
 def test_a_second_mount_on_the_same_place_is_refused(shared: Mounted) -> None:

@@ -97,7 +97,7 @@ def test_a_text_is_as_of_its_first_read_and_new_when_read_again(tree: Tree) -> N
 def test_an_open_file_of_a_device_that_is_gone(tree: Tree) -> None:
     file = tree.open(f"{MEMORY}/memory32/state", os.O_RDWR)
     tree.m.unplug("a")
-    with tree.changed:
+    with tree.lock:
         tree.happened()
     assert refusal(file.read, 100, 0) == errno.ENODEV
     assert refusal(file.write, b"online", 0) == errno.ENODEV

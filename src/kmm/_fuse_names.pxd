@@ -12,8 +12,10 @@ cdef class Node:
     cdef str path
     cdef long block_id  # of the memory block that it belongs to, or -1
     cdef int what  # which of OF_A_BLOCK
-    # A listing that did not fit in one answer, with None for what has gone since, and of when.
-    cdef list names
+    # Its listing (a block's excepted), and as of when.  A name has a number as long as it is there,
+    # higher than those before it; None stands for 1, 2, 3 and so on.
+    cdef list names, numbers
+    cdef long last_number
     cdef object changes
     cdef object block(self)
 

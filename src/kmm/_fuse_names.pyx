@@ -11,6 +11,7 @@ from posix.stat cimport S_IFMT, S_IFREG
 
 import sys
 import traceback
+from bisect import bisect_right
 
 from kmm._libfuse cimport fuse_add_direntry_plus, fuse_lowlevel_notify_inval_inode, kmm_entry
 
@@ -151,25 +152,39 @@ cdef void set_attr(struct_stat *st, Node node) except *:
 
 
 cdef list names_of(Node node, bint start):
-    """Return what is listed of a directory, in an order that goes on for whoever is in it.
-
-    None stands for a name that has gone.
-    """
+    """Return what is listed of a directory, in an order that goes on for whoever is in it."""
     lock()
     try:
         if node.names is not None and (not start or node.changes == tree.changes):
             return node.names
         block = node.block() if node.what == 0 else None
-        names = answers.listing(node.path) if block is None else answers.block_listing(block)
-        if node.names is not None:
-            now_there, known = set(names), set(node.names)
-            kept = [name if name in now_there else None for name in node.names]
-            if kept.count(None) < len(names):
-                names = kept + [name for name in names if name not in known]
-            node.names, node.changes = names, tree.changes
-        return names
+        if block is not None:
+            return answers.block_listing(block)
+        names = answers.listing(node.path)
+        if node.names is None:
+            node.names, node.last_number = names, len(names)
+        elif names != node.names:
+            renew(node, dict(names))
+        node.changes = tree.changes
+        return node.names
     finally:
         unlock()
+
+
+cdef int renew(Node node, dict names) except -1:
+    """Put a directory's names of now into its listing: new ones come last."""
+    numbers = range(1, node.last_number + 1) if node.numbers is None else node.numbers
+    kept, kept_numbers = [], []
+    for number, (name, _) in zip(numbers, node.names):
+        if name in names:
+            kept.append((name, names.pop(name)))
+            kept_numbers.append(number)
+    for kind in names.items():
+        node.last_number += 1
+        kept.append(kind)
+        kept_numbers.append(node.last_number)
+    node.names, node.numbers = kept, kept_numbers
+    return 0
 
 
 cdef bint room(size_t size) except False:
@@ -249,19 +264,22 @@ cdef size_t fill(void *req, Node node, size_t size, off_t offset) except? 0:
     """Write as many names as fit into ``listing``; return how many bytes they take."""
     cdef kmm_entry e
     cdef size_t used = 0, more
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, first = offset
+    cdef off_t number
     cdef Node known
     names = names_of(node, offset == 0)
+    numbers = node.numbers
     listed.add(node.ino)
     if node.block_id >= 0 and offset == 0 and node.names is None:
         used = fill_block(req, node, names, size)
         if used:
             return used
     room(size)
-    for i in range(offset, len(names)):
-        if names[i] is None:
-            continue
+    if numbers is not None:
+        first = bisect_right(numbers, offset)
+    for i in range(first, len(names)):
         name, mode = names[i]
+        number = i + 1 if numbers is None else numbers[i]
         encoded = name.encode("utf-8", "surrogateescape")
         start_entry(&e, mode)
         known = None
@@ -270,12 +288,10 @@ cdef size_t fill(void *req, Node node, size_t size, off_t offset) except? 0:
             known = child(node, encoded)
             told(known)
             e.ino = e.attr.st_ino = known.ino
-        more = fuse_add_direntry_plus(req, listing + used, size - used, encoded, &e, i + 1)
+        more = fuse_add_direntry_plus(req, listing + used, size - used, encoded, &e, number)
         if more > size - used:
             if known is not None:
                 untold(known.ino, 1)
-            if offset == 0 and node.names is None:
-                node.names, node.changes = names, tree.changes
             break
         used += more
     return used

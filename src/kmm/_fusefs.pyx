@@ -38,8 +38,11 @@ cdef void *ops[OPS]
 cdef unsigned char open_bits[FILE_INFO_MAX]
 cdef unsigned char pipe_bits[FILE_INFO_MAX]
 cdef Py_ssize_t info_size = 0, fh_at = 0
-# Threads that take requests; one that has another one beside it ends.
-cdef int receivers = 0
+
+# Who waits for lines of a pipe: request, pipe, how many bytes; and whether one of them may have to be
+# answered, because the machine has changed or somebody is interrupted.
+cdef list waiting = []
+cdef bint look_again = False
 
 # What shows the files of a memory block, in the order of OF_A_BLOCK.
 cdef list block_shows = [None] * OF_BLOCK
@@ -64,11 +67,12 @@ def install(
     :return: the address of a struct fuse_lowlevel_ops and its size in bytes.
     :raises ValueError: if fuse_file_info is larger than any known one.
     """
-    global info_size, fh_at, receivers
+    global info_size, fh_at
     cdef int i
     if len(opened) > FILE_INFO_MAX or len(opened) != len(pipe) or fh_offset + 8 > len(opened):
         raise ValueError(f"fuse_file_info of {len(opened)} bytes")
-    info_size, fh_at, receivers = len(opened), fh_offset, 0
+    info_size, fh_at = len(opened), fh_offset
+    waiting.clear()
     for i in range(OF_BLOCK):
         block_shows[i] = shows.get((<bytes>names.OF_A_BLOCK[i]).decode())
     memcpy(open_bits, <const char *>opened, info_size)
@@ -102,14 +106,12 @@ def install(
 # -- the loop ----------------------------------------------------------------------------------
 
 
-def serve(size_t at, bint spin, bint last):
+def serve(size_t at, bint spin):
     """Take requests until the mount is gone or a signal has come.
 
     :param at: the address of the struct fuse_session; spin: whether to look for requests for a
         moment before sleeping, which helps where programs have a processor of their own.
-    :param last: whether to stay when another thread takes requests as well.
     """
-    global receivers
     cdef char request[128]  # a struct fuse_buf, and room for what later versions have in it
     cdef pollfd waited
     cdef int got
@@ -127,46 +129,20 @@ def serve(size_t at, bint spin, bint last):
                     poll(&waited, 1, SLEEP_MS)
         elif got > 0:
             fuse_session_process_buf(session, request)
-            if receivers > 1 and not last:
-                break
+            if look_again:
+                answer_waiting(0)
             if spin:
                 until = now() + SPIN_NS
         elif got != -EINTR:
             break
-    receivers -= 1
+    answer_waiting(ENOTCONN)
     free((<void **>(request + 16))[0])
-
-
-def step_aside():
-    """Stop counting the calling thread, which is going to wait, among those that take requests.
-
-    :return: whether it was the only one: somebody else has to call ``serve``, and is counted.
-    """
-    global receivers
-    receivers -= 1
-    if receivers < 1:
-        receivers = 1
-        return True
-    return False
-
-
-def come_back():
-    """Count the calling thread again."""
-    global receivers
-    receivers += 1
 
 
 cdef inline long now() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return t.tv_sec * 1_000_000_000 + t.tv_nsec
-
-
-def interrupted(size_t request):
-    """Return the errno that who waits on behalf of a request has to return with, or 0."""
-    if fuse_session_exited(names.session):
-        return ENOTCONN
-    return EINTR if fuse_req_interrupted(<void *>request) else 0
 
 
 # -- names -------------------------------------------------------------------------------------
@@ -361,7 +337,10 @@ cdef void fs_read(
                 of_block.text = of_block.read_text()
             data, start = of_block.text, offset
         elif type(file) is OpenPipe:
-            data = answers.read_pipe((<OpenPipe>file).pipe, size, offset, <size_t>req)
+            data = (<OpenPipe>file).pipe.read(size, offset)
+            if data is None:
+                wait(req, (<OpenPipe>file).pipe, size, (<int *>fi)[0])
+                return
         else:
             data = file.read(size, offset)
         n = min(max(len(data) - start, 0), <Py_ssize_t>size)
@@ -371,11 +350,53 @@ cdef void fs_read(
     fuse_reply_buf(req, <const char *>data + start if n else NULL, n)
 
 
+cdef void wait(void *req, object pipe, size_t size, int flags) except *:
+    """Have a reader wait until something comes, if that is what its open file is for."""
+    if flags & O_NONBLOCK:
+        raise OSError(EAGAIN, "nothing has come")
+    waiting.append((<size_t>req, pipe, size))
+    fuse_req_interrupt_func(req, note_interrupt, NULL)
+
+
+cdef void note_interrupt(void *req, void *data) noexcept nogil:
+    # libfuse holds its locks here: who is interrupted is answered by the loop.
+    global look_again
+    look_again = True
+
+
+cdef void answer_waiting(int code) noexcept:
+    """Answer the readers of pipes for whom something has come or who wait no longer.
+
+    :param code: with which errno to answer all of them; 0 to let the others wait on.
+    """
+    global look_again
+    cdef void *req
+    cdef bytes data
+    look_again = False
+    asked = waiting[:]
+    waiting.clear()
+    for entry in asked:
+        req = <void *><size_t>entry[0]
+        try:
+            if code or fuse_req_interrupted(req):
+                raise OSError(code or EINTR, "waits no longer")
+            data = entry[1].read(entry[2], 0)
+        except BaseException as e:
+            fuse_reply_err(req, failed(e))
+            continue
+        if data is None:
+            waiting.append(entry)
+        else:
+            fuse_reply_buf(req, data, len(data))
+
+
 cdef void fs_write(
     void *req, uint64_t ino, const char *data, size_t size, off_t offset, void *fi
 ) noexcept with gil:
     cdef size_t written
+    global look_again
     try:
+        look_again = True
         try:
             written = file_of(fi).write(<bytes>data[:size], offset)
         finally:

@@ -28,6 +28,7 @@ cdef extern from *:
         void *, char *, size_t, const char *, const struct kmm_entry *, off_t);
     LIBFUSE int fuse_lowlevel_notify_inval_inode(void *, uint64_t, off_t, off_t);
     LIBFUSE int fuse_req_interrupted(void *);
+    LIBFUSE void fuse_req_interrupt_func(void *, void (*)(void *, void *), void *);
     LIBFUSE int fuse_session_exited(void *);
     LIBFUSE int fuse_session_fd(void *);
     LIBFUSE int fuse_session_receive_buf(void *, void *);
@@ -64,6 +65,7 @@ cdef extern from *:
         void *, char *, size_t, const char *, const kmm_entry *, off_t) nogil
     int fuse_lowlevel_notify_inval_inode(void *, uint64_t, off_t, off_t) nogil
     int fuse_req_interrupted(void *) nogil
+    void fuse_req_interrupt_func(void *, void (*)(void *, void *) noexcept nogil, void *) nogil
     int fuse_session_exited(void *) nogil
     int fuse_session_fd(void *) nogil
     int fuse_session_receive_buf(void *, void *) nogil

@@ -11,7 +11,6 @@ import json
 import os
 import stat
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from kmm.errors import ConfigError, KernelError, ValidationError, kernel_error
@@ -20,10 +19,6 @@ from kmm.schema import check_step
 from kmm.tree import DIRECTORY, Attr, Lines, Tree
 
 CONTROL = "/.kmm"
-#: How long a reader waits before it looks whether somebody has interrupted it, seconds.
-_PATIENCE = 0.1
-#: Readers that may wait at a time; each keeps a thread of the server busy.
-MAX_WAITING = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +45,6 @@ class Control:
 
     def __init__(self, tree: Tree, player: Player, played: int = 0) -> None:
         self.tree, self.player, self.played = tree, player, played
-        self.waiting = 0
         self.outcomes: list[Outcome] = []
         self.orders = player.orders
         self.files = {
@@ -105,7 +99,7 @@ class Control:
         if access != os.O_RDONLY and file.write is None:
             raise kernel_error(-errno.EACCES, f"{path} is read-only")
         if file.pipe is not None:
-            return Pipe(self, file.pipe, bool(flags & os.O_NONBLOCK))
+            return Pipe(self, file.pipe)
         return ControlOpenFile(self, file)
 
     # -- what the files do ------------------------------------------------------------
@@ -200,7 +194,7 @@ class ControlOpenFile:
     def read(self, size: int, offset: int) -> bytes:
         """Return at most ``size`` bytes from ``offset`` on."""
         if offset == 0 or self.text is None:
-            with self.control.tree.changed:
+            with self.control.tree.lock:
                 self.text = self.file.read().encode(errors="replace") if self.file.read else b""
         return self.text[offset : offset + size]
 
@@ -211,7 +205,7 @@ class ControlOpenFile:
         """
         if self.file.write is None:
             raise kernel_error(-errno.EINVAL, "read-only")
-        with self.control.tree.changed:
+        with self.control.tree.lock:
             try:
                 self.file.write(data.decode(errors="replace"))
             except ConfigError as e:
@@ -227,40 +221,18 @@ class ControlOpenFile:
 
 
 class Pipe:
-    """Lines from the oldest that is kept on, which a reader waits for; each opener has all of them.
+    """Lines from the oldest that is kept on, as they come; each opener has all of them."""
 
-    ``waiting`` is entered before a wait and left after it.
-
-    :param nonblock: whether a read returns EAGAIN where it would wait.
-    """
-
-    def __init__(self, control: Control, lines: Lines, nonblock: bool) -> None:
-        self.control, self.lines, self.nonblock = control, lines, nonblock
+    def __init__(self, control: Control, lines: Lines) -> None:
+        self.control, self.lines = control, lines
         self.number = 0
         self.rest = b""
-        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
 
-    def read(self, size: int, offset: int, interrupted: Callable[[], int] = lambda: 0) -> bytes:
-        """Return what has come, at most ``size`` bytes; wait for it if nothing has.
-
-        :param interrupted: is asked now and then during a wait; what is not 0 is the errno to
-            return with.
-        :raises KernelError: EAGAIN if nobody is to wait, or too many do.
-        """
-        changed = self.control.tree.changed
-        with changed:
+    def read(self, size: int, offset: int) -> bytes | None:
+        """Return what has come, at most ``size`` bytes; None if its reader has to wait."""
+        with self.control.tree.lock:
             if not self.rest and not self._take():
-                if self.nonblock or self.control.waiting >= MAX_WAITING:
-                    raise kernel_error(-errno.EAGAIN, "nothing has come")
-                self.control.waiting += 1
-                try:
-                    with self.waiting():
-                        while not self._take():
-                            if code := interrupted():
-                                raise kernel_error(-code, "interrupted")
-                            changed.wait(_PATIENCE)
-                finally:
-                    self.control.waiting -= 1
+                return None
             out, self.rest = self.rest[:size], self.rest[size:]
             return out
 

@@ -2,7 +2,7 @@
 
 One thread serves: threads that libfuse makes would each be new to Python at every request, and
 several of them wait for each other; a read takes three times as long then.  A reader of a pipe
-who has to wait keeps its thread, and another one goes on serving meanwhile.
+who has to wait is answered when something has come, and keeps nobody from being served.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from threading import Thread
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kmm.control import CONTROL, Control, ControlOpenFile, Pipe
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
 
 #: How long the host may keep names and modes, seconds; what goes is taken back at once.
 KEEP_NAMES = 10.0
-#: How long a thread that serves has to see that the mount is gone, seconds.
-_PATIENCE = 2.0
 
 
 class _Args(ctypes.Structure):
@@ -69,7 +65,6 @@ class TreeOperations:
         self.born = int(time.time())
         self.owner = os.getuid(), os.getgid()
         self._in_blocks: dict[tuple[tuple[int, ...], bool], list[tuple[str, int]]] = {}
-        self.others_serve: Callable[[], Any]
 
     def attr(self, path: str) -> Attr:
         """stat(2)."""
@@ -94,18 +89,11 @@ class TreeOperations:
         if not path.startswith(CONTROL):
             return self.tree.open(path, flags), False
         file = self.control.open(path, flags)
-        if isinstance(file, Pipe):
-            file.waiting = self.others_serve
-            return file, True
-        return file, False
-
-    def read_pipe(self, pipe: Pipe, size: int, offset: int, request: int) -> bytes:
-        """read(2) of a pipe; the reader may have to wait, and be interrupted."""
-        return pipe.read(size, offset, lambda: _fusefs.interrupted(request))
+        return file, isinstance(file, Pipe)
 
 
 class Session:
-    """A mount, and the threads that serve it.
+    """A mount, and the loop that serves it.
 
     :param options: of mount(8).
     :raises RuntimeError: if nothing can be mounted there; libfuse has printed why.
@@ -115,8 +103,6 @@ class Session:
         self.lib = mfusepy._libfuse
         # A thread that sleeps is woken late; but on a single processor it must let programs run.
         self.spin = len(os.sched_getaffinity(0)) > 1
-        self.threads: list[Thread] = []
-        operations.others_serve = self._others_serve
         words = [b"kmm", b"-o", ",".join(options).encode()]
         args = _Args(len(words), (ctypes.c_char_p * (len(words) + 1))(*words), 0)
         # Nothing that is read may be kept by the host, so every file is direct_io.
@@ -160,33 +146,11 @@ class Session:
         """Serve until the mount is gone or a signal has come, and take it away."""
         self._call("fuse_set_signal_handlers")
         try:
-            _fusefs.come_back()
-            _fusefs.serve(self.at, self.spin, True)
+            _fusefs.serve(self.at, self.spin)
         finally:
             self._call("fuse_remove_signal_handlers")
             self._call("fuse_session_unmount")
-            for thread in self.threads:
-                thread.join(_PATIENCE)
-                if thread.is_alive():
-                    os._exit(0)  # libfuse is about to free what the thread looks at
             self._call("fuse_session_destroy")
-
-    @contextmanager
-    def _others_serve(self) -> Iterator[None]:
-        """For somebody who has to wait: let another thread take the requests meanwhile."""
-        if _fusefs.step_aside():
-            self.threads = [t for t in self.threads if t.is_alive()]
-            thread = Thread(target=self._serve_meanwhile, daemon=True)
-            self.threads.append(thread)
-            thread.start()
-        try:
-            yield
-        finally:
-            _fusefs.come_back()
-
-    def _serve_meanwhile(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        _fusefs.serve(self.at, self.spin, False)
 
 
 def _info(**bits: int) -> bytes:

@@ -1,7 +1,7 @@
 """A machine's files as a file system has them: attributes, open files, stores (fs/kernfs).
 
 Nothing here knows how the files reach a program.  Whoever looks at the machine or changes it
-holds ``Tree.changed``, and what waits for news of it waits on that.
+holds ``Tree.lock``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from threading import Condition, RLock
+from threading import RLock
 from typing import TYPE_CHECKING
 
 from kmm.errors import ImpossibleState, KernelError, kernel_error
@@ -92,9 +92,7 @@ class Tree:
 
     def __init__(self, m: Machine) -> None:
         self.m = m
-        # Condition's own methods are slow to enter; who only looks takes the lock itself.
         self.lock = RLock()
-        self.changed = Condition(self.lock)
         self.changes = 0
         self.log, self.uevents = Lines(m.log), Lines(m.uevents)
         self._of_blocks: dict[str, Attr] = {}
@@ -179,7 +177,7 @@ class Tree:
 
         :raises NoSuchFile: if nothing is there; InvalidArgument: if it is no link.
         """
-        with self.changed:
+        with self.lock:
             entry = self.entry(path)
         if entry.link is None:
             raise kernel_error(-errno.EINVAL, f"{path} is no link")
@@ -206,25 +204,24 @@ class Tree:
         return OpenFile(self, path, entry)
 
     def happened(self) -> None:
-        """Tell whoever waits that the machine has changed; called with ``changed`` held."""
+        """Note that the machine has changed; called with ``lock`` held."""
         self.changes += 1
         for lines in (self.log, self.uevents):
             lines.trim()
         for more in (self.m.ost_events, self.m.swallowed):
             del more[: max(0, len(more) - LINES_KEPT)]
-        self.changed.notify_all()
 
     def vanished(self) -> Iterator[str]:
         """Yield the paths that have gone since this was last asked, and links to them.
 
         A file system that lets its host keep names has to take these back.
         """
-        with self.changed:
+        with self.lock:
             lines = self.uevents.after(self._seen)
             self._seen = self.uevents.end
             gone = self._firmware_map - self.m.firmware_map.keys()
             self._firmware_map = set(self.m.firmware_map)
-            nodes = list(self.m.node_devices)
+            nodes, drivers = list(self.m.node_devices), list(self.m.dax_drivers)
             links = self._physical_nodes
             if lines:
                 self._physical_nodes = self._count_physical_nodes()
@@ -233,8 +230,11 @@ class Tree:
                 yield from (f"{path}/physical_node{number or ''}" for number in range(count))
         yield from (f"/sys/firmware/memmap/{number}" for number in gone)
         for action, devpath, subsystem in (line.split(" ") for line in lines):
-            if action in ("remove", "offline"):
-                name = devpath.rpartition("/")[2]
+            name = devpath.rpartition("/")[2]
+            if action == "unbind":
+                yield f"/sys{devpath}/driver"
+                yield from (f"/sys/bus/{subsystem}/drivers/{d}/{name}" for d in drivers)
+            elif action in ("remove", "offline"):
                 yield "/sys" + devpath
                 yield f"/sys/bus/{subsystem}/devices/{name}"
                 if subsystem == "memory":
@@ -283,7 +283,7 @@ class OpenFile:
         :return: how many bytes were taken.
         :raises KernelError: the errno that the writer gets.
         """
-        with self.tree.changed:
+        with self.tree.lock:
             entry = self._entry()
             if entry.write is None:
                 raise kernel_error(-errno.EINVAL, f"{self.path} is read-only")
