@@ -434,6 +434,17 @@ def test_a_file_that_cannot_be_finished_is_one_line(command: str) -> None:
     assert (out.exit_code, "/dev/full: No space left on device" in out.output) == (1, True)
 
 
+def test_a_file_without_a_name_is_a_mistake() -> None:
+    out = kmm("demo", "--save", "")
+    assert (out.exit_code, "Is a directory" in out.output) == (2, True)
+
+
+def test_a_file_without_an_end_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmm.data_files.MAX_DATA", 1 << 20)
+    out = kmm("run", "/dev/zero")
+    assert (out.exit_code, "/dev/zero: more than 1 MiB" in out.output) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

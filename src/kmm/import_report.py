@@ -50,6 +50,7 @@ ALWAYS = (
     "who uses the pages in use: somebody unknown, in pages of the kinds that the counters tell",
     "DIMMs: in no slot; blocks: in no memory group, none holds its own memmap",
     "pages on per-CPU lists: single ones",
+    "swap: none, and no devices of dax; what meminfo says of swap stays as it was",
     "the kernel: behaves as 6.1, whatever it was",
 )
 
