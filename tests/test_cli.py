@@ -425,6 +425,17 @@ def test_ctrl_c_while_the_command_starts_is_no_traceback(tmp_path: Path, after: 
     assert "kmm" not in said or said.startswith("Error: interrupted")
 
 
+def test_nothing_is_imported_before_ctrl_c_is_seen_to() -> None:
+    code = (
+        "import site, sys; site.main(); old = set(sys.modules); import kmm_command; "
+        "print(*set(sys.modules) - old)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert set(run.stdout.split()) - {"__future__", "_signal"} == {"kmm_command"}
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
 @pytest.mark.parametrize("command", ["demo --save", "replay unaligned --out", "trace x -o"])
 def test_a_file_that_cannot_be_finished_is_one_line(command: str) -> None:
