@@ -281,6 +281,18 @@ def test_a_reader_that_has_seen_enough_ends_the_run_silently() -> None:
     assert (run.stdout.count("\n"), run.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_as_if_nobody_read_them(tmp_path: Path, closed: str) -> None:
+    out = tmp_path / "model.json"
+    files = [RECORDINGS / "unaligned.json", "--out", out]
+    words = shlex.join(map(str, [sys.executable, "-m", "kmm", "replay", *files]))
+    run = subprocess.run(
+        ["sh", "-c", f"{words} {closed}"], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert json.loads(out.read_text())["steps"]
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
