@@ -5,15 +5,16 @@ It stands beside the package: while that is imported, Ctrl-C ends the process wi
 
 from __future__ import annotations
 
-import signal
+# What the module signal wraps: that one takes long enough to import to be interrupted.
+import _signal  # type: ignore[import-not-found]
 
 
 def main() -> None:
     """Run the command."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = _signal.getsignal(_signal.SIGINT)
+    if before is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     from kmm.cli import main as command
 
-    signal.signal(signal.SIGINT, before)
+    _signal.signal(_signal.SIGINT, before)
     command()

@@ -282,6 +282,18 @@ def test_a_reader_that_has_seen_enough_ends_the_run_silently() -> None:
     assert (run.stdout.count("\n"), run.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_as_if_nobody_read_them(tmp_path: Path, closed: str) -> None:
+    out = tmp_path / "model.json"
+    files = [RECORDINGS / "unaligned.json", "--out", out]
+    words = shlex.join(map(str, [sys.executable, "-m", "kmm", "replay", *files]))
+    run = subprocess.run(
+        ["sh", "-c", f"{words} {closed}"], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert json.loads(out.read_text())["steps"]
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -426,6 +438,17 @@ def test_ctrl_c_while_the_command_starts_is_no_traceback(tmp_path: Path, after: 
     assert "kmm" not in said or said.startswith("Error: interrupted")
 
 
+def test_nothing_is_imported_before_ctrl_c_is_seen_to() -> None:
+    code = (
+        "import site, sys; site.main(); old = set(sys.modules); import kmm_command; "
+        "print(*set(sys.modules) - old)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert set(run.stdout.split()) - {"__future__", "_signal"} == {"kmm_command"}
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
 @pytest.mark.parametrize("command", ["demo --save", "replay unaligned --out", "trace x -o"])
 def test_a_file_that_cannot_be_finished_is_one_line(command: str) -> None:
@@ -433,6 +456,17 @@ def test_a_file_that_cannot_be_finished_is_one_line(command: str) -> None:
     words = [str(FIRST_DIMM) if word == "x" else word for word in words]
     out = kmm(*words, "/dev/full")
     assert (out.exit_code, "/dev/full: No space left on device" in out.output) == (1, True)
+
+
+def test_a_file_without_a_name_is_a_mistake() -> None:
+    out = kmm("demo", "--save", "")
+    assert (out.exit_code, "Is a directory" in out.output) == (2, True)
+
+
+def test_a_file_without_an_end_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmm.data_files.MAX_DATA", 1 << 20)
+    out = kmm("run", "/dev/zero")
+    assert (out.exit_code, "/dev/zero: more than 1 MiB" in out.output) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -550,6 +550,29 @@ def test_crash_kernel_and_huge_pages() -> None:
     assert (pool.nr_huge_pages_node[1], pool.free_huge_pages) == (100, 40)
 
 
+def test_the_pools_of_huge_pages_that_there_are_and_their_surplus() -> None:
+    pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+    files = machine(2) | {pool: "0", "/proc/sys/vm/nr_overcommit_hugepages": "7"}
+    twin = twin_of(files)
+    assert_same_texts(twin)
+    assert twin.machine.listdir("/sys/kernel/mm/hugepages") == ["hugepages-2048kB"]
+    assert twin.machine.read(pool.replace("nr_", "nr_overcommit_")) == "7\n"
+    assert not [d for d in twin.report.differences if "hugepages" in d.path]
+    gigantic = pool.replace("2048kB", "1048576kB")
+    assert len(twin_of(files | {gigantic: "0"}).machine.hstates) == 2
+    # Without files of pools, as x86-64's CPUs of today have it.
+    del files[pool]
+    assert len(twin_of(files).machine.hstates) == 2
+
+
+@pytest.mark.parametrize("text", ["-1", "many", "9" * 40])
+def test_a_number_of_surplus_pages_that_is_none_is_left_out(text: str) -> None:
+    path = "/proc/sys/vm/nr_overcommit_hugepages"
+    twin = twin_of(machine(2) | {path: text})
+    assert status(twin, path) == "inconsistent"
+    assert twin.machine.default_hstate.nr_overcommit_huge_pages == 0
+
+
 # -- docs/importing.md ------------------------------------------------------------------
 
 TEXT = (Path(__file__).parent.parent / "docs" / "importing.md").read_text(encoding="utf-8")

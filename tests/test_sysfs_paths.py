@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kmm import KernelError, Machine
-from kmm.sysfs import readlink, stat
+from kmm import KernelError, Machine, MachineConfig
+from kmm.sysfs import entries, readlink, stat
 from tests.conftest import DIMM, two_nodes
 from tests.test_sysfs import walk
 
@@ -170,3 +170,21 @@ def test_no_path_does_worse_than_an_errno(plugged: Machine) -> None:
 
     act()
     plugged.validate()
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"cmdline": "acpi_no_memhotplug"},
+        {"slots": 0},
+        {"pdpe1gb": False},
+        {"probe": False},
+        {"nodes": [{"memory": "1G"}, {"soft_reserved": "1G"}], "cmdline": "acpi_no_memhotplug"},
+    ],
+    ids=str,
+)
+def test_whatever_a_machine_lists_is_there(description: dict[str, object]) -> None:
+    m = Machine(MachineConfig.from_dict(description))
+    assert sum(1 for _ in entries(m)) > 100
+    there = "acpi_no_memhotplug" not in str(description)
+    assert m.listdir("/sys/firmware/acpi/hotplug") == ["memory"] * there

@@ -93,6 +93,10 @@ class Group(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and see that all output was written."""
+        # Python has None for a stream that was closed from the start.
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         try:
             try:
                 return super().main(*args, **kwargs)

@@ -123,7 +123,9 @@ def _play(
 ) -> None:
     talks = not quiet and not as_json
     player = Player(scenario)
-    recorder = RunRecorder(player.m, scenario.title, len(scenario.steps)) if save else None
+    recorder = (
+        RunRecorder(player.m, scenario.title, len(scenario.steps)) if save is not None else None
+    )
     before = now = layers(player.m)
     if talks:
         echo(scenario.title)
@@ -138,7 +140,7 @@ def _play(
             _print_outcome(
                 number, out, trace or bool(scenario.steps[number - 1].get("trace")), names
             )
-    if save and recorder:
+    if recorder and save is not None:
         save_run(save, recorder.data)
     if as_json:
         echo_json({"title": scenario.title, "steps": played, "machine": dict(now)})

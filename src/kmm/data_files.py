@@ -11,6 +11,8 @@ from typing import Any
 
 from kmm.errors import ConfigError, shown
 
+#: Bytes of a file; a machine.json of all the texts that an import takes is half as long.
+MAX_DATA = 1 << 30
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -22,8 +24,12 @@ def load_data(path: str | os.PathLike[str]) -> Any:
     file = Path(path)
     kind = "TOML" if file.suffix.lower() == ".toml" else "JSON"
     try:
-        # Some editors begin a file with a byte order mark.
-        text = file.read_text(encoding="utf-8-sig")
+        with open(file, "rb") as stream:
+            read = stream.read(MAX_DATA + 1)
+        if len(read) > MAX_DATA:
+            raise ConfigError(f"{file}: more than {MAX_DATA >> 20} MiB")
+        # Some editors begin a file with a byte order mark, or end lines with CR LF.
+        text = read.decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
         raise ConfigError(f"{file}: {reason}") from None

@@ -78,6 +78,8 @@ if TYPE_CHECKING:
 
 MODULE = "/sys/module/memory_hotplug/parameters/"
 VM = "/proc/sys/vm/"
+_POOLS = "/sys/kernel/mm/hugepages/"
+_GIGANTIC = _POOLS + "hugepages-1048576kB/"
 _COUNTER_MAX = (1 << 63) - 1
 
 
@@ -177,11 +179,13 @@ def boot_from_files(
     )
     entries = entries or _firmware_entries(saved, config, later)
     first = next(iter(saved.zones))[0]
+    config = config or config_from_files(files, saved, later)
     config = replace(
-        config or config_from_files(files, saved, later),
+        config,
         zones=tuple(ZONE_NAMES.index(name) for nid, name in saved.zones if nid == first),
         probe=MEMORY + "probe" in files,
         memory_failure=MEMORY + "soft_offline_page" in files,
+        pdpe1gb=_has_gigantic_pools(files, config),
     )
     m._prepare(config)
     m.firmware_map, m.firmware_map_next = entries, max(entries, default=-1) + 1
@@ -214,6 +218,12 @@ def _firmware_entries(
     entries = boot.e820(*ram_layout(config)) if config else firmware_map(saved.iomem, later)
     entries += [(r.start, r.end, r.name) for r in later if r.name == RAM]
     return dict(enumerate(entries))
+
+
+def _has_gigantic_pools(files: Mapping[str, str], config: MachineConfig) -> bool:
+    """Whether the kernel has a pool of 1 GiB pages, which the files of its pools tell."""
+    pools = [path for path in files if path.startswith(_POOLS)]
+    return any(path.startswith(_GIGANTIC) for path in pools) if pools else config.pdpe1gb
 
 
 def _described_ram(config: MachineConfig) -> list[Range]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kmm.config import parse_cmdline
+from kmm.errors import ConfigError, shown
 from kmm.gfp import __GFP_THISNODE
 from kmm.hugetlb import (
     PMD_ORDER,
@@ -185,10 +186,12 @@ def load_pools(m: Machine, files: Mapping[str, str]) -> None:
     Its pages in use, and reservations, belong to a user of that pool.
 
     :param files: path to text; of /proc/meminfo and those of nodes the huge pages are read.
+    :raises ConfigError: if the number of surplus pages that there may be is none.
     """
     h = m.default_hstate
     if h.is_gigantic:
         return
+    h.nr_overcommit_huge_pages = _overcommit(files)
     used: list[int] = []
     for nid in sorted(m.n_memory):
         text = files.get(f"/sys/devices/system/node/node{nid}/meminfo", "")
@@ -215,6 +218,14 @@ def load_pools(m: Machine, files: Mapping[str, str]) -> None:
         user.reserved[len(used) :] = True
         h.resv_huge_pages = reserved
     h.max_huge_pages = h.persistent_huge_pages
+
+
+def _overcommit(files: Mapping[str, str]) -> int:
+    path = "/proc/sys/vm/nr_overcommit_hugepages"
+    text = files.get(path, "").strip() or "0"
+    if not re.fullmatch(r"[0-9]{1,20}", text) or int(text) >= 1 << 64:
+        raise ConfigError(f"{path}: {shown(text)}; allowed: a number below 2^64")
+    return int(text)
 
 
 def hugetlb_init(m: Machine, fill: bool = True) -> None:

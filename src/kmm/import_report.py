@@ -52,6 +52,7 @@ ALWAYS = (
     "the architecture, where no file told it: x86-64, as kmm models no other",
     "DIMMs: in no slot; blocks: in no memory group, none holds its own memmap",
     "pages on per-CPU lists: single ones",
+    "swap: none, and no devices of dax; what meminfo says of swap stays as it was",
     "the kernel: behaves as 6.1, whatever it was",
 )
 

@@ -81,6 +81,17 @@ def _acpi_enabled_store(m: Machine, text: str) -> None:
     m.acpi_memory_enabled = match[1] == "1"
 
 
+def _acpi_profile(m: Machine, match: re.Match[str]) -> Entry | None:
+    """The profile of memory devices, which acpi_no_memhotplug leaves out."""
+    if match[1] is None:
+        return directory(("memory",) if m.acpi_memhotplug else ())
+    if not m.acpi_memhotplug:
+        return None
+    if match[2] is None:
+        return directory(("enabled",))
+    return Entry(0o644, lambda m: f"{int(m.acpi_memory_enabled)}\n", _acpi_enabled_store)
+
+
 def _inject_file(m: Machine, match: re.Match[str]) -> Entry | None:
     name = match[1]
     if name not in INJECTABLE:
@@ -103,14 +114,7 @@ ENTRIES = (
     ),
     (rf"{MEMMAP}(?:/{NUMBER})?", _memmap_dir),
     (rf"{MEMMAP}/{NUMBER}/(\w+)", _memmap_file),
-    (
-        r"/sys/firmware/acpi/hotplug/memory/enabled",
-        lambda m, _: (
-            Entry(0o644, lambda m: f"{int(m.acpi_memory_enabled)}\n", _acpi_enabled_store)
-            if m.acpi_memhotplug
-            else None
-        ),
-    ),
+    (r"/sys/firmware/acpi/hotplug(?:/(memory)(?:/(enabled))?)?", _acpi_profile),
     (rf"{INJECT}/(\w+)/error", _inject_file),
     (rf"{INJECT}/(?:{'|'.join(INJECTABLE)})", lambda m, _: directory(("error",))),
     (rf"{EXTFRAG}/unusable_index", lambda m, _: readonly(unusable_index)),
@@ -124,8 +128,6 @@ DIRECTORIES: dict[str, tuple[str, ...]] = {
     MODULE: ("auto_movable_numa_aware", "auto_movable_ratio", "memmap_on_memory", "online_policy"),
     "/sys/firmware": ("acpi", "memmap"),
     "/sys/firmware/acpi": ("hotplug",),
-    "/sys/firmware/acpi/hotplug": ("memory",),
-    "/sys/firmware/acpi/hotplug/memory": ("enabled",),
     "/sys/kernel": ("debug", "mm"),
     "/sys/kernel/debug": ("extfrag", "notifier-error-inject"),
     EXTFRAG: ("extfrag_index", "unusable_index"),
