@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kmm import namespace
 from kmm.mount import MountError, check_fuse
 
 MACHINE: dict[str, Any] = {
@@ -22,6 +23,15 @@ def why_not() -> str:
     """Why machines cannot be mounted here; nothing if they can."""
     try:
         check_fuse()
+    except MountError as e:
+        return str(e)
+    return ""
+
+
+def why_no_namespace() -> str:
+    """Why there are no mount namespaces for us here; nothing if there are."""
+    try:
+        namespace._unshare()
     except MountError as e:
         return str(e)
     return ""

@@ -14,19 +14,10 @@ import pytest
 from kmm import namespace
 from kmm.mount import MountError, mounted
 from kmm.namespace import MORE, NEEDED
-from tests.fuse import MACHINE, needs_fuse, sh
+from tests.fuse import MACHINE, needs_fuse, sh, why_no_namespace
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "first_dimm.toml"
 MEMORY = "/sys/devices/system/memory"
-
-
-def why_no_namespace() -> str:
-    """Why there are no mount namespaces for us here; nothing if there are."""
-    try:
-        namespace._unshare()
-    except MountError as e:
-        return str(e)
-    return ""
 
 
 pytestmark = [
