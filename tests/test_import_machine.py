@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -636,10 +637,10 @@ def test_a_spoilt_archive(tmp_path: Path, junk: bytes, where: float, mode: str) 
 
 def check_outcome(data: bytes, name: str) -> None:
     """A machine that holds together, or one line that names the file; never a traceback."""
-    runner = CliRunner()
-    with runner.isolated_filesystem():
-        Path(name).write_bytes(data)
-        result = runner.invoke(main, ["import", name])
+    with tempfile.TemporaryDirectory() as there:
+        path = Path(there, name)
+        path.write_bytes(data)
+        result = CliRunner().invoke(main, ["import", str(path), "-o", f"{there}/machine.json"])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code in (0, 1, 2)
