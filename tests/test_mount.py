@@ -384,6 +384,16 @@ def test_a_reader_of_a_pipe_who_will_not_wait(shared: Mounted) -> None:
     os.close(fd)
 
 
+def test_a_server_that_was_stopped_is_ended_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mount_module, "_PATIENCE", 0.2)
+    with mounted(MACHINE, tmp_path) as k:
+        os.kill(k.pid, signal.SIGSTOP)
+    assert not Path(f"/proc/{k.pid}").exists()
+    assert str(tmp_path) not in mounts()
+
+
 def test_an_unmounted_machine_lets_go_of_who_waits(tmp_path: Path) -> None:
     pid = start(str(tmp_path), player_of(MACHINE))
     command = ["cat", tmp_path / ".kmm" / "kmsg_pipe"]

@@ -8,6 +8,7 @@ import errno
 import gc
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -28,7 +29,7 @@ from kmm.tree import Tree
 
 FUSE_DEVICE = "/dev/fuse"
 _PR_SET_PDEATHSIG = 1
-#: How long the processes that use a mount have to let go of it, seconds.
+#: How long a server has to end, seconds.
 _PATIENCE = 5
 
 
@@ -334,11 +335,17 @@ def mounted(
 
 
 def end(path: str, pid: int) -> None:
-    """Unmount a machine and wait for its server, one of our children, to end."""
+    """Unmount a machine and wait for its server, one of our children, to end.
+
+    A server that does not, because somebody has stopped it, is killed after a while.
+    """
     with contextlib.suppress(MountError):
         unmount(path)
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGTERM)
+        with open(os.pidfd_open(pid), "rb") as process:
+            if not select.select([process], [], [], _PATIENCE)[0]:
+                os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
