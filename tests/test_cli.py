@@ -249,6 +249,29 @@ def test_nothing_of_a_scenario_commands_the_terminal(tmp_path: Path) -> None:
     assert out.output.startswith("\\x1b[31mred\n")
 
 
+def test_json_of_a_trace_for_perfetto_is_that_trace() -> None:
+    command = ["trace", "examples/first_dimm.toml", "--format", "perfetto"]
+    out = CliRunner().invoke(main, [*command, "--json"])
+    assert out.exit_code == 0, out.output
+    assert json.loads(out.stdout) == json.loads(CliRunner().invoke(main, command).stdout)
+    out = CliRunner().invoke(main, [*command[:2], "--json"])
+    assert out.exit_code == 2
+    assert "allowed: with -o" in out.output
+
+
+def test_a_negative_number_of_differences_is_refused() -> None:
+    out = CliRunner().invoke(main, ["verify", "tests/recordings/veto.json", "--show", "-5"])
+    assert out.exit_code == 2
+    assert "-5 is not in the range" in out.output
+
+
+def test_every_file_to_write_can_be_named_with_o() -> None:
+    for name, command in main.commands.items():
+        for option in command.params:
+            if option.name == "out":
+                assert "-o" in option.opts, name
+
+
 def test_quiet_does_not_swallow_a_trace(tmp_path: Path) -> None:
     out = kmm("run", EXAMPLES[0], "--quiet", "--trace")
     assert out.exit_code == 2

@@ -60,6 +60,17 @@ def test_an_ejection_that_fails_tells_the_writer(control: Control) -> None:
     assert "100 of 100" in read(control, "outcome")
     assert refusal(control, "unplug", "a") == errno.EBUSY
     assert "_OST 0x82" in read(control, "outcome")
+    assert "nothing" not in read(control, "outcome")
+
+
+def test_the_outcome_is_that_of_the_last_write(control: Control) -> None:
+    assert refusal(control, "plug", "a") == errno.EINVAL
+    assert refusal(control, "next", "1") == errno.ENODATA
+    assert "every step was played" in read(control, "outcome")
+    assert "plug" not in read(control, "outcome")
+    write(control, "plug", "a 1 0x100000000 256M")
+    write(control, "fail", "busy 32")
+    assert read(control, "outcome") == ""
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,12 @@ from click.testing import CliRunner
 import kmm
 from kmm.cli import main
 from kmm.config import _KEYS
+from kmm.control import Control
 from kmm.gfp import GFP_KERNEL
+from kmm.machine_source import player_of
 from kmm.memory import KINDS
 from kmm.schema import GFP_WORDS, LOAD_FIELDS, SCHEMA
+from kmm.tree import Tree
 from tests.docs_code import DOCS, agrees, blocks, commands
 from tests.fuse import needs_fuse, why_no_namespace, why_not
 
@@ -83,6 +86,19 @@ def test_it_names_every_field_of_users_and_loads() -> None:
     }
 
 
+def test_each_file_of_the_control_directory_is_told() -> None:
+    player = player_of({"memory": "1G"})
+    table = (DOCS / "howto" / "mount-a-machine.md").read_text(encoding="utf-8")
+    rows = [re.split(r"\s*\|\s*", line)[1:4] for line in table.splitlines() if line[:3] == "| `"]
+    told = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    files = Control(Tree(player.m), player).files
+    assert set(told) == set(files)
+    for name, file in files.items():
+        _, write, read = told[name]
+        assert bool(write) == bool(file.mode & 0o200), name
+        assert bool(read) == bool(file.mode & 0o400), name
+
+
 TESTED = DOCS / "howto" / "test-a-program.md"
 PAGES = [DOCS / "tutorial.md", *sorted(set((DOCS / "howto").glob("*.md")) - {TESTED})]
 
@@ -144,4 +160,4 @@ def test_the_program_of_a_page_passes_its_tests(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert "3 passed" in out.stdout, out.stdout
+    assert "4 passed" in out.stdout, out.stdout

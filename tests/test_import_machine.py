@@ -536,6 +536,20 @@ def test_memory_behind_cxl_can_go_and_come_back() -> None:
     assert m.read(state) == "online\n"
 
 
+def test_what_pages_laid_out_from_counts_keep_from_going_is_not_certain() -> None:
+    twin = twin_of(machine(2))
+    said = [twin.machine.explain_offline(b) for b in twin.machine.memory_blocks]
+    guessed = [s for s in said if s.obstacles and all(o.guessed for o in s.obstacles)]
+    assert guessed
+    for s in guessed:
+        assert not s.can_go and not s.certain
+        assert "might not go offline now" in str(s)
+        assert "laid out from counts" in "".join(s.assumptions)
+    free = [s for s in said if s.can_go and not s.moves]
+    assert free and all(s.certain for s in free)
+    assert "mixed zones" in str(said[0]) and said[0].certain
+
+
 def test_crash_kernel_and_huge_pages() -> None:
     files = machine(2)
     files["/proc/iomem"] = files["/proc/iomem"].replace(

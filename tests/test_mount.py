@@ -431,6 +431,7 @@ def test_no_such_directory_no_directory_no_fuse_no_permission(
     for path, why in (
         (tmp_path / "none", "No such file or directory"),
         (file, "not a directory"),
+        (tmp_path, "not empty"),
     ):
         out = kmm("mount", str(path), "--background")
         assert out.returncode == 1, path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,36 @@ def test_it(kmm_mount, kmm_run):
         "--kmm-need-mount",
     )
     assert "1 passed" in out.stdout, out.stdout
+
+
+@needs_fuse
+def test_a_refused_request_tells_its_reason(tmp_path: Path) -> None:
+    out = suite(
+        tmp_path,
+        r"""
+import pytest
+
+def test_it(kmm_mount):
+    with pytest.raises(OSError, match="allowed: busy BLOCK"):
+        kmm_mount.order("bussy 33")
+    with pytest.raises(OSError, match="'dimm9' not found") as e:
+        kmm_mount.unplug("dimm9")
+    assert e.value.errno == 16
+    with pytest.raises(FileNotFoundError) as e:
+        kmm_mount.control("plugg", "x")
+    assert "dimm9" not in str(e.value)
+""",
+        "--kmm-need-mount",
+    )
+    assert "1 passed" in out.stdout, out.stdout
+
+
+def test_extras_of_commands_bring_the_command_line() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    # kmm_run starts kmm shell; README installs kmm mount and kmm report by their extras.
+    for name in ("mount", "report"):
+        assert "kmm[cli]" in extras[name], name
 
 
 def test_without_fuse_a_test_is_skipped_or_fails_if_so_wanted(tmp_path: Path) -> None:

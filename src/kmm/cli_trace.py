@@ -63,7 +63,7 @@ def trace(
     \b
     Example: kmm trace examples/first_dimm.toml --format perfetto -o trace.json
     """
-    if as_json and out is None:
+    if as_json and out is None and kind != "perfetto":
         raise click.UsageError("--json without -o; allowed: with -o, or --format perfetto")
     loaded = load_scenario(scenario)
     steps = _play(watch, loaded)

@@ -16,7 +16,7 @@ from kmm.wording import counted
 
 @click.command()
 @click.argument("recording", type=click.Path(dir_okay=False))
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="File to write.")
+@click.option("-o", "--out", required=True, type=click.Path(dir_okay=False), help="File to write.")
 @json_option
 @interruptible
 def replay(watch: Watch, recording: str, out: str, as_json: bool) -> None:
@@ -36,7 +36,14 @@ def replay(watch: Watch, recording: str, out: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("recordings", nargs=-1, required=True, type=click.Path(dir_okay=False))
-@click.option("--show", "shown", default=5, show_default=True, help="Differences to print.")
+@click.option(
+    "--show",
+    "shown",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Differences to print.",
+)
 @json_option
 @interruptible
 def verify(watch: Watch, recordings: tuple[str, ...], shown: int, as_json: bool) -> None:

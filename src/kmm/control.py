@@ -206,13 +206,15 @@ class ControlOpenFile:
         if self.file.write is None:
             raise kernel_error(-errno.EINVAL, "read-only")
         with self.control.tree.lock:
+            self.control.outcomes = []
             try:
                 self.file.write(data.decode(errors="replace"))
             except ConfigError as e:
                 self.control.outcomes = [Outcome("nothing", str(e), errno.EINVAL)]
                 raise kernel_error(-errno.EINVAL, str(e)) from None
             except KernelError as e:
-                if not any(out.errno for out in self.control.outcomes):
+                # A step that was played has told already what it met.
+                if not self.control.outcomes:
                     self.control.outcomes.append(Outcome("nothing", str(e), e.errno or 0))
                 raise
             finally:

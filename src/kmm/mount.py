@@ -59,6 +59,9 @@ def check_mountpoint(path: str) -> None:
     if kind is not None:
         what = "a machine" if kind == "fuse.kmm" else f"a file system ({kind})"
         raise MountError(f"{path}: {what} is mounted there already; umount {path} ends it")
+    with contextlib.suppress(OSError):  # what cannot be read, libfuse judges
+        if os.listdir(path):
+            raise MountError(f"{path}: not empty; what is in there would be out of sight")
 
 
 def _dead(path: str) -> MountError:
@@ -263,9 +266,16 @@ class Mounted:
     def control(self, name: str, value: str) -> None:
         """Write to a file of the control directory.
 
-        :raises OSError: what it is refused with.
+        :raises OSError: what it is refused with, and the reason that ``outcome()`` tells.
         """
-        self.write(f"{CONTROL}/{name}", value)
+        try:
+            self.write(f"{CONTROL}/{name}", value)
+        except OSError as e:
+            # An open that failed asked for nothing, so the outcome is not of this request.
+            if e.filename is not None:
+                raise
+            reason = "; ".join(self.outcome().splitlines())
+            raise OSError(e.errno, f"{e.strerror}: {reason}") from None
 
     def plug(self, dimm_id: str, nid: int, start: int, size: int) -> None:
         """Put a DIMM in (see Machine.plug).

@@ -156,6 +156,7 @@ class _Look:
                 user,
                 user_kind,
                 MIGRATETYPE_NAMES[mt],
+                _laid_out(row),
             )
         )
 
@@ -364,6 +365,7 @@ class _Look:
 
     def _what_is_not_known(self) -> None:
         if self.guessed:
+            self.out.uncertain = True
             self.out.assumptions.append(
                 "which pages of the zone are in use was laid out from counts, as boot hands them "
                 "out; who uses them is not known"

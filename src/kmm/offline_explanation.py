@@ -32,6 +32,8 @@ class Obstacle:
     ``kind`` in a word; ``pfn`` and ``nr_pages`` if it is pages; ``user`` and ``user_kind`` who has
     them, as far as is known; ``migratetype`` of their pageblock; ``rule`` what the kernel does and
     where; ``errno`` what the attempt ends with; ``helps`` what would take it out of the way.
+    ``guessed`` tells that the pages were laid out from counts: on the real machine they may lie
+    elsewhere.
     """
 
     kind: str
@@ -43,6 +45,12 @@ class Obstacle:
     user: str | None = None
     user_kind: str | None = None
     migratetype: str | None = None
+    guessed: bool = False
+
+    @property
+    def may_vanish(self) -> bool:
+        """Whether luck may take it out of the way, if there is doubt."""
+        return self.guessed or self.kind in _MAY_VANISH
 
 
 @dataclass(slots=True)
@@ -77,7 +85,7 @@ class Explanation:
     @property
     def certain(self) -> bool:
         """Whether an attempt cannot turn out otherwise than ``can_go`` says."""
-        return not self.uncertain or any(o.kind not in _MAY_VANISH for o in self.obstacles)
+        return not self.uncertain or any(not o.may_vanish for o in self.obstacles)
 
     @property
     def errno(self) -> int:
