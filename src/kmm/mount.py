@@ -345,18 +345,18 @@ def mounted(
 
 
 def end(path: str, pid: int) -> None:
-    """Unmount a machine and wait for its server, one of our children, to end.
+    """End the server of a mount, one of our children, which takes the mount away.
 
-    A server that does not, because somebody has stopped it, is killed after a while.
+    One that does not, because somebody has stopped it, is killed after a while.
     """
-    with contextlib.suppress(MountError):
-        unmount(path)
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGTERM)
         with open(os.pidfd_open(pid), "rb") as process:
             if not select.select([process], [], [], _PATIENCE)[0]:
                 os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+    with contextlib.suppress(MountError):
+        unmount(path)
 
 
 @contextlib.contextmanager
