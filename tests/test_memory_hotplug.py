@@ -424,6 +424,7 @@ def test_a_refusal_that_comes_too_late_is_dropped(m: Machine, event: str) -> Non
     word = "online_movable" if event == "MEM_CANCEL_ONLINE" else "offline"
     refused(m, lambda: m.write(STATE % 32, word), errno.ENOMEM)
     assert m.swallowed[-1][0] == event
+    assert m.swallowed[-1][1].__traceback__ is None  # which would keep the chain's frames
 
 
 def test_offline_and_remove_reports_the_first_error_even_if_the_undo_is_refused(

@@ -381,6 +381,9 @@ class Machine(PageAllocator):
 
     def note_swallowed(self, where: str, error: KernelError) -> None:
         """Keep an error that the kernel drops, for those who want to know why."""
+        seen: BaseException | None = error
+        while seen is not None:  # a traceback would keep every frame alive that it went through
+            seen.__traceback__, seen = None, seen.__context__
         self.swallowed.append((where, error))
 
     def dump_page(self, pfn: int, reason: str) -> None:
