@@ -647,6 +647,22 @@ def test_a_pinned_page_is_found_before_what_a_driver_holds_behind_it() -> None:
     m.validate()
 
 
+def test_a_poisoned_page_of_a_driver_is_found_before_what_a_driver_holds_behind_it() -> None:
+    m = machine("movable")
+    page = user_on_node_1(m, "driver_movable", 1)
+    pfn = int(page.pfns()[0])
+    with pytest.raises(KernelError):
+        m.write("/sys/devices/system/memory/hard_offline_page", hex(pfn << 12))
+    driver = Balloon(m, "balloon", 10, movable=False)
+    driver.user.policy = new_policy(m, "bind", [1])
+    driver.inflate(10)
+    assert int(driver.user.pfns()[0]) > pfn
+    said = m.explain_offline(32)
+    assert [o.kind for o in said.obstacles[:2]] == ["poisoned", "balloon"]
+    assert said.errno == m.offline_pages_report(32).errno == errno.EINTR
+    m.validate()
+
+
 def test_a_gigantic_page_keeps_all_blocks_but_the_last_that_it_lies_in() -> None:
     m = two_nodes("memhp_default_state=online_kernel")
     m.plug("a", 1, DIMM, 10 * BLOCK)

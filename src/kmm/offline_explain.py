@@ -272,7 +272,7 @@ class _Look:
             else:
                 later.append((*what, row))
         # The scan stops at what a driver holds unless something before that keeps it.
-        stuck = [int(o[4]["pfn"]) for o in later if o[0] in ("pinned", "driver")]
+        stuck = [int(o[4]["pfn"]) for o in later if o[0] in ("pinned", "driver", "poisoned")]
         first = min(stuck, default=self.end)
         later.sort(key=lambda o: not (o[2] == errno.EBUSY and int(o[4]["pfn"]) < first))
         for kind, rule, code, helps, row in later:
