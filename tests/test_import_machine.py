@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmm import ConfigError, Machine
+from kmm import ConfigError, Machine, MachineConfig, machine_repairs
 from kmm.cli import main
+from kmm.export import export_tree
 from kmm.import_machine import Twin, as_json, build, import_machine
 from kmm.machine_files import Collected, collect
 from kmm.snapshot import dump
@@ -485,6 +486,41 @@ def test_counts_above_100000_are_taken_from_buddyinfo() -> None:
     after = twin.machine.free_blocks()[0, 1]
     assert int(after[:, 0].sum()) == more > have
     twin.machine.validate()
+
+
+def test_a_terabyte_with_more_large_blocks_than_pagetypeinfo_counts_comes_back(
+    tmp_path: Path,
+) -> None:
+    m = Machine(
+        MachineConfig.from_dict(
+            {
+                "memory": "32G",
+                "maxmem": "2T",
+                "cpus": 4,
+                "nodes": [{"cpus": "0-3", "memory": "32G"}, {}],
+                "cmdline": "memhp_default_state=online_movable",
+                "block_size": 2 << 30,
+            }
+        )
+    )
+    m.plug("a", 1, 1 << 40, 1 << 40)
+    assert ">100000" in m.read("/proc/pagetypeinfo")
+    export_tree(m, tmp_path / "tree")
+    twin = import_machine(tmp_path / "tree")
+    assert not twin.report.doubts
+    assert (twin.machine.free_blocks() == m.free_blocks()).all()
+    assert_same_texts(twin)
+    twin.machine.validate()
+
+
+def test_of_two_counts_above_100000_one_is_a_guess() -> None:
+    type_ = "Node    0, zone   Normal, type "
+    lines = [type_ + f" {kind} >100000 5" for kind in ("Unmovable", "Movable")]
+    out, guessed = machine_repairs._uncap(lines, {"0 Normal": [250000, 10]})
+    assert guessed == 2
+    assert sum(int(line.split()[-2]) for line in out) == 250000
+    out, guessed = machine_repairs._uncap(lines[:1], {"0 Normal": [250000, 5]})
+    assert (out, guessed) == ([type_ + " Unmovable 250000 5"], 0)
 
 
 # -- odd machines -----------------------------------------------------------------------

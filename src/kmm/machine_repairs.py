@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from kmm.freelists import aligned_pieces
 from kmm.machine_files import LSMEM, SYSCTL, Collected, names
 from kmm.params import MAX_ORDER, MIGRATETYPE_NAMES, PAGE_SHIFT, parse_list
 from kmm.saved_machine import MEMORY, NODE, ZoneKey, parse_saved
+from kmm.wording import counted
 from kmm.zoneinfo import parse_zoneinfo, zone_number
 
 MODULE = "/sys/module/memory_hotplug/parameters/"
@@ -216,12 +218,13 @@ def _migratetypes(repairs: Repairs) -> None:
             re.M,
         )
     }
-    repairs.files[_PAGETYPEINFO] = "\n".join(_uncap(lines, buddy))
+    lines, guessed = _uncap(lines, buddy)
+    repairs.files[_PAGETYPEINFO] = "\n".join(lines)
     if others:
         why = f"pages and pageblocks of type {', '.join(others)} taken as Movable"
         repairs.mended.append((_PAGETYPEINFO, why))
-    if ">" in text:
-        why = "counts above 100000 taken from /proc/buddyinfo"
+    if guessed:
+        why = f"{counted(guessed, 'count')} above 100000 shared out so that /proc/buddyinfo is met"
         repairs.mended.append((_PAGETYPEINFO, why))
 
 
@@ -259,15 +262,24 @@ def _merge_types(lines: list[str], kinds: list[str], others: list[str]) -> list[
     return out
 
 
-def _uncap(lines: list[str], buddy: dict[str, list[int]]) -> list[str]:
+def _uncap(lines: list[str], buddy: dict[str, list[int]]) -> tuple[list[str], int]:
+    """Put numbers for what is cut off as ``>100000``; how many of them are not known for sure.
+
+    The only one of its zone and order is what the other types leave of buddyinfo's count.
+    """
     sums: dict[str, list[int]] = {}
+    capped: Counter[tuple[str, int]] = Counter()
     for line in lines:
         if match := _ROW.match(line):
             key = f"{match[2]} {match[3]}"
-            cells = [0 if n.startswith(">") else int(n) for n in match[5].split()]
+            row = match[5].split()
+            capped.update((key, order) for order, n in enumerate(row) if n.startswith(">"))
+            cells = [0 if n.startswith(">") else int(n) for n in row]
             old = sums.get(key, [0] * len(cells))
             sums[key] = [a + b for a, b in zip(old, cells, strict=False)]
     out: list[str] = []
+    guessed = 0
+    left = capped.copy()
     for line in lines:
         match = _ROW.match(line)
         if match and ">" in match[5]:
@@ -277,10 +289,13 @@ def _uncap(lines: list[str], buddy: dict[str, list[int]]) -> list[str]:
                 real = buddy.get(key, [])[order : order + 1]
                 if n.startswith(">"):
                     rest = real[0] - sums[key][order] if real else 0
-                    # A second capped count of the same order gets what it is known to have.
-                    n = str(max(rest, 100001))
+                    guessed += rest <= 100000 or capped[key, order] > 1
+                    last = left[key, order] <= 1
+                    # Others of the same order get what they are known to have.
+                    n = str(max(rest, 100001) if last else 100001)
+                    left[key, order] -= 1
                     sums[key][order] += int(n)
                 cells_out.append(n)
             line = f"{match[1]}{match[4]} " + " ".join(cells_out)
         out.append(line)
-    return out
+    return out, guessed
