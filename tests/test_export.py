@@ -47,6 +47,9 @@ def test_every_entry_is_there_with_its_mode_text_and_target(tmp_path):
     done = export_tree(m, tmp_path / "tree")
     seen = 0
     for path, entry in entries(m):
+        if entry.read_at is not None:
+            assert not os.path.exists(f"{tmp_path}/tree{path}")
+            continue
         seen += 1
         place = f"{tmp_path}/tree{path}"
         info = os.lstat(place)
@@ -55,7 +58,8 @@ def test_every_entry_is_there_with_its_mode_text_and_target(tmp_path):
             assert os.readlink(place) == sysfs.readlink(m, path)
             assert os.path.exists(place), f"{path} leads nowhere"
         elif kind.kind == "directory":
-            assert sorted(os.listdir(place)) == m.listdir(path)
+            texts = [n for n in m.listdir(path) if n != "kpageflags"]
+            assert sorted(os.listdir(place)) == texts
             assert S_IMODE(info.st_mode) == 0o755
         else:
             assert S_IMODE(info.st_mode) == kind.mode
@@ -148,7 +152,9 @@ def test_a_tar_file_holds_the_tree_and_is_the_same_each_time(tmp_path, name):
         members = tar.getmembers()
         assert len(members) == done.files + done.links + done.directories
         tar.extractall(tmp_path / "out", filter="fully_trusted")
-    for path, _ in entries(hotplugged()):
+    for path, entry in entries(hotplugged()):
+        if entry.read_at is not None:
+            continue
         a, b = f"{tmp_path}/tree{path}", f"{tmp_path}/out{path}"
         assert os.lstat(a).st_mode == os.lstat(b).st_mode, path
         if os.path.isfile(a) and not os.path.islink(a):

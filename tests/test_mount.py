@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kmm import Machine
@@ -71,6 +72,16 @@ def test_modes_sizes_and_links(shared: Mounted) -> None:
     assert shared.file(f"{MEMORY}/memory32/node1/meminfo").read_text().startswith("Node 1")
     assert sh(f"find {shared.path} -xdev -type l ! -exec test -e {{}} ';' -print").stdout == ""
     assert os.statvfs(shared.path).f_namemax == 255
+
+
+def test_pages_flags_are_read_by_number(shared: Mounted) -> None:
+    pfn = (1 << 32) // 4096
+    with open(shared.file("/proc/kpageflags"), "rb", buffering=0) as f:
+        assert os.pread(f.fileno(), 16, 8 * pfn) == (1 << 20).to_bytes(8, sys.byteorder) * 2
+        assert refusal(os.pread, f.fileno(), 12, 0) == errno.EINVAL
+        online = np.frombuffer(os.pread(f.fileno(), 1 << 20, 0), dtype=np.uint64)
+    assert len(online) == 1 << 17
+    assert {0x400, 1 << 32} <= set(online.tolist())  # free in the buddy, reserved
 
 
 def test_every_text_is_the_machines(shared: Mounted) -> None:

@@ -6,10 +6,12 @@ import errno
 import os
 import stat
 
+import numpy as np
 import pytest
 
 from kmm import KernelError, Machine
 from kmm import sysfs as paths
+from kmm.gfp import GFP_KERNEL
 from kmm.snapshot import differences, dump
 from kmm.tree import LINES_KEPT, Lines, Tree
 from tests.conftest import DIMM, two_nodes
@@ -92,6 +94,26 @@ def test_a_text_is_as_of_its_first_read_and_new_when_read_again(tree: Tree) -> N
     assert file.read(100, 8) == b""
     assert file.read(100, 0) == b"online\n"
     tree.m.validate()
+
+
+def test_kpageflags_are_words_of_pages(tree: Tree) -> None:
+    m = tree.m
+    file = tree.open("/proc/kpageflags", os.O_RDONLY)
+    pfn = m.alloc_pages(0, GFP_KERNEL, 0)
+    words = np.frombuffer(file.read(8 * 512, 8 * (pfn // 512 * 512)), dtype=np.uint64)
+    assert (words == m.kpageflags(pfn // 512 * 512, 512)).all()
+    m.free_pages(pfn, 0)
+    end = -(-m.max_pfn // 32768) * 32768
+    assert len(file.read(1 << 17, 8 * (end - 4))) == 32
+    assert file.read(4096, 8 * end) == b""
+    for size, offset in ((12, 0), (4096, 4)):
+        with pytest.raises(KernelError) as refused:
+            file.read(size, offset)
+        assert refused.value.errno == errno.EINVAL
+    with pytest.raises(KernelError) as refused:
+        m.read("/proc/kpageflags")
+    assert refused.value.errno == errno.EINVAL
+    m.validate()
 
 
 def test_an_open_file_of_a_device_that_is_gone(tree: Tree) -> None:

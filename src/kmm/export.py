@@ -59,8 +59,13 @@ class Exported:
 
 
 def _texts(m: Machine) -> Iterator[tuple[str, Entry, bytes]]:
-    """Every entry of the tree below ``/`` with its text; a file that nobody can read has none."""
+    """Every entry of the tree below ``/`` with its text; a file that nobody can read has none.
+
+    Binary files, which have a word for each page, are left out.
+    """
     for path, entry in entries(m):
+        if entry.read_at is not None:
+            continue
         try:
             text = entry.read(m) if entry.read is not None else ""
         except KernelError:

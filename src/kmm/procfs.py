@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kmm import _page_flags
+from kmm import _page_flags, memory_views
+from kmm.errors import kernel_error
 from kmm.hugetlb import hugetlb_report_meminfo, hugetlb_report_node_meminfo, hugetlb_total_pages
-from kmm.memory_views import poisoned_and_free
 from kmm.mmzone import PgData, Zone
 from kmm.params import (
     KPF_BUDDY,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 LOW_MEMORY_END = 0x100  # pfn of 1 MiB
 PTRS_PER_PMD = 512  # pages of 4 KiB that one of 2 MiB maps
+KPMSIZE = 8  # bytes of a page's word in kpageflags
 KPAGEFLAGS_RUNS = 1 << 14  # runs that are taken from the engine at a time
 
 
@@ -312,10 +314,26 @@ def kpageflags(m: Machine, pfn: int, count: int) -> list[tuple[int, int]]:
     """
     end = min(pfn + count, -(-m.max_pfn // PAGES_PER_SECTION) * PAGES_PER_SECTION)
     runs: list[tuple[int, int]] = []
-    for bad in poisoned_and_free(m, pfn, end):
+    for bad in memory_views.poisoned_and_free(m, pfn, end):
         runs += [*_kpageflags(m, pfn, bad), (1, KPF_BUDDY | KPF_HWPOISON)]
         pfn = bad + 1
     return runs + _kpageflags(m, pfn, end)
+
+
+def kpageflags_read(m: Machine, offset: int, size: int) -> bytes:
+    """Return a piece of /proc/kpageflags: a word of 8 bytes a page, as the host stores them.
+
+    :param offset, size: bytes, multiples of 8.
+    :raises InvalidArgument: if they are not (fs/proc/page.c).
+    """
+    if offset % KPMSIZE or size % KPMSIZE:
+        raise kernel_error(
+            -errno.EINVAL,
+            f"{size} bytes at {offset}; allowed: multiples of {KPMSIZE}",
+        )
+    pfn = offset // KPMSIZE
+    end = min(pfn + size // KPMSIZE, -(-m.max_pfn // PAGES_PER_SECTION) * PAGES_PER_SECTION)
+    return memory_views.kpageflags(m, pfn, end - pfn).tobytes() if pfn < end else b""
 
 
 def _kpageflags(m: Machine, pfn: int, end: int) -> list[tuple[int, int]]:

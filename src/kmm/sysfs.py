@@ -39,14 +39,15 @@ _PROC: dict[str, tuple[int, Callable[[Machine], str]]] = {
 
 
 def _proc_file(m: Machine, match: re.Match[str]) -> Entry | None:
+    def refuse(m: Machine, text: str) -> None:
+        raise kernel_error(-errno.EIO, f"/proc/{match[1]} cannot be written")
+
+    if match[1] == "kpageflags":
+        return Entry(mode=0o400, read_at=procfs.kpageflags_read, write=refuse, proc=True)
     found = _PROC.get(match[1])
     if found is None:
         return None
     mode, show = found
-
-    def refuse(m: Machine, text: str) -> None:
-        raise kernel_error(-errno.EIO, f"/proc/{match[1]} cannot be written")
-
     return Entry(mode=mode, read=show, write=refuse, proc=True)
 
 
@@ -99,7 +100,7 @@ _PREFIXES = tuple(_literal_prefix(pattern.pattern) for pattern, _ in _ENTRIES)
 
 _FIXED: dict[str, tuple[str, ...]] = {
     "/": ("proc", "sys"),
-    "/proc": (*sorted(_PROC), "sys"),
+    "/proc": (*sorted((*_PROC, "kpageflags")), "sys"),
     "/proc/sys": ("vm",),
     "/proc/sys/vm": tuple(
         sorted(
@@ -214,6 +215,8 @@ def read(m: Machine, path: str) -> str:
     entry = follow(m, path)
     if entry.names is not None:
         raise kernel_error(-errno.EISDIR, path)
+    if entry.read_at is not None:
+        raise kernel_error(-errno.EINVAL, f"{path} is no text; Machine.kpageflags has its words")
     if entry.read is None:
         raise kernel_error(-errno.EACCES, f"{path} is write-only")
     return entry.read(m)

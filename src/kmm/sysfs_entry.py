@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Reader = Callable[["Machine"], str]
 Writer = Callable[["Machine", str], None]
+BinaryReader = Callable[["Machine", int, int], bytes]
 
 CPULIST_FILE_MAX_BYTES = 8192 * 7 // 2  # of as many CPUs as the reference build has
 
@@ -27,7 +28,8 @@ CPULIST_FILE_MAX_BYTES = 8192 * 7 // 2  # of as many CPUs as the reference build
 class Entry:
     """A file (read and/or write set), a link (link set) or a directory (names set).
 
-    ``size`` is what stat(2) says of a file of sysfs, in bytes.
+    ``size`` is what stat(2) says of a file of sysfs, in bytes.  A file of binary records has
+    ``read_at`` instead of a text: at most so many bytes from an offset on.
     """
 
     mode: int = 0o444
@@ -37,6 +39,7 @@ class Entry:
     names: Iterable[str] | None = None
     proc: bool = False
     size: int = PAGE_SIZE
+    read_at: BinaryReader | None = None
 
 
 def directory(names: Iterable[str]) -> Entry:

@@ -266,6 +266,9 @@ class OpenFile:
 
         :raises NoSuchDevice: if the file is gone; others: as the file.
         """
+        if self.entry.read_at is not None:
+            with self.tree.lock:
+                return self.entry.read_at(self.tree.m, offset, size)
         if offset == 0 or self.text is None:
             with self.tree.lock:
                 entry = self._entry()
