@@ -40,6 +40,14 @@ def test_demo_tells_the_story_of_a_dimm() -> None:
     assert "the machine now" in out.output
 
 
+def test_demo_is_a_word_wherever_a_scenario_is_taken(tmp_path: Path) -> None:
+    assert kmm("run", "demo").output == kmm("demo").output
+    assert "online_pages()" in kmm("trace", "demo").output
+    out = kmm("export", tmp_path / "tree", "--scenario", "demo", "--steps", "1")
+    assert out.exit_code == 0, out.output
+    assert (tmp_path / "tree/sys/devices/system/memory/memory32/state").read_text() == "offline\n"
+
+
 @pytest.mark.parametrize(
     ("names", "function"), [("6.1", "move_pfn_range_to_zone()"), ("old", "__add_zone()")]
 )

@@ -29,7 +29,9 @@ PATIENCE = 0.5
 BAR_AFTER = 2.0
 
 _MACHINE_OPTIONS = (
-    click.option("--scenario", type=click.Path(dir_okay=False), help="Play this scenario first."),
+    click.option(
+        "--scenario", type=click.Path(dir_okay=False), help="Play this scenario (or demo) first."
+    ),
     click.option(
         "--from",
         "source",

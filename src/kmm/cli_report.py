@@ -8,18 +8,18 @@ from typing import Any
 import click
 
 from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, write_text
-from kmm.cli_run import demo_scenario, play_for_report
+from kmm.cli_run import play_for_report
 from kmm.data_files import load_data
 from kmm.report_data import check_run
 from kmm.report_html import charting_library, report_html
-from kmm.scenario import check_scenario
+from kmm.scenario import DEMO, check_scenario, load_scenario
 from kmm.wording import counted
 
 
 def _run_of(watch: Watch, path: str) -> dict[str, Any]:
     """Return a saved run, or the one of a scenario, which is played now."""
-    if path == "demo":
-        return play_for_report(watch, demo_scenario())
+    if path == DEMO:
+        return play_for_report(watch, load_scenario(DEMO))
     watch.where = f"in {path}"
     data = load_data(path)
     if isinstance(data, Mapping) and "kmm_run" in data:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
 from typing import Any
 
 import click
@@ -21,7 +19,7 @@ from kmm.cli_frame import (
 )
 from kmm.errors import ConfigError, ImpossibleState, ValidationError
 from kmm.report_data import RunRecorder
-from kmm.scenario import Outcome, Player, Scenario, check_scenario, describe, load_scenario
+from kmm.scenario import DEMO, Outcome, Player, Scenario, describe, load_scenario
 from kmm.views import call_tree, layers, show
 
 _TRACE = click.option("--trace", is_flag=True, help="Print the kernel functions of every step.")
@@ -35,12 +33,6 @@ _NAMES = click.option(
 _SAVE = click.option(
     "--save", type=click.Path(dir_okay=False), help="Also write the run there, for kmm report."
 )
-
-
-def demo_scenario() -> Scenario:
-    """Return the scenario that ``kmm demo`` plays."""
-    text = files("kmm").joinpath("scenarios/demo.toml").read_text(encoding="utf-8")
-    return check_scenario(tomllib.loads(text), "demo.toml")
 
 
 def _print_outcome(number: int, out: Outcome, trace: bool, names: str) -> None:
@@ -167,7 +159,9 @@ def run(
     as_json: bool,
     save: str | None,
 ) -> None:
-    """Play SCENARIO (TOML or JSON) and show what became of the memory.
+    """Play SCENARIO and show what became of the memory.
+
+    SCENARIO is a file in TOML or JSON, or the word demo.
 
     \b
     Example: kmm run examples/first_dimm.toml --trace
@@ -189,4 +183,4 @@ def demo(watch: Watch, trace: bool, names: str, as_json: bool, save: str | None)
     \b
     Example: kmm demo --trace
     """
-    _play(watch, demo_scenario(), trace, names, False, as_json, save)
+    _play(watch, load_scenario(DEMO), trace, names, False, as_json, save)

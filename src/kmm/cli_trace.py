@@ -57,6 +57,8 @@ def trace(
 ) -> None:
     """Play SCENARIO and show which kernel functions it ran, with virtual durations.
 
+    SCENARIO is a file in TOML or JSON, or the word demo.
+
     Durations are estimates by the work that a call does, the same on every host; waiting is by
     the machine's own clock.
 

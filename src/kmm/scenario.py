@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ from kmm.wording import counted, sized
 from kmm.workload import OPS as WORKLOAD_OPS
 from kmm.workload import Workload
 
+#: The word for the scenario that comes with kmm.
+DEMO = "demo"
 _KEYS = ("machine", "steps", "title")
 #: By a key that they have: files that are taken for scenarios.
 _OTHER_FILES = {
@@ -102,8 +106,12 @@ def _source_of(machine: Mapping[str, Any], name: str) -> str:
 def load_scenario(path: str | os.PathLike[str]) -> Scenario:
     """Read and check a scenario file.
 
+    :param path: of the file, or the word ``demo``: what ``kmm demo`` plays.
     :raises ConfigError: as load_data and check_scenario.
     """
+    if path == DEMO:
+        text = files("kmm").joinpath("scenarios/demo.toml").read_text(encoding="utf-8")
+        return check_scenario(tomllib.loads(text), "demo.toml")
     return check_scenario(load_data(path), os.fspath(path))
 
 
