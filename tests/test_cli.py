@@ -362,7 +362,7 @@ def test_any_command_can_be_interrupted(
     def stop(*args: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    for name in ("cli_run.load_scenario", "cli_run.check_scenario", "cli_verify.load_data"):
+    for name in ("cli_run.load_scenario", "cli_verify.load_data"):
         monkeypatch.setattr(f"kmm.{name}", stop)
     monkeypatch.setattr("kmm.machine_source.load_scenario", stop)
     args: dict[str, list[object]] = {
