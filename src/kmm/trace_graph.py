@@ -48,26 +48,6 @@ class Sample:
 
 
 @dataclass(slots=True)
-class _Note:
-    """What is known of one row of calls; equal calls in a row are one."""
-
-    pages: int = 0
-    waited: int = 0
-    subjects: tuple[Subject, ...] = ()
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """A call that has begun."""
-
-    row: int
-    note: _Note
-    began: int
-    name: str
-
-
-@dataclass(slots=True)
 class Span:
     """One call, or a run of equal calls, in virtual time (ns)."""
 
@@ -88,34 +68,43 @@ class Span:
 
 
 class Timeline:
-    """Notes what a trace needs to become a timeline; the ``watcher`` of a machine's kprobes."""
+    """Notes what a trace needs to become a timeline; the ``watcher`` of a machine's kprobes.
+
+    Equal calls in a row are one row.  What is known of rows stands in dictionaries of numbers, and
+    equal subjects are one tuple: the collector has nothing to look through, however many there are.
+    """
 
     def __init__(self, m: Machine) -> None:
         self.m = m
         self.began = m.clock.now
-        self.notes: dict[int, _Note] = {}
+        self.pages: dict[int, int] = {}
+        self.waited: dict[int, int] = {}
+        self.subjects: dict[int, tuple[Subject, ...]] = {}
+        self.errors: dict[int, str] = {}
         self.samples = [Sample(-1, sample_zones(m), sample_dimms(m))]
         self.ended = self.began
+        self._alike: dict[tuple[Subject, ...], tuple[Subject, ...]] = {}
 
     def begin(
         self, row: int, fn: Callable[..., object], args: tuple[object, ...], kw: dict[str, object]
     ) -> object:
         """Note what a call is about and how much of it there is."""
         given = dict(zip(_parameters(fn), args, strict=False), **kw)
-        note = self.notes.setdefault(row, _Note())
-        note.pages += _pages_of(self.m, fn.__name__, given)
-        note.subjects = note.subjects or tuple(_subjects_of(self.m, given))
-        return _Mark(row, note, self.m.clock.now, fn.__name__)
+        if pages := _pages_of(self.m, fn.__name__, given):
+            self.pages[row] = self.pages.get(row, 0) + pages
+        if row not in self.subjects and (found := tuple(_subjects_of(self.m, given))):
+            self.subjects[row] = self._alike.setdefault(found, found)
+        return row, self.m.clock.now, fn.__name__
 
     def end(self, mark: object, failed: BaseException | None) -> None:
         """Note how long it waited and what it failed with."""
-        assert isinstance(mark, _Mark)  # what begin returned
-        note = mark.note
-        note.waited += self.m.clock.now - mark.began
+        row, began, name = cast(tuple[int, int, str], mark)  # what begin returned
+        if waited := self.m.clock.now - began:
+            self.waited[row] = self.waited.get(row, 0) + waited
         if isinstance(failed, KernelError):
-            note.error = failed.why or str(failed)
-        if mark.name in SAMPLED:
-            self.samples.append(Sample(mark.row, sample_zones(self.m)))
+            self.errors[row] = failed.why or str(failed)
+        if name in SAMPLED:
+            self.samples.append(Sample(row, sample_zones(self.m)))
 
     def finish(self) -> None:
         """The step is over."""
@@ -212,16 +201,15 @@ def spans(
     :param calls: ``[depth, function, times]`` rows; timeline: what was noted of them, if it was;
         start: ns at which the first begins.
     """
-    notes = timeline.notes if timeline is not None else {}
-    nothing = _Note()
-    out: list[Span] = []
-    waited: list[int] = []
-    for row, (depth, name, times) in enumerate(calls):
-        note = notes.get(row, nothing)
-        span = Span(cast(int, depth), cast(str, name), cast(int, times), pages=note.pages)
-        span.subjects, span.error = note.subjects, note.error
-        out.append(span)
-        waited.append(note.waited)
+    out = [Span(cast(int, d), cast(str, name), cast(int, n)) for d, name, n in calls]
+    waited = [0] * len(out)
+    if timeline is not None:
+        for row, span in enumerate(out):
+            span.pages = timeline.pages.get(row, 0)
+            span.subjects = timeline.subjects.get(row, ())
+            waited[row] = timeline.waited.get(row, 0)
+        for row, error in timeline.errors.items():
+            out[row].error = error
     _add_up(out, waited)
     _place(out, start)
     return out
