@@ -274,7 +274,7 @@ def test_a_negative_number_of_differences_is_refused() -> None:
 
 
 def test_every_file_to_write_can_be_named_with_o() -> None:
-    for name, command in main.commands.items():
+    for name, command in all_commands().items():
         for option in command.params:
             if option.name == "out":
                 assert "-o" in option.opts, name
@@ -377,7 +377,9 @@ def test_any_command_can_be_interrupted(
 
 
 def all_commands() -> dict[str, click.Command]:
-    return dict(main.commands)
+    context = click.Context(main)
+    found = {name: main.get_command(context, name) for name in main.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
 
 
 @pytest.mark.parametrize("name", sorted(all_commands()))

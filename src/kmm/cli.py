@@ -9,20 +9,27 @@ try:
 except ImportError:  # pragma: no cover - depends on how kmm was installed
     sys.exit("kmm: the command line needs click; install kmm[cli]")
 
-from kmm.cli_completion import completion
-from kmm.cli_export import export
 from kmm.cli_frame import Group
-from kmm.cli_import import import_
-from kmm.cli_mount import mount, shell_command
-from kmm.cli_report import report
-from kmm.cli_run import demo, run
-from kmm.cli_stress import stress
-from kmm.cli_trace import trace
-from kmm.cli_verify import replay, verify
-from kmm.cli_why import why
+
+#: Where each command is.
+COMMANDS = {
+    "completion": ("kmm.cli_completion", "completion"),
+    "demo": ("kmm.cli_run", "demo"),
+    "export": ("kmm.cli_export", "export"),
+    "import": ("kmm.cli_import", "import_"),
+    "mount": ("kmm.cli_mount", "mount"),
+    "replay": ("kmm.cli_verify", "replay"),
+    "report": ("kmm.cli_report", "report"),
+    "run": ("kmm.cli_run", "run"),
+    "shell": ("kmm.cli_mount", "shell_command"),
+    "stress": ("kmm.cli_stress", "stress"),
+    "trace": ("kmm.cli_trace", "trace"),
+    "verify": ("kmm.cli_verify", "verify"),
+    "why": ("kmm.cli_why", "why"),
+}
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, lazy=COMMANDS)
 @click.version_option(package_name="kmm")
 def main() -> None:
     """A machine you can plug memory into, true to Linux 6.1.
@@ -31,23 +38,6 @@ def main() -> None:
     Example: kmm demo
     """
 
-
-for _command in (
-    completion,
-    demo,
-    export,
-    import_,
-    mount,
-    replay,
-    report,
-    run,
-    shell_command,
-    stress,
-    trace,
-    verify,
-    why,
-):
-    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

@@ -9,10 +9,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import click
 
@@ -91,7 +92,25 @@ class Group(click.Group):
     """Turns kmm's own errors into one line and exit status 2, lost output into status 1.
 
     An interrupted command ends with a line and status 130.
+
+    :param lazy: by name, the module that has the command and what it is called there; it is
+        imported when somebody asks for the command, as all of them would take half a second.
     """
+
+    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = lazy
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted(self.lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; None if there is none of that name."""
+        if cmd_name not in self.lazy:
+            return None
+        module, name = self.lazy[cmd_name]
+        return cast(click.Command, getattr(import_module(module), name))
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and see that all output was written."""
