@@ -175,7 +175,7 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(
-    max_examples=60,
+    max_examples=45,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),

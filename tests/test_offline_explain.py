@@ -234,7 +234,7 @@ def ask_and_try(m: Machine, block: int) -> tuple[bool, bool]:
     return True, sure
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.sampled_from(["movable", "kernel"]), min_size=1, max_size=3),
     st.booleans(),
@@ -275,7 +275,7 @@ HUGE = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.sampled_from(["movable", "movable", "kernel"]), min_size=1, max_size=3),
     HUGE,
