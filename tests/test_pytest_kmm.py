@@ -30,6 +30,7 @@ def suite(
         "-q",
         "-p",
         "no:cacheprovider",
+        f"--basetemp={tmp_path / 'tmp'}",
         "-p",
         "pytest_kmm",
     ]

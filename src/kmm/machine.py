@@ -243,6 +243,7 @@ class Machine(PageAllocator):
         self.recomputed: set[str] = set()
         self.ratelimit_pages = 32
         self.max_pfn = 0
+        self.highest_present_section_nr = -1  # no section above it has ever been there
         self.direct_map_splits = 0  # by the kernel itself, in pieces of 2 MiB; files tell
         self.num_poisoned_pages = 0
         self.hwpoison: set[int] = set()

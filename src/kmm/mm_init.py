@@ -40,6 +40,7 @@ from kmm.sparse import (
     SECTION_IS_ONLINE,
     SECTION_MARKED_PRESENT,
     VMEMMAP_NOT_OURS,
+    section_mark_present,
     subsection_mask,
     vmemmap_chunks,
 )
@@ -136,6 +137,7 @@ def _early_sections(m: Machine, start: int, end: int, nid: int, early: bool) -> 
 
 def _early_memmap(m: Machine, first: int, last: int) -> None:
     """Back the memmap of sections (first to the one before last) with pages taken at boot."""
+    section_mark_present(m, last - 1)
     pfn, nr = first * PAGES_PER_SECTION, (last - first) * PAGES_PER_SECTION
     chunks = vmemmap_chunks(m, pfn, nr)
     users = m.vmemmap_users[chunks.start : chunks.stop]

@@ -10,7 +10,7 @@ import numpy as np
 from kmm.mmzone import MemoryGroup, PgData, Zone
 from kmm.params import MAX_ORDER, MIGRATE_TYPES, PAGEBLOCK_NR_PAGES, STATE_BUDDY, STATE_PCP
 from kmm.resource import dump as dump_resources
-from kmm.sparse import SECTION_IS_ONLINE
+from kmm.sparse import SECTION_IS_ONLINE, chunks_seen, sections_seen
 from kmm.used_pages import LRU_NAMES, NR_LRU_LISTS, live_entries, used_pages
 from kmm.vmstat import node_items, zone_items
 
@@ -61,7 +61,7 @@ def dump_zone(zone: Zone) -> dict[str, Any]:
 
 def _records(m: Machine) -> dict[str, Any]:
     """Section records, and pageblock and page records where something was written."""
-    present = np.flatnonzero(m.sections["flags"])
+    present = np.flatnonzero(sections_seen(m)["flags"])
     # The struct pages of an offline section are stale, in the kernel as here: nobody looks.
     online = m.sections["flags"][present] & SECTION_IS_ONLINE != 0
     kept = m.sections[present]
@@ -93,7 +93,7 @@ def _records(m: Machine) -> dict[str, Any]:
 
 
 def _vmemmap(m: Machine) -> dict[str, Any]:
-    used = np.flatnonzero(m.vmemmap_users)
+    used = np.flatnonzero(m.vmemmap_users[chunks_seen(m)])
     return {
         "users": dict(zip(used.tolist(), m.vmemmap_users[used].tolist(), strict=True)),
         "pages": dict(zip(used.tolist(), m.vmemmap_pfn[used].tolist(), strict=True)),

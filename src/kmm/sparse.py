@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from kmm.errors import KernelError, kernel_error
 from kmm.gfp import __GFP_NOWARN, __GFP_RETRY_MAYFAIL, GFP_KERNEL
@@ -63,6 +64,22 @@ def vmemmap_users_of(m: Machine, chunk: int, pfn: int, nr_pages: int) -> int:
     return last - first
 
 
+def section_mark_present(m: Machine, section: int) -> None:
+    """Note how far sections have ever reached (mm/sparse.c, __highest_present_section_nr)."""
+    m.highest_present_section_nr = max(m.highest_present_section_nr, section)
+
+
+def sections_seen(m: Machine) -> npt.NDArray[np.void]:
+    """Return the records of all sections up to the highest that was ever there."""
+    return m.sections[: m.highest_present_section_nr + 1]
+
+
+def chunks_seen(m: Machine) -> slice:
+    """Return where in vmemmap_pfn and vmemmap_users anything has ever been."""
+    pages = (m.highest_present_section_nr + 1) << PFN_SECTION_SHIFT
+    return slice(-(-pages * m.config.struct_page_size // PMD_SIZE))
+
+
 def _virtual_pages(m: Machine, chunk: int, pfn: int, nr_pages: int) -> range:
     """Return the base pages of the virtual memmap that a range has in a chunk, by number."""
     size = m.config.struct_page_size
@@ -80,6 +97,7 @@ def vmemmap_populate(
 
     :raises OutOfMemory: with nothing left allocated.
     """
+    section_mark_present(m, (pfn + nr_pages - 1) >> PFN_SECTION_SHIFT)
     done: list[int] = []
     try:
         for chunk in vmemmap_chunks(m, pfn, nr_pages):
@@ -203,6 +221,7 @@ def sparse_add_sections(
 
 def _add_sections_of_a_table(m: Machine, nid: int, first: int, count: int) -> int:
     """Add sections whose memmap one page table maps; how many found a large page for it."""
+    section_mark_present(m, first + count - 1)
     table = first // PMDS_PER_TABLE
     if table not in m.vmemmap_tables:
         m.vmemmap_tables[table] = [__alloc_pages(m, _VMEMMAP_GFP, 0, nid), 0]

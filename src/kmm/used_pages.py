@@ -17,7 +17,7 @@ from kmm.params import (
     PG_USER,
     USER_FILE,
 )
-from kmm.sparse import SECTION_IS_ONLINE
+from kmm.sparse import SECTION_IS_ONLINE, sections_seen
 
 if TYPE_CHECKING:
     from kmm.machine import Machine
@@ -117,7 +117,7 @@ def used_pages(m: Machine) -> tuple[UsedPages, Ints]:
 
     :return: the pages; the state byte of each, of huge ones 0.
     """
-    sections = np.flatnonzero(m.sections["flags"] & SECTION_IS_ONLINE)
+    sections = np.flatnonzero(sections_seen(m)["flags"] & SECTION_IS_ONLINE)
     blocks = (sections[:, None] * 64 + np.arange(64)).reshape(-1)
     records = m.pageblocks[blocks]
     dirty = blocks[records["state"] & _BLOCK_DIRTY != 0]

@@ -29,6 +29,8 @@ from kmm.sparse import (
     SECTION_IS_EARLY,
     SECTION_IS_ONLINE,
     VMEMMAP_NOT_OURS,
+    chunks_seen,
+    sections_seen,
     vmemmap_chunks,
 )
 from kmm.swapfile import check_swap
@@ -70,9 +72,16 @@ def check_sections(m: Machine) -> None:
     """Section flags agree with block states; a present section belongs to a block."""
     for block, section in _odd_sections(m):
         _check_section(m, block, section)
-    present = np.flatnonzero(m.sections["flags"] & 1) // (m.block_pages // PAGES_PER_SECTION)
+    present = np.flatnonzero(_section_flags(m) & 1) // (m.block_pages // PAGES_PER_SECTION)
     strays = set(np.unique(present).tolist()) - set(m.memory_blocks)
     _true(not strays, f"sections of block {min(strays, default=0)} exist without memory block")
+
+
+def _section_flags(m: Machine) -> npt.NDArray[np.uint16]:
+    """Return the flags of all sections that may have some: of 64 TiB only where a stray one is."""
+    flags: npt.NDArray[np.uint16] = m.sections["flags"]
+    seen = sections_seen(m)["flags"]
+    return flags if flags[len(seen) :].any() else seen
 
 
 def _odd_sections(m: Machine) -> list[tuple[MemoryBlock, int]]:
@@ -135,21 +144,25 @@ def _check_subsections(m: Machine, section: int, early: bool) -> None:
 
 def check_vmemmap(m: Machine) -> None:
     """Each present section's memmap is backed, by pages that are in use, and nothing else is."""
-    present = np.flatnonzero(m.sections["flags"] & SECTION_HAS_MEM_MAP)
+    present = np.flatnonzero(_section_flags(m) & SECTION_HAS_MEM_MAP)
     starts = present * PAGES_PER_SECTION * m.config.struct_page_size // PMD_SIZE
     ends = -(-(present + 1) * PAGES_PER_SECTION * m.config.struct_page_size // PMD_SIZE)
-    described = np.zeros(len(m.vmemmap_users), dtype=bool)
+    seen = chunks_seen(m)
+    if m.vmemmap_users[seen.stop :].any() or m.vmemmap_pfn[seen.stop :].any():
+        seen = slice(len(m.vmemmap_users))
+    users, pages = m.vmemmap_users[seen], m.vmemmap_pfn[seen]
+    described = np.zeros(len(users), dtype=bool)
     for i in range(int((ends - starts).max(initial=0))):
         described[(starts + i)[starts + i < ends]] = True
-    backed, mapped = m.vmemmap_users != 0, m.vmemmap_pfn != 0
+    backed, mapped = users != 0, pages != 0
     _equal("2 MiB pieces of memmap", _differ(backed, described), _differ(described, backed))
     _equal("mapped pieces of memmap", _differ(mapped, described), _differ(described, mapped))
     tables = np.unique(np.flatnonzero(backed) // PMDS_PER_TABLE, return_counts=True)
     want = dict(zip(tables[0].tolist(), tables[1].tolist(), strict=True))
     _equal("memmap's page tables", {t: n for t, (_, n) in m.vmemmap_tables.items()}, want)
-    ours = mapped & (m.vmemmap_pfn & np.uint64(VMEMMAP_NOT_OURS) == 0)
-    own = [(p, 9) for p in m.vmemmap_pfn[ours].tolist()]
-    own += [(p, 0) for pages in m.vmemmap_basepages.values() for p in pages.values()]
+    ours = mapped & (pages & np.uint64(VMEMMAP_NOT_OURS) == 0)
+    own = [(p, 9) for p in pages[ours].tolist()]
+    own += [(p, 0) for base in m.vmemmap_basepages.values() for p in base.values()]
     own += [(p, 0) for p, _ in m.vmemmap_tables.values() if p >= 0]
     for pfn, order in own:
         _true(m.memmap_engine.is_allocated(pfn, order), f"memmap's page {pfn:#x} is not in use")

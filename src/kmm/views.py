@@ -17,6 +17,7 @@ from kmm.sparse import (
     SECTION_IS_ONLINE,
     SECTION_MARKED_PRESENT,
     VMEMMAP_NOT_OURS,
+    sections_seen,
 )
 from kmm.symbols import display
 from kmm.wording import counted, sized
@@ -79,7 +80,7 @@ def _memmap_places(
 
 
 def _sections(m: Machine) -> list[str]:
-    flags = m.sections["flags"]
+    flags = sections_seen(m)["flags"]
     present = np.flatnonzero(flags & SECTION_MARKED_PRESENT)
     online = np.flatnonzero(flags & SECTION_IS_ONLINE)
     early = np.flatnonzero(flags & SECTION_IS_EARLY)
