@@ -1,5 +1,6 @@
 """Builds the engine's extensions; everything else is in pyproject.toml."""
 
+import json
 import os
 from hashlib import sha256
 from pathlib import Path
@@ -33,13 +34,15 @@ CORES = os.cpu_count() or 1
 BUILD = Path("build/cython")
 
 
-def fingerprints() -> list[str]:
-    """Of how C is generated, and of what."""
-    how = sha256(f"{Cython.__version__} {DIRECTIVES} {SOURCES}".encode())
-    what = sha256()
-    for source in sorted(Path("src/kmm").glob("*.p[yx][xd]")):
-        what.update(f"{source} {sha256(source.read_bytes()).hexdigest()}".encode())
-    return [how.hexdigest(), what.hexdigest()]
+def how() -> str:
+    """Fingerprint of how C is generated and compiled, and of which modules there are."""
+    return sha256(f"{Cython.__version__} {DIRECTIVES} {FLAGS} {SOURCES}".encode()).hexdigest()
+
+
+def files() -> dict[str, str]:
+    """Fingerprints of what C is generated of, by name."""
+    found = sorted(Path("src/kmm").glob("*.p[yx][xd]"))
+    return {str(path): sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 def extensions(of_c: bool) -> list[Extension]:
@@ -60,12 +63,15 @@ def generated() -> list[Extension]:
     Cython goes by times of change, and its own files are new in each environment that pip
     builds in: a second installation would generate all anew, and so compile all anew.
     """
-    stamp, now = BUILD / "fingerprints", fingerprints()
-    before = stamp.read_text().split() if stamp.is_file() else []
+    stamp, now = BUILD / "fingerprints.json", {"how": how(), "files": files()}
+    before = json.loads(stamp.read_text()) if stamp.is_file() else {"how": "", "files": {}}
     made = extensions(of_c=True)
     if before == now and all(Path(e.sources[0]).is_file() for e in made):
         return made
     stamp.unlink(missing_ok=True)
+    for path, found in now["files"].items():
+        if before["files"].get(path) != found:
+            os.utime(path)  # a file put back or unpacked may be older than the C of another one
     done: list[Extension] = cythonize(
         extensions(of_c=False),
         compiler_directives=DIRECTIVES,
@@ -73,9 +79,9 @@ def generated() -> list[Extension]:
         build_dir=str(BUILD),
         shared_utility_qualified_name=SHARED,
         nthreads=CORES,
-        force=before[:1] != now[:1],
+        force=before["how"] != now["how"] or before["files"].keys() != now["files"].keys(),
     )
-    stamp.write_text("\n".join(now))
+    stamp.write_text(json.dumps(now))
     return done
 
 

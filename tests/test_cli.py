@@ -280,6 +280,14 @@ def test_every_file_to_write_can_be_named_with_o() -> None:
                 assert "-o" in option.opts, name
 
 
+def test_what_is_no_command_is_told_what_is_alike() -> None:
+    out = kmm("repor")
+    assert out.exit_code == 2
+    assert "No such command 'repor'" in out.output
+    # Click tells that since 8.3.
+    assert "Did you mean" not in out.output or "'report'" in out.output
+
+
 def test_quiet_does_not_swallow_a_trace(tmp_path: Path) -> None:
     out = kmm("run", EXAMPLES[0], "--quiet", "--trace")
     assert out.exit_code == 2

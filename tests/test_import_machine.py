@@ -513,7 +513,7 @@ def test_a_terabyte_with_more_large_blocks_than_pagetypeinfo_counts_comes_back(
     twin.machine.validate()
 
 
-def test_of_two_counts_above_100000_one_is_a_guess() -> None:
+def test_of_two_counts_above_100000_both_are_guesses() -> None:
     type_ = "Node    0, zone   Normal, type "
     lines = [type_ + f" {kind} >100000 5" for kind in ("Unmovable", "Movable")]
     out, guessed = machine_repairs._uncap(lines, {"0 Normal": [250000, 10]})
@@ -521,6 +521,18 @@ def test_of_two_counts_above_100000_one_is_a_guess() -> None:
     assert sum(int(line.split()[-2]) for line in out) == 250000
     out, guessed = machine_repairs._uncap(lines[:1], {"0 Normal": [250000, 5]})
     assert (out, guessed) == ([type_ + " Unmovable 250000 5"], 0)
+    for buddy in ({}, {"0 Normal": [90000, 5]}):
+        out, guessed = machine_repairs._uncap(lines[:1], buddy)
+        assert (out, guessed) == ([type_ + " Unmovable 100001 5"], 1)
+
+
+def test_a_sum_of_which_a_part_is_cut_off_is_so_too() -> None:
+    type_ = "Node    0, zone   Normal, type "
+    lines = [type_ + f" {kind} {n} 5" for kind, n in (("Movable", 5), ("CMA", ">100000"))]
+    merged = machine_repairs._merge_types(lines, ["Movable", "CMA"], ["CMA"])
+    assert merged == [type_ + " Movable >100000 10"]
+    out, guessed = machine_repairs._uncap(merged, {"0 Normal": [400000, 10]})
+    assert (out, guessed) == ([type_ + " Movable 400000 10"], 0)
 
 
 # -- odd machines -----------------------------------------------------------------------

@@ -69,7 +69,7 @@ def _section_without_memmap(m: Machine) -> None:
 
 
 def _stray_section(m: Machine) -> None:
-    m.sections["flags"][100] = 3
+    m.sections["flags"][20] = 3
 
 
 def _no_subsections(m: Machine) -> None:
@@ -263,7 +263,15 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
         lambda m: m.sections["nid"].__setitem__(34, 0),
         r"section 34: node 0, but its block lies on \(1,\)",
     ),
-    "stray section": (_stray_section, "sections of block 100 exist without memory block"),
+    "stray section": (_stray_section, "sections of block 20 exist without memory block"),
+    "section above the highest": (
+        lambda m: m.sections["flags"].__setitem__(100, 3),
+        "a section above 35, the highest that was ever there",
+    ),
+    "highest section": (
+        lambda m: setattr(m, "highest_present_section_nr", -1),
+        "a section above -1, the highest that was ever there",
+    ),
     "no subsections": (_no_subsections, "section 34: missing subsections: 184467440737095516"),
     "a subsection of boot": (
         lambda m: m.sections["subsection_map"].__setitem__(1, (1 << 64) - 2),
@@ -274,8 +282,12 @@ CORRUPTIONS: dict[str, tuple[Callable[[Machine], object], str]] = {
         r"2 MiB pieces of memmap: \[\], but recounted \[32\]",
     ),
     "stray memmap": (
+        lambda m: m.vmemmap_users.__setitem__(20, 1),
+        r"2 MiB pieces of memmap: \[20\], but recounted \[\]",
+    ),
+    "memmap above the highest section's": (
         lambda m: m.vmemmap_users.__setitem__(77, 1),
-        r"2 MiB pieces of memmap: \[77\], but recounted \[\]",
+        "memmap above that of the highest section that was ever there",
     ),
     "memmap not mapped": (
         lambda m: _chunk(m, "vmemmap_pfn", 0),

@@ -103,14 +103,26 @@ class Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
-        return sorted(self.lazy)
+        return sorted({*self.lazy, *self.commands})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command; None if there is none of that name."""
-        if cmd_name not in self.lazy:
-            return None
-        module, name = self.lazy[cmd_name]
-        return cast(click.Command, getattr(import_module(module), name))
+        if cmd_name in self.lazy and cmd_name not in self.commands:
+            module, name = self.lazy[cmd_name]
+            try:
+                self.add_command(cast(click.Command, getattr(import_module(module), name)))
+            except KeyboardInterrupt:
+                raise _Interrupted("interrupted") from None
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments begin with; what is none is told what is alike."""
+        if args and args[0] not in self.list_commands(ctx):
+            for name in self.lazy:
+                self.get_command(ctx, name)
+        return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run, and see that all output was written."""

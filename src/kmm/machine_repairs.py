@@ -224,7 +224,7 @@ def _migratetypes(repairs: Repairs) -> None:
         why = f"pages and pageblocks of type {', '.join(others)} taken as Movable"
         repairs.mended.append((_PAGETYPEINFO, why))
     if guessed:
-        why = f"{counted(guessed, 'count')} above 100000 shared out so that /proc/buddyinfo is met"
+        why = f"{counted(guessed, 'count')} above 100000 taken as what /proc/buddyinfo leaves"
         repairs.mended.append((_PAGETYPEINFO, why))
 
 
@@ -232,16 +232,21 @@ _ROW = re.compile(r"(Node +([0-9]+), zone +(\w+), type +)(\w+)((?: +>?[0-9]{1,12
 _BLOCKS = re.compile(r"(Node +[0-9]+, zone +\w+)((?: +[0-9]{1,12})+) *$")
 
 
+def _sum(cells: Iterable[str], more: Iterable[str]) -> list[str]:
+    """Add up two rows; a sum of which a part is cut off is so too."""
+    return [
+        ">100000" if ">" in a + b else str(int(a) + int(b))
+        for a, b in zip(cells, more, strict=False)
+    ]
+
+
 def _merge_types(lines: list[str], kinds: list[str], others: list[str]) -> list[str]:
-    rows: dict[tuple[str, str, str], list[str]] = {}
-    extra: dict[tuple[str, str], list[int]] = {}
+    extra: dict[tuple[str, str], list[str]] = {}
     for line in lines:
-        if match := _ROW.match(line):
-            rows[match[2], match[3], match[4]] = match[5].split()
-            if match[4] in others:
-                counts = [int(n.lstrip(">")) for n in match[5].split()]
-                old = extra.get((match[2], match[3]), [0] * len(counts))
-                extra[match[2], match[3]] = [a + b for a, b in zip(old, counts, strict=False)]
+        if (match := _ROW.match(line)) and match[4] in others:
+            cells = match[5].split()
+            old = extra.get((match[2], match[3]), ["0"] * len(cells))
+            extra[match[2], match[3]] = _sum(cells, old)
     out: list[str] = []
     for line in lines:
         if match := _ROW.match(line):
@@ -249,11 +254,7 @@ def _merge_types(lines: list[str], kinds: list[str], others: list[str]) -> list[
                 continue
             more = extra.get((match[2], match[3]))
             if match[4] == "Movable" and more:
-                cells = [
-                    n if n.startswith(">") else str(int(n) + m)
-                    for n, m in zip(match[5].split(), more, strict=False)
-                ]
-                line = f"{match[1]}Movable " + " ".join(cells)
+                line = f"{match[1]}Movable " + " ".join(_sum(match[5].split(), more))
         elif (match := _BLOCKS.match(line)) and len(match[2].split()) == len(kinds):
             n = dict(zip(kinds, map(int, match[2].split()), strict=True))
             n["Movable"] = n.get("Movable", 0) + sum(n[k] for k in others)

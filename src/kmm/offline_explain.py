@@ -271,7 +271,7 @@ class _Look:
                 along[what] = along.get(what, 0) + int(row["nr_pages"])
             else:
                 later.append((*what, row))
-        # The scan stops at what a driver holds unless something before that keeps it.
+        # What cannot move is found again for ever, so the scan gets to nothing behind it.
         stuck = [int(o[4]["pfn"]) for o in later if o[0] in ("pinned", "driver", "poisoned")]
         first = min(stuck, default=self.end)
         later.sort(key=lambda o: not (o[2] == errno.EBUSY and int(o[4]["pfn"]) < first))

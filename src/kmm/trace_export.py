@@ -112,13 +112,13 @@ def chrome_events(steps: Sequence[TracedStep], vocabulary: str = "6.1") -> list[
 
 
 def _counter_events(step: TracedStep, tracks: _Tracks) -> Iterator[Event]:
-    zones: set[str] = set()
-    dimms: set[str] = set()
+    zones: dict[str, None] = {}  # in the order in which they came
+    dimms: dict[str, None] = {}
     for when, sample in step.samples:
         nodes: dict[int, list[int]] = {}
-        gone = dict.fromkeys(zones - set(sample.zones), (0, 0, 0))
+        gone = dict.fromkeys((z for z in zones if z not in sample.zones), (0, 0, 0))
         for label, pages in {**sample.zones, **gone}.items():
-            zones.add(label)
+            zones[label] = None
             pid = tracks.of(("zone", label))[0]
             yield from _pages_events(label, pages, pid, when)
             total = nodes.setdefault(pid - _FIRST_NODE, [0, 0, 0])
@@ -128,7 +128,7 @@ def _counter_events(step: TracedStep, tracks: _Tracks) -> Iterator[Event]:
             yield from _pages_events(f"node {nid}", totals, pid, when)
         if sample.dimms is not None:
             for dimm, online in {**dict.fromkeys(dimms, 0), **sample.dimms}.items():
-                dimms.add(dimm)
+                dimms[dimm] = None
                 pid = tracks.of(("DIMM", dimm))[0]
                 yield _counter(f"DIMM {dimm} online pages", online, pid, when)
 

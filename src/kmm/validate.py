@@ -72,16 +72,12 @@ def check_sections(m: Machine) -> None:
     """Section flags agree with block states; a present section belongs to a block."""
     for block, section in _odd_sections(m):
         _check_section(m, block, section)
-    present = np.flatnonzero(_section_flags(m) & 1) // (m.block_pages // PAGES_PER_SECTION)
+    flags = sections_seen(m)["flags"]
+    above = m.sections["flags"][len(flags) :]
+    _true(not above.any(), f"a section above {len(flags) - 1}, the highest that was ever there")
+    present = np.flatnonzero(flags & 1) // (m.block_pages // PAGES_PER_SECTION)
     strays = set(np.unique(present).tolist()) - set(m.memory_blocks)
     _true(not strays, f"sections of block {min(strays, default=0)} exist without memory block")
-
-
-def _section_flags(m: Machine) -> npt.NDArray[np.uint16]:
-    """Return the flags of all sections that may have some: of 64 TiB only where a stray one is."""
-    flags: npt.NDArray[np.uint16] = m.sections["flags"]
-    seen = sections_seen(m)["flags"]
-    return flags if flags[len(seen) :].any() else seen
 
 
 def _odd_sections(m: Machine) -> list[tuple[MemoryBlock, int]]:
@@ -144,12 +140,12 @@ def _check_subsections(m: Machine, section: int, early: bool) -> None:
 
 def check_vmemmap(m: Machine) -> None:
     """Each present section's memmap is backed, by pages that are in use, and nothing else is."""
-    present = np.flatnonzero(_section_flags(m) & SECTION_HAS_MEM_MAP)
+    present = np.flatnonzero(sections_seen(m)["flags"] & SECTION_HAS_MEM_MAP)
     starts = present * PAGES_PER_SECTION * m.config.struct_page_size // PMD_SIZE
     ends = -(-(present + 1) * PAGES_PER_SECTION * m.config.struct_page_size // PMD_SIZE)
     seen = chunks_seen(m)
-    if m.vmemmap_users[seen.stop :].any() or m.vmemmap_pfn[seen.stop :].any():
-        seen = slice(len(m.vmemmap_users))
+    above = m.vmemmap_users[seen.stop :].any() or m.vmemmap_pfn[seen.stop :].any()
+    _true(not above, "memmap above that of the highest section that was ever there")
     users, pages = m.vmemmap_users[seen], m.vmemmap_pfn[seen]
     described = np.zeros(len(users), dtype=bool)
     for i in range(int((ends - starts).max(initial=0))):
