@@ -74,6 +74,37 @@ def test_modes_sizes_and_links(shared: Mounted) -> None:
     assert os.statvfs(shared.path).f_namemax == 255
 
 
+def test_modes_and_owners_can_be_set_and_go_with_what_they_are_of() -> None:
+    with mounted(MACHINE) as k:
+        pool = k.file("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+        own = pool.stat()
+        os.chmod(pool, 0o664)
+        assert stat.S_IMODE(pool.stat().st_mode) == 0o664
+        if os.geteuid() == 0:
+            os.chown(pool, -1, 12)
+            assert (pool.stat().st_uid, pool.stat().st_gid) == (0, 12)
+            os.chown(pool, own.st_uid, own.st_gid)
+        os.chmod(pool, 0o644)
+        assert refusal(os.chmod, k.file("/proc/sys/vm/swappiness"), 0o600) == errno.EPERM
+        k.plug("passing", 0, 6 << 30, 128 << 20)
+        state = k.file(f"{MEMORY}/memory48/state")
+        os.chmod(state, 0o444)
+        assert {e.name: e.stat().st_mode for e in os.scandir(state.parent)}[
+            "state"
+        ] & 0o777 == 0o444
+        # Whoever asks: what nobody may write opens for nobody.
+        assert refusal(k.write, f"{MEMORY}/memory48/state", "online") == errno.EACCES
+        assert k.read(f"{MEMORY}/memory48/state") == "offline\n"
+        os.chmod(state, 0o200)
+        assert refusal(k.read, f"{MEMORY}/memory48/state") == errno.EACCES
+        k.write(f"{MEMORY}/memory48/state", "online")
+        k.unplug("passing")
+        k.plug("passing", 0, 6 << 30, 128 << 20)
+        assert stat.S_IMODE(state.stat().st_mode) == 0o644
+        k.unplug("passing")
+        k.validate()
+
+
 def test_pages_flags_are_read_by_number(shared: Mounted) -> None:
     pfn = (1 << 32) // 4096
     with open(shared.file("/proc/kpageflags"), "rb", buffering=0) as f:

@@ -27,6 +27,7 @@ cdef const char **OF_A_BLOCK
 cdef object answers, tree, lock, unlock
 cdef double keep_names
 cdef void *session  # struct fuse_session
+cdef dict changed  # modes and owners that were set, by path
 cdef dict nodes  # by number
 cdef dict by_path
 cdef set listed  # the numbers of directories whose listings the host may have kept

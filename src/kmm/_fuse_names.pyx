@@ -28,6 +28,7 @@ cdef mode_t block_modes[OF_BLOCK]  # 0 until somebody has asked
 cdef off_t block_sizes[OF_BLOCK]
 
 answers = tree = lock = unlock = None
+changed = {}
 nodes, by_path, listed = {}, {}, set()
 session = listing = NULL
 cdef struct_stat blank
@@ -37,9 +38,10 @@ cdef size_t listing_size = 0
 
 cdef int start(object operations, double keep) except -1:
     """Begin with a root and nothing else."""
-    global answers, tree, lock, unlock, keep_names, last_ino
+    global answers, tree, lock, unlock, keep_names, last_ino, changed
     cdef Node root = Node.__new__(Node)
     answers, tree, keep_names = operations, operations.tree, keep
+    changed = operations.changed
     lock, unlock = tree.lock.acquire, tree.lock.release
     memset(&blank, 0, sizeof(blank))
     blank.st_nlink = 1  # of directories, which nobody has counted
@@ -136,6 +138,14 @@ cdef Node child(Node parent, const char *name):
 
 
 cdef void set_attr(struct_stat *st, Node node) except *:
+    """Fill in what stat(2) tells."""
+    set_attr_of_tree(st, node)
+    if changed and node.path in changed:
+        mode, st.st_uid, st.st_gid = changed[node.path]
+        st.st_mode = (st.st_mode & S_IFMT) | <mode_t>mode
+
+
+cdef void set_attr_of_tree(struct_stat *st, Node node) except *:
     st[0] = blank
     st.st_ino = node.ino
     lock()
@@ -270,7 +280,7 @@ cdef size_t fill(void *req, Node node, size_t size, off_t offset) except? 0:
     names = names_of(node, offset == 0)
     numbers = node.numbers
     listed.add(node.ino)
-    if node.block_id >= 0 and offset == 0 and node.names is None:
+    if node.block_id >= 0 and offset == 0 and node.names is None and not changed:
         used = fill_block(req, node, names, size)
         if used:
             return used
@@ -301,6 +311,8 @@ cdef void forget_names() noexcept:
     """Take back from the host what it knows of what has gone, and listings."""
     cdef uint64_t ino
     for path in tree.vanished():
+        if changed:
+            answers.gone(path)
         node = by_path.get(path)
         if node is not None:
             fuse_lowlevel_notify_inval_inode(session, (<Node>node).ino, 0, 0)

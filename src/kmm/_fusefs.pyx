@@ -30,7 +30,9 @@ from kmm._libfuse cimport *
 cdef enum:
     CAP_NO_OPENDIR_SUPPORT = 1 << 24
     FILE_INFO_MAX = 64
-    SET_MODE_OR_OWNER = 7  # FUSE_SET_ATTR_MODE, _UID, _GID
+    SET_MODE = 1  # FUSE_SET_ATTR_MODE
+    SET_UID = 2
+    SET_GID = 4
     SLEEP_MS = 1000
     SPIN_NS = 30_000
 
@@ -198,11 +200,19 @@ cdef void fs_getattr(void *req, uint64_t ino, void *fi) noexcept with gil:
 cdef void fs_setattr(
     void *req, uint64_t ino, struct_stat *st, int which, void *fi
 ) noexcept with gil:
-    """Modes and owners are the kernel's; size, as ``echo >`` sets, and times, as ``touch``, stay."""
-    if which & SET_MODE_OR_OWNER:
-        fuse_reply_err(req, EPERM)
-    else:
-        fs_getattr(req, ino, fi)
+    """Modes and owners are kept; size, as ``echo >`` sets, and times, as ``touch``, stay."""
+    try:
+        if which & (SET_MODE | SET_UID | SET_GID):
+            answers.change(
+                node_at(ino).path,
+                st.st_mode & 0o7777 if which & SET_MODE else None,
+                st.st_uid if which & SET_UID else None,
+                st.st_gid if which & SET_GID else None,
+            )
+    except BaseException as e:
+        fuse_reply_err(req, failed(e))
+        return
+    fs_getattr(req, ino, fi)
 
 
 cdef void fs_readlink(void *req, uint64_t ino) noexcept with gil:
@@ -272,7 +282,7 @@ cdef inline uint64_t *fh_of(void *fi) noexcept nogil:
 
 cdef object opened_block_file(Node node):
     """Return an open file, or None if the tree has to open it."""
-    if node.block_id < 0 or block_shows[node.what] is None:
+    if node.block_id < 0 or block_shows[node.what] is None or names.changed:
         return None
     lock()
     try:

@@ -8,13 +8,16 @@ who has to wait is answered when something has come, and keeps nobody from being
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kmm.control import CONTROL, Control, ControlOpenFile, Pipe
+from kmm.errors import kernel_error
 from kmm.params import PAGE_SIZE
 from kmm.sysfs_memory import BLOCK_SHOWS, MEMORY
 from kmm.tree import DIRECTORY, Attr, OpenFile, Tree
@@ -64,11 +67,43 @@ class TreeOperations:
         self.tree, self.control, self.ready = tree, control, ready
         self.born = int(time.time())
         self.owner = os.getuid(), os.getgid()
+        #: Permission bits, user and group, by path, where somebody has set them.
+        self.changed: dict[str, tuple[int, int, int]] = {}
         self._in_blocks: dict[tuple[tuple[int, ...], bool], list[tuple[str, int]]] = {}
 
     def attr(self, path: str) -> Attr:
         """stat(2)."""
         return (self.control if path.startswith(CONTROL) else self.tree).attr(path)
+
+    def change(self, path: str, mode: int | None, uid: int | None, gid: int | None) -> None:
+        """chmod(2) and chown(2), which last as long as what is there (kernfs_iop_setattr).
+
+        :param mode: permission bits; None, for each of the three, leaves what there is.
+        :raises OSError: EPERM for sysctls, whose modes nobody may set, and for .kmm; ENOENT.
+        """
+        attr = self.attr(path)
+        if path.startswith(("/proc/sys/", CONTROL)):
+            raise kernel_error(-errno.EPERM, f"{path} has the mode that it has")
+        old = self.changed.get(path, (stat.S_IMODE(attr.mode), *self.owner))
+        self.changed[path] = (
+            old[0] if mode is None else mode,
+            old[1] if uid is None else uid,
+            old[2] if gid is None else gid,
+        )
+
+    def _check_changed(self, path: str, flags: int) -> None:
+        """Refuse what the mode that was set lets nobody do, whoever asks (fs/kernfs/file.c)."""
+        if path in self.changed and path.startswith("/sys/"):
+            mode, access = self.changed[path][0], flags & os.O_ACCMODE
+            if (access != os.O_WRONLY and not mode & 0o444) or (
+                access != os.O_RDONLY and not mode & 0o222
+            ):
+                raise kernel_error(-errno.EACCES, f"{path} has mode {mode:o}")
+
+    def gone(self, path: str) -> None:
+        """Forget what was set of something that is no more, and of what was in it."""
+        for name in [p for p in self.changed if p == path or p.startswith(path + "/")]:
+            del self.changed[name]
 
     def listing(self, path: str) -> list[tuple[str, int]]:
         """The names in a directory, with their kinds; of directories and links the whole mode."""
@@ -87,6 +122,7 @@ class TreeOperations:
     def open_file(self, path: str, flags: int) -> tuple[OpenFile | ControlOpenFile | Pipe, bool]:
         """open(2); whether the file is a pipe."""
         if not path.startswith(CONTROL):
+            self._check_changed(path, flags)
             return self.tree.open(path, flags), False
         file = self.control.open(path, flags)
         return file, isinstance(file, Pipe)
