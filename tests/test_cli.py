@@ -288,6 +288,20 @@ def test_what_is_no_command_is_told_what_is_alike() -> None:
     assert "Did you mean" not in out.output or "'report'" in out.output
 
 
+@pytest.mark.parametrize("words", [["run", "demo", "--save"], ["report", "demo", "-o"]])
+def test_where_nothing_can_be_written_is_said_before_the_run(
+    tmp_path: Path, words: list[str]
+) -> None:
+    for place, why in (
+        (tmp_path / "no" / "x", "No such file or directory"),
+        (tmp_path, "is a dir"),
+    ):
+        out = kmm(*words, place)
+        assert out.exit_code == 2
+        assert why in out.output
+        assert "step" not in out.output
+
+
 def test_quiet_does_not_swallow_a_trace(tmp_path: Path) -> None:
     out = kmm("run", EXAMPLES[0], "--quiet", "--trace")
     assert out.exit_code == 2

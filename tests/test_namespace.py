@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from tests.fuse import MACHINE, needs_fuse, sh, why_no_namespace
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "first_dimm.toml"
 MEMORY = "/sys/devices/system/memory"
+# Before that, an interrupted Python tells where in itself it was.
+STARTED = "import site; site.main(); import kmm_command; kmm_command.main()"
 
 
 pytestmark = [
@@ -293,3 +297,14 @@ def test_it_leaves_no_process_nor_directory_behind() -> None:
     assert not os.path.exists(where)
     pid = int(status.split('"pid": ')[1].split(",")[0])
     assert not os.path.exists(f"/proc/{pid}")
+
+
+@pytest.mark.parametrize("after", [0.2, 0.4, 0.6, 0.8, 1.0])
+def test_ctrl_c_while_it_starts_is_no_traceback(after: float) -> None:
+    command = [sys.executable, "-S", "-c", STARTED, "shell", "--", "sleep", "5"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0) as run:
+        time.sleep(after)
+        os.killpg(run.pid, signal.SIGINT)
+        _, said = run.communicate(timeout=20)
+    assert run.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in said or "kmm" not in said

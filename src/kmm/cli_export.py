@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, machine_options
+from kmm.cli_frame import (
+    OutFile,
+    Watch,
+    echo,
+    echo_json,
+    interruptible,
+    json_option,
+    machine_options,
+)
 from kmm.export import export_tar, export_tree
 from kmm.machine_source import chosen_machine
 from kmm.wording import counted
@@ -12,7 +20,7 @@ from kmm.wording import counted
 
 @click.command()
 @click.argument("directory", required=False, type=click.Path())
-@click.option("-o", "out", type=click.Path(dir_okay=False), help="Tar file to write instead.")
+@click.option("-o", "out", type=OutFile(), help="Tar file to write instead.")
 @machine_options
 @click.option("--force", is_flag=True, help="Replace an earlier export.")
 @json_option

@@ -65,6 +65,35 @@ def echo_json(data: object) -> None:
     click.echo(json.dumps(data, indent=1))
 
 
+class OutFile(click.Path):
+    """A file to write: that there can be none is said before a long run, not after it."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """Return the path.
+
+        :raises ConfigError: if its directory is not there, or it cannot be written.
+        """
+        out = super().convert(value, param, ctx)
+        place = Path(os.fsdecode(out))
+        try:
+            found = place if place.exists() else place.parent
+            there = found == place or found.is_dir()
+        except OSError as e:  # such as a name that is too long
+            raise ConfigError(f"{place}: {e.strerror}") from None
+        if not there or not os.access(found, os.W_OK):
+            code = errno.EACCES if there else errno.ENOENT
+            raise ConfigError(f"{place}: {os.strerror(code)}")
+        return out
+
+
 def write_text(path: str, text: str) -> None:
     """Write a file.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, write_text
+from kmm.cli_frame import OutFile, Watch, echo, echo_json, interruptible, json_option, write_text
 from kmm.import_machine import Twin, import_machine
 from kmm.import_machine import as_json as machine_json
 from kmm.params import PAGE_SHIFT
@@ -25,7 +25,7 @@ def summary(twin: Twin) -> str:
 
 @click.command("import")
 @click.argument("source", type=click.Path())
-@click.option("-o", "--out", type=click.Path(dir_okay=False), help="File to write.")
+@click.option("-o", "--out", type=OutFile(), help="File to write.")
 @json_option
 @interruptible
 def import_(watch: Watch, source: str, out: str | None, as_json: bool) -> None:

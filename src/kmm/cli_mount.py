@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 
 import click
 
@@ -56,6 +57,8 @@ def mount(
     try:
         if background:
             pid = start(directory, player, played, orphan=True)
+            # It is mounted: what comes now can neither be said to have failed nor take that back.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             mounted(pid, pid)
             return
         words = f"{printable(directory)}: mounted; umount or Ctrl-C ends it"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, write_text
+from kmm.cli_frame import OutFile, Watch, echo, echo_json, interruptible, json_option, write_text
 from kmm.cli_run import play_for_report
 from kmm.data_files import load_data
 from kmm.report_data import check_run
@@ -29,7 +29,7 @@ def _run_of(watch: Watch, path: str) -> dict[str, Any]:
 
 @click.command()
 @click.argument("run", type=click.Path(dir_okay=False))
-@click.option("-o", "out", required=True, type=click.Path(dir_okay=False), help="File to write.")
+@click.option("-o", "out", required=True, type=OutFile(), help="File to write.")
 @json_option
 @interruptible
 def report(watch: Watch, run: str, out: str, as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from kmm.cli_frame import (
+    OutFile,
     Watch,
     echo,
     echo_json,
@@ -30,9 +31,7 @@ _NAMES = click.option(
     show_default=True,
     help="Vocabulary of the call chains: older kernels' names, or 6.1's.",
 )
-_SAVE = click.option(
-    "--save", type=click.Path(dir_okay=False), help="Also write the run there, for kmm report."
-)
+_SAVE = click.option("--save", type=OutFile(), help="Also write the run there, for kmm report.")
 
 
 def _print_outcome(number: int, out: Outcome, trace: bool, names: str) -> None:

@@ -7,6 +7,7 @@ import json
 import click
 
 from kmm.cli_frame import (
+    OutFile,
     Watch,
     echo,
     echo_json,
@@ -32,7 +33,7 @@ from kmm.wording import counted
     show_default=True,
     help="After how many operations everything is recounted.",
 )
-@click.option("-o", "out", type=click.Path(dir_okay=False), help="Scenario to write on failure.")
+@click.option("-o", "out", type=OutFile(), help="Scenario to write on failure.")
 @json_option
 @interruptible
 def stress(

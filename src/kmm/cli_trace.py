@@ -6,7 +6,7 @@ import io
 
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, write_text
+from kmm.cli_frame import OutFile, Watch, echo, echo_json, interruptible, json_option, write_text
 from kmm.cli_run import play_step
 from kmm.scenario import Player, Scenario, describe, load_scenario
 from kmm.trace_export import write_chrome, write_ftrace, write_graph
@@ -42,7 +42,7 @@ def _play(watch: Watch, scenario: Scenario) -> list[TracedStep]:
     help="A tree as of the function_graph tracer; JSON for Perfetto and chrome://tracing; text as"
     " of ftrace's function tracer.",
 )
-@click.option("-o", "out", type=click.Path(dir_okay=False), help="File to write; else printed.")
+@click.option("-o", "out", type=OutFile(), help="File to write; else printed.")
 @click.option(
     "--names",
     type=click.Choice(["old", "6.1"]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from kmm.cli_frame import Watch, echo, echo_json, interruptible, json_option, write_text
+from kmm.cli_frame import OutFile, Watch, echo, echo_json, interruptible, json_option, write_text
 from kmm.data_files import load_data
 from kmm.replay import replay as replay_recording
 from kmm.verify import Score, compare
@@ -16,7 +16,7 @@ from kmm.wording import counted
 
 @click.command()
 @click.argument("recording", type=click.Path(dir_okay=False))
-@click.option("-o", "--out", required=True, type=click.Path(dir_okay=False), help="File to write.")
+@click.option("-o", "--out", required=True, type=OutFile(), help="File to write.")
 @json_option
 @interruptible
 def replay(watch: Watch, recording: str, out: str, as_json: bool) -> None:

@@ -90,9 +90,14 @@ def run_inside(arguments: Sequence[str]) -> int:
             [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         )
     }
-    kmm = [sys.executable, "-m", "kmm", "shell", "--outside", ours, *arguments]
+    kmm = [sys.executable, "-m", "kmm_command", "shell", "--outside", ours, *arguments]
     with tempfile.TemporaryDirectory(prefix="kmm-shell-") as where:
-        child = subprocess.Popen([*unshare, *kmm], env=env | {"KMM_DIR": where})
+        # Python itself would answer Ctrl-C with a traceback; kmm_command lets it through.
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            child = subprocess.Popen([*unshare, *kmm], env=env | {"KMM_DIR": where})
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, old)
         with _passing_signals_on(child):
             return _status(child.wait())
 
