@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import sys
@@ -67,9 +68,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> bool:
 
 def main(args: list[str]) -> int:
     """Run the benchmarks and show them."""
-    out = OUT
-    if args[:1] == ["--out"] and len(args) > 1:
-        out, args = Path(args[1]), args[2:]
+    own = argparse.ArgumentParser(prog="python -m benchmarks", add_help=False, allow_abbrev=False)
+    own.add_argument("--out", type=Path, default=OUT)
+    given, args = own.parse_known_args(args)
+    out: Path = given.out
     with tempfile.TemporaryDirectory() as work:
         kept = Path(work) / "benchmarks.json"
         options = ["--benchmark-enable", "--benchmark-only", "-q", f"--benchmark-json={kept}"]
