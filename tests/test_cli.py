@@ -19,7 +19,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from kmm.cli import main
+from kmm.cli import COMMANDS, main
+from kmm.cli_frame import Group
 from kmm.scenario import Player, check_scenario
 from tests.conftest import RECORDINGS
 
@@ -281,11 +282,12 @@ def test_every_file_to_write_can_be_named_with_o() -> None:
 
 
 def test_what_is_no_command_is_told_what_is_alike() -> None:
-    out = kmm("repor")
+    group = Group(lazy=COMMANDS)
+    out = CliRunner().invoke(group, ["repor"])
     assert out.exit_code == 2
     assert "No such command 'repor'" in out.output
-    # Click tells that since 8.3.
-    assert "Did you mean" not in out.output or "'report'" in out.output
+    # What click looks for alike names in; what it says of them depends on its version.
+    assert group.commands.keys() == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("words", [["run", "demo", "--save"], ["report", "demo", "-o"]])
